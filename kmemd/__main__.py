@@ -1,0 +1,7 @@
+"""``python -m kmemd``."""
+
+import sys
+
+from kmemd.cli import main
+
+sys.exit(main())

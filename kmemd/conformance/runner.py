@@ -1,0 +1,106 @@
+"""Runs every comparison that a capture tree allows, and reports per folder and class.
+
+A capture tree holds folders named as in ``FOLDERS``; those it lacks are skipped, others are named as not compared.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kmemd.conformance.case import Case
+
+FOLDERS = {
+    "boot": "boot",
+    "watermarks": "watermarks",
+    "slab": "slab",
+    "buddy": "buddy",
+    "limits": "limits",
+    "writes": "writes",
+    "debug": "debug",
+}
+"""Folder of the tree: module of this package whose ``run(folder)`` yields the cases."""
+
+
+@dataclass
+class Tally:
+    """The cases of one folder and class."""
+
+    folder: str
+    kind: str
+    cases: int = 0
+    passed: int = 0
+    failures: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+
+    def add(self, case: Case) -> None:
+        """Count a case."""
+        if case.absent:
+            self.absent.append(case.name)
+            return
+        self.cases += 1
+        self.passed += case.passed
+        if not case.passed:
+            self.failures.append(f"{case.name}: {case.detail}")
+
+    def as_json(self) -> dict[str, Any]:
+        """The shape that ``--json`` writes."""
+        return {
+            "folder": self.folder,
+            "class": self.kind,
+            "cases": self.cases,
+            "passed": self.passed,
+            "failures": self.failures,
+            "absent": self.absent,
+        }
+
+
+def run_folder(root: Path, name: str) -> Iterator[Tally]:
+    """The tallies of one folder of the tree, one per class."""
+    tallies: dict[str, Tally] = {}
+    run = importlib.import_module(f"kmemd.conformance.{FOLDERS[name]}").run
+    for case in run(root / name):
+        tallies.setdefault(case.kind, Tally(name, case.kind)).add(case)
+    yield from tallies.values()
+
+
+def run_tree(root: Path) -> Iterator[Tally]:
+    """The tallies of every folder that is there. FileNotFoundError where none is."""
+    found = [name for name in FOLDERS if (root / name).is_dir()]
+    if not found:
+        raise FileNotFoundError(f"{root}: none of the folders {', '.join(FOLDERS)} is there")
+    for name in found:
+        yield from run_folder(root, name)
+
+
+def not_compared(root: Path) -> list[str]:
+    """Folders of the tree that no module here compares."""
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and path.name not in FOLDERS)
+
+
+def report(tally: Tally, most: int = 20) -> Iterator[str]:
+    """Lines that say how a folder went."""
+    yield f"{tally.folder:<12} {tally.kind:<7} {tally.passed:6d} of {tally.cases:6d}"
+    for failure in tally.failures[:most]:
+        yield f"    {failure}"
+    if len(tally.failures) > most:
+        yield f"    and {len(tally.failures) - most} more"
+    if tally.absent:
+        yield f"    paths that do not exist: {', '.join(sorted(set(tally.absent)))}"
+
+
+def main(root: Path, json_file: Path | None = None) -> int:
+    """Compare, print, write ``json_file``; 0 when every case passed."""
+    tallies = []
+    for tally in run_tree(root):
+        tallies.append(tally)
+        print("\n".join(report(tally)), flush=True)
+    for name in not_compared(root):
+        print(f"{name:<12} not compared")
+    if json_file is not None:
+        json_file.write_text(json.dumps([tally.as_json() for tally in tallies], indent=1) + "\n")
+    return 0 if all(tally.passed == tally.cases for tally in tallies) else 1

@@ -1,0 +1,1 @@
+"""The command language: one declared function per verb (docs/commands.md)."""

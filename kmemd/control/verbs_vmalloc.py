@@ -1,0 +1,94 @@
+"""Verbs of vmalloc: ``vmalloc``, ``vfree``, ``ioremap``, ``iounmap`` (mm/vmalloc.c, mm/ioremap.c)."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kmemd.control.bulk import Batch, gather, release
+from kmemd.control.language import Reply, Slices, allocator, verb
+from kmemd.control.words import Address, Count, Gfp, Node, Number, Size
+from kmemd.errors import KernelError
+from kmemd.mm.gfp import GFP_KERNEL
+from kmemd.mm.handles import Handle, Kind
+from kmemd.mm.page_alloc import NUMA_NO_NODE
+
+if TYPE_CHECKING:
+    from kmemd.kernel import Kernel
+
+PAGES_PER_CHUNK = 256
+AREA_PAGES = 16
+"""Making an area costs as much wall time as so many of its pages."""
+
+
+@allocator
+def vmalloc(kernel: Kernel, size: Size, *, gfp: Gfp = GFP_KERNEL, node: Node = NUMA_NO_NODE, n: Count = 1) -> Slices:
+    """Allocate memory that is contiguous in the kernel's address space only, or n such areas.
+
+    Memory that runs out in the midst of n= is EAGAIN, as with alloc_pages.
+    """
+
+    def allocate(count: int) -> list[int]:
+        found: list[int] = []
+        try:
+            for _ in range(count):
+                found.append(kernel.vmalloc.vmalloc(size, gfp, node))
+        except KernelError as error:
+            if error.errno != errno.ENOMEM or not found:
+                raise
+        return found
+
+    batch = Batch(n, kernel.layout.max_pfn, f"no room for {size} bytes", _chunk(size))
+    got = yield from gather(batch, np.uint64, allocate)
+    handle = Handle(Kind.VMALLOC, got.items, size=size)
+    words: dict[str, int | str] = {"addr": f"{handle.address:#x}", "size": size, "n": len(handle)}
+    return Reply(words, handle, got.partial(n))
+
+
+@verb
+def vfree(kernel: Kernel, area: Address, *, every: Count = 1, n: Count | None = None) -> Slices:
+    """Give back areas of a handle, or the area at an address.
+
+    every= and n= choose items of a handle as with free_pages. An address that no area begins at is the kernel's
+    "Trying to vfree() nonexistent vm area" warning.
+    """
+    if area.handle is None or area.offset:
+        kernel.vmalloc.vfree(area.address)
+        return Reply({"addr": f"{area.address:#x}", "n": 1})
+    handle = area.handle
+    if handle.kind is not Kind.VMALLOC:
+        raise KernelError(errno.EINVAL, f"{area.name} is {handle.kind}; vfree takes vmalloc areas")
+
+    def free(positions: NDArray[np.int64]) -> None:
+        for address in handle.addresses[positions].tolist():
+            kernel.vmalloc.vfree(address)
+
+    first = int(handle.addresses[area.index or 0])
+    done = yield from release(kernel.handles, area, area.positions(every, n), free, _chunk(handle.size))
+    return Reply({"addr": f"{first:#x}", "n": done})
+
+
+@allocator
+def ioremap(kernel: Kernel, phys: Number, size: Size) -> Reply:
+    """Map device memory at a physical address into the vmalloc area; no page is allocated."""
+    handle = Handle(Kind.IOREMAP, np.array([kernel.vmalloc.ioremap(phys, size)], dtype=np.uint64), size=size)
+    return Reply({"addr": f"{handle.address:#x}", "phys": f"{phys:#x}", "size": size}, handle)
+
+
+@verb
+def iounmap(kernel: Kernel, area: Address) -> Reply:
+    """Give back what ioremap returned, by its handle or address."""
+    if area.handle is not None and area.handle.kind is not Kind.IOREMAP:
+        raise KernelError(errno.EINVAL, f"{area.name} is {area.handle.kind}; iounmap takes what ioremap gave")
+    kernel.vmalloc.iounmap(area.address)
+    if area.handle is not None and not area.offset:
+        kernel.handles.forget(area.name)
+    return Reply({"addr": f"{area.address:#x}"})
+
+
+def _chunk(size: int) -> int:
+    """Areas per chunk: at most ``PAGES_PER_CHUNK`` pages."""
+    return max(1, PAGES_PER_CHUNK // max(AREA_PAGES, size >> 12))

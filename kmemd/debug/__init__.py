@@ -1,0 +1,1 @@
+"""Instruments that look at the model and never change it."""

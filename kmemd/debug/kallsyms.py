@@ -1,0 +1,240 @@
+"""The kernel's symbol table (kernel/kallsyms.c): names to addresses and back, and how a pointer is printed.
+
+The names are real, the layout is made: functions follow one another from ``_text`` in the order of
+``symbols.py``, each as long as ``symbol_size`` says; sections lie where a real 6.1 had them relative to
+``_text``. A function that is not in the table gets the next free address when it is first used, one of a
+module (``leaky_probe+0x2a[leaky_drv]``) a place in that module's text, which its first function makes.
+Left out: data symbols other than the section marks, per-cpu symbols, compressed names.
+
+A frame of a stack is ``symbol`` or ``symbol+0x2a`` or ``symbol+0x2a[module]``. Without an offset it means
+the return address behind the call of the frame inside it, which ``return_offset`` places by a rule.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from zlib import crc32
+
+from kmemd.debug.symbols import TEXT
+from kmemd.errors import KernelError
+from kmemd.mm.layout import PAGE_MASK, PAGE_SIZE, Layout
+from kmemd.mm.stackdepot import StackDepot
+
+MIN_SYMBOL_SIZE = 16
+CALL_SIZE = 5
+MODULE_TEXT_SIZE = 16 * PAGE_SIZE
+
+# where the sections of the captured x86_64 kernel lie, from _text
+ETEXT = 0x6011C8
+SECTIONS = (
+    (0x800000, "D", "__start_rodata"),
+    (0x9B2000, "D", "__end_rodata"),
+    (0xA00000, "D", "_sdata"),
+    (0xA0FA40, "D", "init_task"),
+    (0xB22180, "D", "_edata"),
+    (0xBF6000, "B", "__bss_start"),
+    (0x101C000, "B", "_end"),
+)
+SDATA, EDATA, BSS_START, BSS_END = 0xA00000, 0xB22180, 0xBF6000, 0x101C000
+
+_FRAME = re.compile(r"^([A-Za-z_$][\w.$]*)(?:\+(0[xX][0-9a-fA-F]+|\d+))?(?:/0[xX][0-9a-fA-F]+)?(?: ?\[([\w-]+)\])?$")
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """One function: its address, its length in bytes, ``T`` or ``t``, and its module ("" for the kernel)."""
+
+    address: int
+    size: int
+    kind: str
+    name: str
+    module: str = ""
+
+    def show(self, offset: int) -> str:
+        """``%pS`` of an address in it."""
+        where = f"{self.name}+{offset:#x}/{self.size:#x}"
+        return f"{where} [{self.module}]" if self.module else where
+
+
+def symbol_size(name: str) -> int:
+    """A function's length in bytes, from its name alone: 16 to about 2 KiB, most of them short."""
+    crc = crc32(name.encode())
+    return MIN_SYMBOL_SIZE + (crc & 0x3F) * ((crc >> 6 & 0x1F) + 1) + (crc >> 11 & 0xF)
+
+
+def return_offset(symbol: Symbol, callee: str) -> int:
+    """Where in ``symbol`` the call of ``callee`` returns to, in bytes from its start."""
+    crc = crc32(f"{symbol.name}>{callee}".encode())
+    return CALL_SIZE + crc % (symbol.size - CALL_SIZE)
+
+
+def split_frame(frame: str) -> tuple[str, int | None, str]:
+    """Name, offset (None when not given) and module of a frame. EINVAL."""
+    found = _FRAME.match(frame)
+    if found is None:
+        raise KernelError(errno.EINVAL, f"not a call site: {frame}; symbol, symbol+0x2a or symbol+0x2a[module]")
+    name, offset, module = found.groups()
+    return name, None if offset is None else int(offset, 0), module or ""
+
+
+def show_values(uid: int, kptr_restrict: int, perf_event_paranoid: int) -> bool:
+    """Whether /proc/kallsyms shows addresses to a user (``kallsyms_show_value``)."""
+    if kptr_restrict == 0 and perf_event_paranoid <= 1:
+        return True
+    return kptr_restrict <= 1 and uid == 0
+
+
+class Kallsyms:
+    """The symbols of one booted kernel.
+
+    ``no_hash_pointers`` is the command line's, which ``slub_debug`` also turns on.
+
+    Invariants: addresses of the kernel's functions ascend without gaps; a symbol never moves.
+    """
+
+    def __init__(self, layout: Layout, depot: StackDepot, *, no_hash_pointers: bool = False) -> None:
+        self._layout = layout
+        self._depot = depot
+        self.no_hash_pointers = no_hash_pointers
+        self._symbols: dict[tuple[str, str], Symbol] = {}
+        self._order: list[Symbol] = []
+        self._starts: list[int] = []
+        self._modules: dict[str, tuple[int, int]] = {}
+        self._next = layout.text_base
+        self._next_module = layout.modules_start
+        self._texts: dict[int, tuple[str, ...]] = {}
+        self._addresses: dict[int, tuple[int, ...]] = {}
+
+    def _load(self) -> None:
+        """Lay the table out, when it is first needed: a boot should not wait for it."""
+        if not self._order:
+            for word in TEXT.split():
+                self._append(word.lstrip("-"), "t" if word.startswith("-") else "T", 0)
+
+    def _append(self, name: str, kind: str, room: int) -> Symbol:
+        size = max(symbol_size(name), room)
+        if self._next + size > self._layout.text_base + ETEXT:
+            return self._append_to_module(name, "", room)
+        symbol = Symbol(self._next, size, kind, name)
+        self._next += size
+        self._symbols[name, ""] = symbol
+        self._order.append(symbol)
+        self._starts.append(symbol.address)
+        return symbol
+
+    def _append_to_module(self, name: str, module: str, room: int) -> Symbol:
+        """A place in the module's text, which grows by another chunk when it is full."""
+        size = max(symbol_size(name), room)
+        start, end = self._modules.get(module, (0, 0))
+        if start + size > end:
+            start = self._next_module
+            end = self._next_module = start + max(MODULE_TEXT_SIZE, size + PAGE_SIZE - 1 & PAGE_MASK)
+        symbol = Symbol(start, size, "t", name, module)
+        self._modules[module] = (start + size, end)
+        self._symbols[name, module] = symbol
+        return symbol
+
+    def symbol(self, name: str, module: str = "", offset: int = 0) -> Symbol:
+        """The function ``name``, made when it is not known yet, at least ``offset`` bytes long."""
+        self._load()
+        found = self._symbols.get((name, module))
+        if found is not None:
+            return found
+        room = offset + MIN_SYMBOL_SIZE & -MIN_SYMBOL_SIZE
+        return self._append_to_module(name, module, room) if module else self._append(name, "T", room)
+
+    def lookup(self, name: str, module: str = "") -> tuple[int, int]:
+        """Address and size of a known symbol. ENOENT."""
+        self._load()
+        found = self._symbols.get((name, module))
+        if found is None:
+            raise KernelError(errno.ENOENT, f"no symbol {name}")
+        return found.address, found.size
+
+    def symbolize(self, address: int) -> str:
+        """``%pS``: symbol+offset/size, or the bare address where there is no symbol."""
+        self._load()
+        beyond = address >= self._next
+        for symbol in self._symbols.values() if beyond else self._near(address):
+            if symbol.address <= address < symbol.address + symbol.size:
+                return symbol.show(address - symbol.address)
+        return f"0x{address:x}"
+
+    def _near(self, address: int) -> tuple[Symbol, ...]:
+        index = bisect_right(self._starts, address) - 1
+        return (self._order[index],) if index >= 0 else ()
+
+    def frame(self, frame: str, callee: str = "") -> tuple[int, str]:
+        """Address and ``%pS`` text of one frame; ``callee`` is the frame inside it. EINVAL."""
+        name, offset, module = split_frame(frame)
+        symbol = self.symbol(name, module, offset or 0)
+        if offset is None:
+            offset = return_offset(symbol, split_frame(callee)[0] if callee else "")
+        return symbol.address + offset, symbol.show(offset)
+
+    def stack(self, handle: int) -> tuple[str, ...]:
+        """The ``%pS`` texts of a stack, innermost first."""
+        self._render(handle)
+        return self._texts[handle]
+
+    def addresses(self, handle: int) -> tuple[int, ...]:
+        """The return addresses of a stack, innermost first."""
+        self._render(handle)
+        return self._addresses[handle]
+
+    def _render(self, handle: int) -> None:
+        if handle in self._texts:
+            return
+        frames = self._depot.frames(handle)
+        pairs = [self.frame(frame, callee) for frame, callee in zip(frames, ("", *frames), strict=False)]
+        self._texts[handle] = tuple(text for _, text in pairs)
+        self._addresses[handle] = tuple(address for address, _ in pairs)
+
+    def modules(self) -> list[str]:
+        """The modules whose functions were used, in the order of loading."""
+        return [module for module in self._modules if module]
+
+    def sections(self) -> Iterator[Symbol]:
+        """The marks between sections, ``_text`` to ``_end``."""
+        base = self._layout.text_base
+        yield Symbol(base, 0, "T", "_stext")
+        yield Symbol(base, 0, "T", "_text")
+        yield Symbol(base + ETEXT, 0, "T", "_etext")
+        for offset, kind, name in SECTIONS:
+            yield Symbol(base + offset, 0, kind, name)
+
+    def symbols(self) -> Iterator[Symbol]:
+        """Everything in /proc/kallsyms: the kernel by address, then the modules."""
+        self._load()
+        marks = list(self.sections())
+        yield from marks[:2]
+        yield from self._order
+        yield from marks[2:]
+        yield from (symbol for symbol in self._symbols.values() if symbol.address > marks[-1].address)
+
+    def p(self, address: int) -> str:
+        """``%p``: an address that is not given away.
+
+        The model has no source of entropy, as the captured machines had none yet, so that the key of the
+        hash is never ready; ``no_hash_pointers`` prints the address.
+        """
+        if self.no_hash_pointers or address == 0:
+            return self._layout.format_address(address)
+        return "(____ptrval____)" if self._layout.pointer_size == 8 else "(ptrval)"
+
+    def pK(self, address: int, uid: int, kptr_restrict: int) -> str:
+        """``%pK``: what the sysctl lets the user ``uid`` see."""
+        if kptr_restrict == 0:
+            return self.p(address)
+        return self._layout.format_address(address if kptr_restrict == 1 and uid == 0 else 0)
+
+    def check(self) -> None:
+        """Symbols neither overlap nor leave the text."""
+        self._load()
+        for symbol, following in zip(self._order, self._order[1:], strict=False):
+            assert symbol.address + symbol.size == following.address, symbol
+        assert self._next <= self._layout.text_base + ETEXT

@@ -1,0 +1,216 @@
+"""page_owner's text: who allocated each page that is in use (mm/page_owner.c ``read_page_owner``).
+
+The records are made by the buddy core (``core.owner``); this module prints them from any PFN on, a slice of PFNs at
+a time, with what repeats (stacks, flags, masks) rendered once. Left out: pages that were in use before page_owner
+was, which the model records like all others, and objects of slab pages charged to a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from kmemd.core import pages as p
+from kmemd.core.buddy import Buddy
+from kmemd.core.context import Context
+from kmemd.core.owner import ALLOCATED, OwnerTable
+from kmemd.core.pages import PageMap
+from kmemd.debug.kallsyms import Kallsyms
+from kmemd.mm.gfp import format_gfp, gfp_migratetype
+from kmemd.mm.layout import X86_64, Layout
+from kmemd.mm.mmzone import MIGRATETYPE_NAMES, Zone
+
+STACK_DEPTH = 16
+SLICE_PAGES = 4096
+NODES_SHIFT = 6
+ZONES_SHIFT = 2
+LAST_PID_BITS = 8
+MIN_CPU_BITS = 3
+
+PAGE_FLAG_NAMES = (
+    (p.PG_LOCKED, "locked"),
+    (p.PG_WAITERS, "waiters"),
+    (p.PG_ERROR, "error"),
+    (p.PG_REFERENCED, "referenced"),
+    (p.PG_UPTODATE, "uptodate"),
+    (p.PG_DIRTY, "dirty"),
+    (p.PG_LRU, "lru"),
+    (p.PG_ACTIVE, "active"),
+    (p.PG_WORKINGSET, "workingset"),
+    (p.PG_SLAB, "slab"),
+    (p.PG_OWNER_PRIV_1, "owner_priv_1"),
+    (p.PG_ARCH_1, "arch_1"),
+    (p.PG_RESERVED, "reserved"),
+    (p.PG_PRIVATE, "private"),
+    (p.PG_PRIVATE_2, "private_2"),
+    (p.PG_WRITEBACK, "writeback"),
+    (p.PG_HEAD, "head"),
+    (p.PG_MAPPEDTODISK, "mappedtodisk"),
+    (p.PG_RECLAIM, "reclaim"),
+    (p.PG_SWAPBACKED, "swapbacked"),
+    (p.PG_UNEVICTABLE, "unevictable"),
+    (p.PG_MLOCKED, "mlocked"),
+)
+"""Bits of ``PageMap.flags`` in the order in which ``%pGp`` names them."""
+
+MIGRATE_REASONS = (
+    "compaction",
+    "memory_failure",
+    "memory_hotplug",
+    "syscall_or_cpuset",
+    "mempolicy_mbind",
+    "numa_misplaced",
+    "contig_range",
+    "longterm_pin",
+    "demotion",
+)
+
+CHARGED = 1 << p.PG_LRU | 1 << p.PG_SWAPBACKED | 1 << p.PG_UNEVICTABLE
+"""Flags that only pages of user memory and of files have, which are charged to a memory cgroup."""
+
+
+class PageFlags:
+    """``%pGp``: page flags in words, with the fields that stand above them in ``page->flags``.
+
+    x86_64 has node, zone and last CPU and PID there, i386 the zone alone. No page was touched by NUMA
+    balancing, so that the last CPU and PID is all ones.
+    """
+
+    def __init__(self, layout: Layout, cpus: int) -> None:
+        self._wide = layout.arch == X86_64
+        self._last_bits = LAST_PID_BITS + max(MIN_CPU_BITS, (cpus - 1).bit_length())
+        self._texts: dict[tuple[int, int, int], str] = {}
+
+    def show(self, flags: int, nid: int, zone_kind: int) -> str:
+        """The text for a page with ``flags`` on a node, in the zone of that number within the node."""
+        text = self._texts.get((flags, nid, zone_kind))
+        if text is None:
+            text = self._texts[flags, nid, zone_kind] = self._render(flags, nid, zone_kind)
+        return text
+
+    def _render(self, flags: int, nid: int, zone_kind: int) -> str:
+        words = [name for bit, name in PAGE_FLAG_NAMES if flags >> bit & 1]
+        if not self._wide:
+            return f"{flags | zone_kind << 32 - ZONES_SHIFT:#x}({'|'.join([*words, f'zone={zone_kind}'])})"
+        zone_shift = 64 - NODES_SHIFT - ZONES_SHIFT
+        last = (1 << self._last_bits) - 1
+        value = flags | nid << 64 - NODES_SHIFT | zone_kind << zone_shift | last << zone_shift - self._last_bits
+        words += [f"node={nid}", f"zone={zone_kind}", f"lastcpupid={last:#x}"]
+        return f"{value:#x}({'|'.join(words)})"
+
+
+class PageOwner:
+    """The file of one kernel. ``table`` is None when it was not booted with ``page_owner=on``.
+
+    ``memcg_name(pfn)`` names the memory cgroup that a user page is charged to.
+    """
+
+    def __init__(
+        self,
+        table: OwnerTable | None,
+        pages: PageMap,
+        buddy: Buddy,
+        zones: Sequence[Zone],
+        context: Context,
+        kallsyms: Kallsyms,
+        layout: Layout,
+        cpus: int,
+        memcg_name: Callable[[int], str] = lambda pfn: "/",
+    ) -> None:
+        self.table = table
+        self._pages = pages
+        self._buddy = buddy
+        self._zones = [zone for zone in zones if zone.present]
+        self._context = context
+        self._kallsyms = kallsyms
+        self._flags = PageFlags(layout, cpus)
+        self._memcg_name = memcg_name
+        self._stacks: dict[int, str] = {}
+        self._masks: dict[int, tuple[str, str]] = {}
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the machine was booted with ``page_owner=on``."""
+        return self.table is not None
+
+    def text(self, pfn: int = 0) -> Iterator[str]:
+        """The records of the pages from ``pfn`` on, by PFN, in pieces of some hundred kilobytes."""
+        table = self.table
+        if table is None:
+            return
+        for zone in sorted(self._zones, key=lambda zone: zone.start_pfn):
+            end = zone.start_pfn + zone.spanned
+            for start in range(max(pfn, zone.start_pfn), end, SLICE_PAGES):
+                heads = self._heads(table, start, min(start + SLICE_PAGES, end))
+                if len(heads):
+                    yield "".join(self._records(table, zone, heads))
+
+    @staticmethod
+    def _heads(table: OwnerTable, start: int, end: int) -> npt.NDArray[np.int64]:
+        """The PFNs in a range that have a record of their own: in use, and first of their block."""
+        pfns = np.flatnonzero(table.allocated[start:end] == ALLOCATED) + start
+        inside = (1 << table.order[pfns].astype(np.int64)) - 1
+        heads: npt.NDArray[np.int64] = pfns[(pfns & inside == 0) & (table.stack[pfns] != 0)]
+        return heads
+
+    def _records(self, table: OwnerTable, zone: Zone, heads: npt.NDArray[np.int64]) -> Iterator[str]:
+        block_order = self._buddy.pageblock_order
+        comms, show_flags = self._context.comms, self._flags.show
+        blocks = heads >> block_order
+        columns = (
+            heads,
+            table.order[heads],
+            table.gfp[heads],
+            table.pid[heads],
+            table.tgid[heads],
+            table.comm[heads],
+            table.ts[heads],
+            table.free_ts[heads],
+            table.stack[heads],
+            self._pages.flags[heads],
+            blocks,
+            np.asarray(self._buddy.block_type)[blocks],
+            table.migrate_reason[heads],
+        )
+        for pfn, order, gfp, pid, tgid, comm, ts, free_ts, stack, flags, block, block_type, reason in zip(
+            *(column.tolist() for column in columns), strict=True
+        ):
+            mask, mobility = self._masks.get(gfp) or self._mask(gfp)
+            tail = self._tail(pfn, flags, reason)
+            yield (
+                f"Page allocated via order {order}, mask {mask}, pid {pid}, tgid {tgid} ({comms[comm]}), "
+                f"ts {ts} ns, free_ts {free_ts} ns\n"
+                f"PFN {pfn} type {mobility} Block {block} type {MIGRATETYPE_NAMES[block_type]} "
+                f"Flags {show_flags(flags, zone.nid, zone.kind)}\n"
+                f"{self._stacks.get(stack) or self._stack(stack)}{tail}\n"
+            )
+
+    def _mask(self, gfp: int) -> tuple[str, str]:
+        """``mask %#x(%pGg)`` and the mobility that a GFP mask asks for."""
+        pair = (f"{gfp:#x}({format_gfp(gfp)})", MIGRATETYPE_NAMES[gfp_migratetype(gfp)])
+        self._masks[gfp] = pair
+        return pair
+
+    def _stack(self, handle: int) -> str:
+        lines = self._kallsyms.stack(handle)[:STACK_DEPTH]
+        text = self._stacks[handle] = "".join(f" {line}\n" for line in lines)
+        return text
+
+    def _tail(self, pfn: int, flags: int, reason: int) -> str:
+        """The lines behind the stack: why the page was migrated, and which group it is charged to."""
+        text = ""
+        if reason:
+            text = f"Page has been migrated, last migrate reason: {MIGRATE_REASONS[reason - 1]}\n"
+        if flags & CHARGED:
+            text += f"Charged to memcg {self._memcg_name(pfn)}\n"
+        return text
+
+    def check(self) -> None:
+        """A page in use has a record, and one on a free list has none."""
+        if self.table is None:
+            return
+        kind = self._pages.kind[: self.table.max_pfn]
+        free = (kind == p.IN_BUDDY) | (kind == p.IN_PCP)
+        assert not np.any(free & (self.table.allocated[: len(kind)] == ALLOCATED))

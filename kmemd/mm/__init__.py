@@ -1,0 +1,1 @@
+"""The memory manager: one module per Linux subsystem, named as in Linux."""

@@ -1,0 +1,59 @@
+"""Model time and the timers that run on it (kernel/time). Kernel threads are scheduled here."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from itertools import count
+
+from kmemd.core.context import Context
+
+NSEC_PER_SEC = 1_000_000_000
+HZ = 250
+INITIAL_JIFFIES = (1 << 32) - 300 * HZ
+
+
+class Clock:
+    """Time since boot, moved by work (``Context.charge``), ``advance`` and nothing else.
+
+    Invariants: a timer runs at the first ``run_due`` or ``advance`` at or after its time; timers of
+    the same time run in the order in which they were added.
+    """
+
+    def __init__(self, context: Context, boot_time_s: int) -> None:
+        self._context = context
+        self.boot_time_s = boot_time_s
+        self._timers: list[tuple[int, int, Callable[[], None]]] = []
+        self._order = count()
+
+    @property
+    def now(self) -> int:
+        """ns since boot."""
+        return self._context.now
+
+    @property
+    def jiffies(self) -> int:
+        """The kernel's tick counter, which starts five minutes before it wraps 32 bits."""
+        return INITIAL_JIFFIES + self.now * HZ // NSEC_PER_SEC
+
+    @property
+    def next_timer_ns(self) -> int | None:
+        """When the first timer runs, in ns since boot; None without timers."""
+        return self._timers[0][0] if self._timers else None
+
+    def call_at(self, when_ns: int, function: Callable[[], None]) -> None:
+        """Run ``function`` once, when model time reaches ``when_ns``."""
+        heapq.heappush(self._timers, (when_ns, next(self._order), function))
+
+    def run_due(self) -> None:
+        """Run the timers that are due now."""
+        while self._timers and self._timers[0][0] <= self.now:
+            heapq.heappop(self._timers)[2]()
+
+    def advance(self, ns: int) -> None:
+        """Let idle time pass, stopping at each timer on the way."""
+        end = self.now + ns
+        while self._timers and self._timers[0][0] <= end:
+            self._context.now = max(self.now, self._timers[0][0])
+            self.run_due()
+        self._context.now = max(self.now, end)

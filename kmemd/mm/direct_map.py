@@ -1,0 +1,57 @@
+"""How the direct map of memory is made of pages of each size (arch/x86/mm/init.c ``split_mem_range``,
+arch/x86/mm/pat/set_memory.c ``direct_pages_count``).
+
+Models boot's mapping of each range of memory and the large pages that it splits again to protect the kernel
+image. Left out: 1 GiB pages, which the modelled CPUs do not have, and splits after boot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+PAGE_SIZE = 4096
+ISA_END = 1 << 20
+LARGE_PAGE = {"x86_64": 2 << 20, "i386": 4 << 20}
+SPLIT_BY_IMAGE = {"x86_64": 6, "i386": 2}
+"""Large pages that boot splits for the protections of the captured kernels' text and data."""
+
+
+LABELS = {PAGE_SIZE: "DirectMap4k", 2 << 20: "DirectMap2M", 4 << 20: "DirectMap4M", 1 << 30: "DirectMap1G"}
+
+
+@dataclass(frozen=True)
+class DirectMap:
+    """Bytes of the direct map by page size, small pages first."""
+
+    mapped: tuple[tuple[int, int], ...]
+
+    @property
+    def lines(self) -> tuple[tuple[str, int], ...]:
+        """Labels and KiB as /proc/meminfo shows them (``arch_report_meminfo``)."""
+        return tuple((LABELS[size], mapped >> 10) for size, mapped in self.mapped)
+
+
+def map_memory(arch: str, ranges: Iterable[tuple[int, int]], limit: int) -> DirectMap:
+    """The direct map of memory ``ranges`` (bytes) below ``limit``, as it stands when boot is over.
+
+    All of the first MiB is mapped, in small pages, whatever the firmware says of it.
+    """
+    size = LARGE_PAGE[arch]
+    small, large = ISA_END, 0
+    for start, end in ranges:
+        start, end = max(start, ISA_END), min(end, limit)
+        if start >= end:
+            continue
+        first, last = -(-start // size) * size, end // size * size
+        whole = max(0, last - first)
+        large += whole
+        small += end - start - whole
+    split = min(SPLIT_BY_IMAGE[arch] * size, large)
+    return DirectMap(((PAGE_SIZE, small + split), (size, large - split)))
+
+
+def from_meminfo(meminfo: Mapping[str, int]) -> DirectMap | None:
+    """The direct map that a machine's meminfo (in kB) tells of; None when it does not."""
+    found = tuple((size, meminfo[label] << 10) for size, label in LABELS.items() if label in meminfo)
+    return DirectMap(found) if found else None

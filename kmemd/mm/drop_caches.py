@@ -1,0 +1,54 @@
+"""Dropping clean caches on request (fs/drop_caches.c).
+
+Models: the trigger, its counters and its kernel log line. Left out: the caches; there is no page cache to
+drop yet, and no slab cache of the model has a shrinker.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from kmemd.core import stats
+from kmemd.core.context import Context
+from kmemd.mm.printk import KERN_INFO, Printk
+from kmemd.mm.sysctl_handlers import proc_dointvec_minmax, show_number
+from kmemd.mm.vmstat import VmStat
+from kmemd.tunable import Tunable, Tuned
+
+PAGECACHE, SLAB, QUIET = 1, 2, 4
+
+
+class DropCaches(Tuned):
+    """``drop_caches`` takes 1 (page cache), 2 (slab), 3 (both), 4 (say no more in the log)."""
+
+    TUNABLES: ClassVar[tuple[Tunable, ...]] = (
+        Tunable(
+            "proc/sys/vm/drop_caches",
+            "drop_caches",
+            show_number,
+            proc_dointvec_minmax,
+            mode=0o200,
+            min=1,
+            max=4,
+            on_change="drop",
+        ),
+    )
+
+    def __init__(self, context: Context, vmstat: VmStat, printk: Printk, *, long_bits: int = 64) -> None:
+        self._context = context
+        self._vmstat = vmstat
+        self._printk = printk
+        self._quiet = False
+        self.long_bits = long_bits
+        self.drop_caches = 0
+
+    def drop(self) -> None:
+        """Drop what the value says; a write of nothing repeats the last one."""
+        if self.drop_caches & PAGECACHE:
+            self._vmstat.count(stats.DROP_PAGECACHE)
+        if self.drop_caches & SLAB:
+            self._vmstat.count(stats.DROP_SLAB)
+        if not self._quiet:
+            who = f"{self._context.comm} ({self._context.pid})"
+            self._printk.log(KERN_INFO, f"{who}: drop_caches: {self.drop_caches}")
+        self._quiet = self._quiet or bool(self.drop_caches & QUIET)

@@ -1,0 +1,114 @@
+"""What fork and exit do to the memory manager (kernel/fork.c ``copy_process``, kernel/exit.c, ``free_task``).
+
+Models the kernel's side of a process: its kernel stack and the slab objects that describe it. Left out: its user memory
+(page tables, pages), whose processes are those of boot; and the threads of one process.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+
+from kmemd.core.context import Context
+from kmemd.errors import KernelError
+from kmemd.mm.sched import Task, TaskTable
+from kmemd.mm.slub import Slub
+from kmemd.mm.stackdepot import StackDepot
+
+INIT_PID = 1
+DESCRIPTORS = (
+    "task_struct",
+    "cred_jar",
+    "files_cache",
+    "fs_cache",
+    "sighand_cache",
+    "signal_cache",
+    "mm_struct",
+    "pid",
+)
+"""The caches that copy_process takes an object of, in its order."""
+
+FORK_FRAMES = ("kernel_clone", "__do_sys_fork", "__x64_sys_fork", "do_syscall_64", "entry_SYSCALL_64_after_hwframe")
+FORK_FRAMES_32 = ("kernel_clone", "__do_sys_fork", "__ia32_sys_fork", "do_int80_syscall_32", "entry_INT80_32")
+EXIT_FRAMES = ("free_task", "delayed_put_task_struct", "rcu_core", "__do_softirq")
+
+
+class Fork:
+    """Makes and ends processes.
+
+    ``alloc_stack(nid, site)`` gives a kernel stack's address, ``free_stack(address, nid)`` takes it back;
+    ``kernel_data()`` marks what is allocated inside as held by the kernel's own structures.
+
+    Invariants: every pid in ``_objects`` is a task that ``fork`` made.
+    """
+
+    def __init__(
+        self,
+        tasks: TaskTable,
+        slub: Slub,
+        context: Context,
+        depot: StackDepot,
+        cpu_nodes: tuple[int, ...],
+        alloc_stack: Callable[[int, int], int],
+        free_stack: Callable[[int, int], None],
+        kernel_data: Callable[[], AbstractContextManager[None]],
+        arch: str,
+    ) -> None:
+        self._tasks = tasks
+        self._slub = slub
+        self._context = context
+        self._depot = depot
+        self._cpu_nodes = cpu_nodes
+        self._alloc_stack = alloc_stack
+        self._free_stack = free_stack
+        self._kernel_data = kernel_data
+        self._frames = FORK_FRAMES if arch == "x86_64" else FORK_FRAMES_32
+        self._objects: dict[int, list[int]] = {}
+
+    def fork(self, comm: str) -> Task:
+        """A child of the executing task (of init, when that is none). ENOMEM, EAGAIN."""
+        parent = next((pid for pid in (self._context.pid, INIT_PID) if pid in self._tasks), 0)
+        task = self._tasks.spawn(comm, parent)
+        site = self._context.site = self._depot.save(self._frames)
+        self._objects[task.pid] = []
+        try:
+            with self._kernel_data():
+                self._describe(self._objects[task.pid])
+                task.stack_addr = self._alloc_stack(self._cpu_nodes[task.cpu], site)
+        except KernelError:
+            self._release(task)
+            self._tasks.exit(task.pid)
+            raise
+        return task
+
+    def exit(self, pid: int) -> Task:
+        """End a process. ESRCH; EPERM for init and kernel threads; EBUSY for the processes of boot."""
+        task = self._tasks.find(pid)
+        if task.is_kthread or pid == INIT_PID:
+            raise KernelError(errno.EPERM, f"{task.comm} does not end")
+        if pid not in self._objects:
+            raise KernelError(errno.EBUSY, f"{task.comm} belongs to the booted system and has user memory")
+        self._context.site = self._depot.save(EXIT_FRAMES)
+        self._tasks.exit(pid)
+        self._release(task)
+        return task
+
+    def _describe(self, objects: list[int]) -> None:
+        for name in DESCRIPTORS:
+            if name in self._slub.names:
+                objects.append(self._slub.kmem_cache_alloc(self._slub.cache(name)))
+
+    def _release(self, task: Task) -> None:
+        """Free what a process has. What somebody freed already is the allocators' report and nothing more."""
+        for address in reversed(self._objects.pop(task.pid)):
+            with suppress(KernelError):
+                self._slub.kfree(address)
+        if task.stack_addr:
+            with suppress(KernelError):
+                self._free_stack(task.stack_addr, self._cpu_nodes[task.cpu])
+
+    def check(self) -> None:
+        """Every process that was made is in the table and has a stack."""
+        for pid in self._objects:
+            assert self._tasks.find(pid).stack_addr, f"pid {pid} has no stack"

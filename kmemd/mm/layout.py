@@ -1,0 +1,164 @@
+"""The kernel's address space: where the direct map, vmalloc, struct pages, text and modules lie.
+
+x86_64 with 4-level page tables and i386 with HIGHMEM and without PAE (Documentation/x86/x86_64/mm.rst,
+arch/x86/include/asm/pgtable_32_areas.h, arch/x86/mm/kaslr.c ``kernel_randomize_memory``,
+arch/x86/boot/compressed/kaslr.c). With KASLR the bases are drawn once, at boot, from the generator that is
+passed in, over Linux's ranges and at Linux's alignment. Left out: 5-level tables, KASAN shadow, user space.
+"""
+
+from __future__ import annotations
+
+import errno
+from random import Random
+
+import numpy as np
+import numpy.typing as npt
+
+from kmemd.errors import KernelError
+
+PAGE_SHIFT = 12
+PAGE_SIZE = 1 << PAGE_SHIFT
+PAGE_MASK = ~(PAGE_SIZE - 1)
+MIB = 1 << 20
+GIB = 1 << 30
+TIB = 1 << 40
+
+X86_64 = "x86_64"
+I386 = "i386"
+
+# x86_64, 4-level
+PAGE_OFFSET_BASE = 0xFFFF_8880_0000_0000
+PHYSMEM_SIZE = 64 * TIB
+VMALLOC_BASE = 0xFFFF_C900_0000_0000
+VMALLOC_SIZE = 32 * TIB
+VMEMMAP_BASE = 0xFFFF_EA00_0000_0000
+CPU_ENTRY_AREA_BASE = 0xFFFF_FE00_0000_0000
+START_KERNEL_MAP = 0xFFFF_FFFF_8000_0000
+PHYSICAL_START = 16 * MIB
+PHYSICAL_ALIGN = 2 * MIB
+KERNEL_IMAGE_SIZE = 512 * MIB
+KERNEL_IMAGE_SIZE_KASLR = GIB
+KERNEL_TEXT_SPAN = 32 * MIB
+MODULES_END = 0xFFFF_FFFF_FF00_0000
+STRUCT_PAGE_SIZE = 64
+PUD_SIZE = GIB
+MEMORY_PHYSICAL_PADDING_TB = 0
+
+# i386
+PAGE_OFFSET_32 = 0xC000_0000
+VMALLOC_OFFSET_32 = 8 * MIB
+VMALLOC_RESERVE_32 = 128 * MIB
+PKMAP_BASE_32 = 0xFF00_0000
+VMALLOC_END_32 = PKMAP_BASE_32 - 2 * PAGE_SIZE
+MAXMEM_32 = VMALLOC_END_32 - PAGE_OFFSET_32 - VMALLOC_RESERVE_32
+STRUCT_PAGE_SIZE_32 = 32
+
+
+class Layout:
+    """The kernel half of the address space of one booted machine. All bounds are byte addresses.
+
+    ``arch`` is "x86_64" or "i386"; ``max_pfn`` the end of physical memory in page frames. ``kaslr`` is the
+    generator that the bases are drawn from, or None for ``nokaslr``. i386 draws nothing but the text base.
+
+    Invariants: ``vmalloc_start < vmalloc_end`` (exclusive); direct map, vmalloc and vmemmap do not overlap.
+    """
+
+    def __init__(self, arch: str, max_pfn: int, kaslr: Random | None = None) -> None:
+        if arch not in (X86_64, I386):
+            raise KernelError(errno.EINVAL, f"no such architecture: {arch}; x86_64 or i386")
+        self.arch = arch
+        self.max_pfn = max_pfn
+        self.pointer_size = 8 if arch == X86_64 else 4
+        self.kaslr = kaslr is not None
+        if arch == X86_64:
+            self._lay_out_64(kaslr)
+        else:
+            self._lay_out_32(kaslr)
+        self.high_memory = self.page_offset + (self.max_low_pfn << PAGE_SHIFT)
+
+    def _lay_out_64(self, kaslr: Random | None) -> None:
+        self.max_low_pfn = self.max_pfn
+        self.page_offset, self.vmalloc_start, self.vmemmap_start = self._regions(kaslr)
+        self.vmalloc_end = self.vmalloc_start + VMALLOC_SIZE - 1 & PAGE_MASK
+        self.struct_page_size = STRUCT_PAGE_SIZE
+        self.text_base = START_KERNEL_MAP + PHYSICAL_START
+        self.modules_start = START_KERNEL_MAP + KERNEL_IMAGE_SIZE
+        if kaslr is not None:
+            room = KERNEL_IMAGE_SIZE_KASLR - PHYSICAL_START - KERNEL_TEXT_SPAN
+            self.text_base += kaslr.randrange(room // PHYSICAL_ALIGN + 1) * PHYSICAL_ALIGN
+            # get_module_load_offset(): one to 1024 pages, drawn at the first module
+            offset = kaslr.randrange(1024) + 1
+            self.modules_start = START_KERNEL_MAP + KERNEL_IMAGE_SIZE_KASLR + offset * PAGE_SIZE
+        self.modules_end = MODULES_END
+
+    def _regions(self, kaslr: Random | None) -> tuple[int, int, int]:
+        """Bases of the direct map, vmalloc and vmemmap (``kernel_randomize_memory``)."""
+        if kaslr is None:
+            return PAGE_OFFSET_BASE, VMALLOC_BASE, VMEMMAP_BASE
+        physmem = -(-(self.max_pfn << PAGE_SHIFT) // TIB) + MEMORY_PHYSICAL_PADDING_TB
+        physmem = min(physmem * TIB, PHYSMEM_SIZE)
+        vmemmap = -(-((physmem >> PAGE_SHIFT) * STRUCT_PAGE_SIZE) // TIB) * TIB
+        sizes = (physmem, VMALLOC_SIZE, vmemmap)
+        spare = CPU_ENTRY_AREA_BASE - PAGE_OFFSET_BASE - sum(sizes)
+        address = PAGE_OFFSET_BASE
+        bases: list[int] = []
+        for index, size in enumerate(sizes):
+            gap = kaslr.randrange(spare // (len(sizes) - index) + 1) & ~(PUD_SIZE - 1)
+            address += gap
+            bases.append(address)
+            address = (address + size + 1 + PUD_SIZE - 1) & ~(PUD_SIZE - 1)
+            spare -= gap
+        return bases[0], bases[1], bases[2]
+
+    def _lay_out_32(self, kaslr: Random | None) -> None:
+        self.max_low_pfn = min(self.max_pfn, MAXMEM_32 >> PAGE_SHIFT)
+        self.page_offset = PAGE_OFFSET_32
+        self.vmalloc_start = PAGE_OFFSET_32 + (self.max_low_pfn << PAGE_SHIFT) + VMALLOC_OFFSET_32
+        self.vmalloc_end = VMALLOC_END_32
+        self.struct_page_size = STRUCT_PAGE_SIZE_32
+        # flat memory map: the struct pages are the last thing that memblock took from low memory
+        span = self.max_pfn * STRUCT_PAGE_SIZE_32
+        self.vmemmap_start = self.page_offset + ((self.max_low_pfn << PAGE_SHIFT) - span & PAGE_MASK)
+        self.text_base = PAGE_OFFSET_32 + PHYSICAL_START
+        if kaslr is not None:
+            room = KERNEL_IMAGE_SIZE - PHYSICAL_START - KERNEL_TEXT_SPAN
+            self.text_base += kaslr.randrange(room // PHYSICAL_ALIGN + 1) * PHYSICAL_ALIGN
+        self.modules_start, self.modules_end = self.vmalloc_start, self.vmalloc_end
+
+    @property
+    def vmalloc_total(self) -> int:
+        """Bytes of the vmalloc area as /proc/meminfo counts them (VMALLOC_TOTAL, kB cut off)."""
+        end = self.vmalloc_start + VMALLOC_SIZE - 1 if self.arch == X86_64 else self.vmalloc_end
+        return (end - self.vmalloc_start) >> 10 << 10
+
+    def page_address(self, pfn: int) -> int:
+        """The direct-map address of a page frame, or 0 for one in high memory (it has none of its own)."""
+        if pfn >= self.max_low_pfn:
+            return 0
+        return self.page_offset + (pfn << PAGE_SHIFT)
+
+    def page_addresses(self, pfns: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+        """``page_address`` of many low-memory frames at once."""
+        return (pfns.astype(np.uint64) << np.uint64(PAGE_SHIFT)) + np.uint64(self.page_offset)
+
+    def virt_addr_valid(self, address: int) -> bool:
+        """Whether ``address`` lies in the direct map of existing memory."""
+        return self.page_offset <= address < self.high_memory
+
+    def virt_to_pfn(self, address: int) -> int:
+        """The page frame behind a direct-map address. EFAULT for any other address."""
+        if not self.virt_addr_valid(address):
+            raise KernelError(errno.EFAULT, f"{address:#x} is not in the direct map")
+        return (address - self.page_offset) >> PAGE_SHIFT
+
+    def is_vmalloc_addr(self, address: int) -> bool:
+        """Whether ``address`` lies in the vmalloc area."""
+        return self.vmalloc_start <= address < self.vmalloc_end
+
+    def page_struct(self, pfn: int) -> int:
+        """The address of a frame's ``struct page``."""
+        return self.vmemmap_start + pfn * self.struct_page_size
+
+    def format_address(self, address: int) -> str:
+        """``%px``: the address in hexadecimal, as wide as a pointer."""
+        return f"{address:0{self.pointer_size * 2}x}"

@@ -1,0 +1,451 @@
+"""The page allocator: ``__alloc_pages`` with its slow path, and ``__free_pages`` (mm/page_alloc.c).
+
+The zone walk, per-cpu lists and buddy lists are ``core/buddy.py``; here are the request's preparation, zonelists, the
+order of attempts when memory is short, and the failure report. Reclaim, compaction and the OOM killer are reached
+through ``Relief``. Left out: memory cgroups, cpusets, CMA areas and struct page initialisation.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from kmemd.core.buddy import (
+    ALLOC_CMA,
+    ALLOC_CPUSET,
+    ALLOC_HIGHATOMIC,
+    ALLOC_KSWAPD,
+    ALLOC_MIN_RESERVE,
+    ALLOC_NO_WATERMARKS,
+    ALLOC_NOFRAGMENT,
+    ALLOC_NON_BLOCK,
+    ALLOC_WMARK_HIGH,
+    ALLOC_WMARK_LOW,
+    ALLOC_WMARK_MIN,
+    MAX_ORDER,
+    MIGRATE_MOVABLE,
+    Buddy,
+)
+from kmemd.core.context import Context
+from kmemd.errors import KernelError
+from kmemd.mm import gfp as g
+from kmemd.mm.clock import NSEC_PER_SEC
+from kmemd.mm.dump_stack import DumpStack
+from kmemd.mm.mmzone import Node, Zone
+from kmemd.mm.printk import KERN_ALERT, KERN_WARNING, Printk
+from kmemd.mm.stackdepot import StackDepot
+
+NUMA_NO_NODE = -1
+PAGE_ALLOC_COSTLY_ORDER = 3
+MAX_RECLAIM_RETRIES = 16
+ALL_NODES = (1 << 64) - 1
+PENALTY_FOR_NODE_WITH_CPUS = 1
+WARN_INTERVAL_NS = 10 * NSEC_PER_SEC
+PFNS = npt.NDArray[np.int64]
+
+FRAMES = ("post_alloc_hook", "prep_new_page", "get_page_from_freelist", "__alloc_pages")
+
+
+@dataclass
+class Request:
+    """What a request may use (struct alloc_context): a zonelist row, the highest zone and the nodes."""
+
+    gfp: int
+    order: int
+    row: int
+    highest: int
+    nodemask: int
+    migratetype: int
+
+
+class Relief(Protocol):
+    """What frees memory for a request that finds none. Each returns what Linux's function returns."""
+
+    def wakeup_kswapd(self, nid: int, order: int, highest: int) -> None:
+        """Wake a node's kswapd."""
+
+    def drop_boosts(self) -> None:
+        """A request goes into the slow path: kswapd has run meanwhile, and boosted watermarks are lowered."""
+
+    def try_to_free_pages(self, request: Request) -> int:
+        """Direct reclaim: the number of pages reclaimed."""
+
+    def try_to_compact_pages(self, request: Request, alloc_flags: int) -> bool:
+        """Direct compaction: whether it ran and made room."""
+
+    def reclaimable_pages(self, zi: int) -> int:
+        """Pages of a zone that reclaim could free at most (zone_reclaimable_pages)."""
+
+    def out_of_memory(self, request: Request) -> bool:
+        """The OOM killer: whether a task was killed."""
+
+
+class PageAllocator:
+    """``alloc_pages`` and ``free_pages`` over all zones."""
+
+    def __init__(
+        self,
+        buddy: Buddy,
+        zones: list[Zone],
+        nodes: list[Node],
+        context: Context,
+        depot: StackDepot,
+        printk: Printk,
+        dump_stack: DumpStack,
+        relief: Relief,
+        show_mem: Callable[[int], None],
+    ) -> None:
+        self._buddy = buddy
+        self._zones = zones
+        self._nodes = nodes
+        self._context = context
+        self._depot = depot
+        self._printk = printk
+        self._dump_stack = dump_stack
+        self._relief = relief
+        self._show_mem = show_mem
+        self._names = tuple(zone.name for zone in nodes[0].zones)
+        self._normal = self._names.index("Normal")
+        self._next_warning_ns = 0
+        self.zonelists = self._build_zonelists()
+        self._rows = [[zones[index] for index in self._zones_of(row)] for row in self._row_orders()]
+        self._several_nodes = sum(node.has_memory for node in nodes) > 1
+        self._cpu_node = {cpu: node.nid for node in nodes for cpu in node.cpus}
+
+    # -- zonelists ---------------------------------------------------------------------------------------
+
+    def _build_zonelists(self) -> list[list[int]]:
+        """Every node's fallback order (build_all_zonelists); fills the core's rows."""
+        load = [0] * len(self._nodes)
+        orders = [self._node_order(node, load) for node in self._nodes]
+        for nid, order in enumerate(orders):
+            self._buddy.set_zonelist(2 * nid, self._zones_of(order))
+            self._buddy.set_zonelist(2 * nid + 1, self._zones_of([nid]))
+        return orders
+
+    def _row_orders(self) -> Iterator[list[int]]:
+        """The nodes of each zonelist row: of a node with fallback, and of the node alone."""
+        for nid, order in enumerate(self.zonelists):
+            yield order
+            yield [nid]
+
+    def _node_order(self, local: Node, load: list[int]) -> list[int]:
+        """The nodes from nearest to farthest, evened out over equal distances (find_next_best_node)."""
+        order: list[int] = [local.nid]
+        previous = local.nid
+        rest = {node.nid for node in self._nodes if node.has_memory} - {local.nid}
+        while rest:
+            best = min(sorted(rest), key=lambda nid: self._node_weight(local, nid, load))
+            rest.discard(best)
+            if local.distance[best] != local.distance[previous]:
+                load[best] += 1
+            order.append(best)
+            previous = best
+        return order
+
+    def _node_weight(self, local: Node, nid: int, load: list[int]) -> int:
+        weight = local.distance[nid] + (nid < local.nid)
+        if self._nodes[nid].cpus:
+            weight += PENALTY_FOR_NODE_WITH_CPUS
+        return weight * 64 + load[nid]
+
+    def _zones_of(self, order: list[int]) -> list[int]:
+        return [zone.index for nid in order for zone in reversed(self._nodes[nid].zones) if zone.managed]
+
+    # -- requests ----------------------------------------------------------------------------------------
+
+    def _request(self, gfp: int, order: int, nid: int, nodemask: int) -> Request:
+        """Check a request and work out what it may use (prepare_alloc_pages). EINVAL."""
+        if not 0 <= order < MAX_ORDER:
+            raise KernelError(errno.EINVAL, f"order {order} is not between 0 and {MAX_ORDER - 1}")
+        if nid == NUMA_NO_NODE:
+            nid = self.numa_node_id()
+        if not 0 <= nid < len(self._nodes):
+            raise KernelError(errno.EINVAL, f"there is no node {nid}")
+        if gfp & g.GFP_MOVABLE_MASK == g.GFP_MOVABLE_MASK:
+            raise KernelError(errno.EINVAL, f"{g.format_gfp(gfp)}: a page is either movable or reclaimable")
+        row = 2 * nid + bool(gfp & g.F.THISNODE)
+        return Request(gfp, order, row, g.gfp_zone(gfp, self._names), nodemask, g.gfp_migratetype(gfp))
+
+    def numa_node_id(self) -> int:
+        """The nearest node with memory to the executing CPU."""
+        return self._cpu_node.get(self._context.cpu, 0)
+
+    def _fast_flags(self, request: Request) -> int:
+        """Alloc flags of the first attempt: leave the low watermark, and do not mix page blocks."""
+        flags = ALLOC_WMARK_LOW
+        if request.migratetype == MIGRATE_MOVABLE:
+            flags |= ALLOC_CMA
+        if request.gfp & g.F.KSWAPD_RECLAIM:
+            flags |= ALLOC_KSWAPD
+        preferred = self._preferred(request)
+        if preferred is None or preferred.name != "Normal" or "DMA32" not in self._names:
+            return flags
+        below = self._zones[preferred.index - 1]
+        if self._several_nodes and not below.populated:
+            return flags
+        return flags | ALLOC_NOFRAGMENT
+
+    def _preferred(self, request: Request) -> Zone | None:
+        return next(self._eligible(request), None)
+
+    def _eligible(self, request: Request) -> Iterator[Zone]:
+        for zone in self._rows[request.row]:
+            if zone.kind <= request.highest and request.nodemask >> zone.nid & 1:
+                yield zone
+
+    def alloc_pages(self, gfp: int, order: int = 0, nid: int = NUMA_NO_NODE, nodemask: int = ALL_NODES) -> int:
+        """The PFN of a block of ``2**order`` pages (__alloc_pages). ENOMEM, EINVAL.
+
+        The call site is ``context.stack``, or ``context.site`` when a caller set none.
+        """
+        request = self._request(gfp, order, nid, nodemask)
+        self._enter()
+        pfn = self._try(request, self._fast_flags(request))
+        if pfn < 0:
+            pfn = self._slow_path(request)
+        self._context.stack = 0
+        if pfn < 0:
+            raise KernelError(errno.ENOMEM, f"no free block of order {order} for {g.format_gfp(gfp)}")
+        return pfn
+
+    def alloc_pages_bulk(
+        self, gfp: int, order: int, n: int, nid: int = NUMA_NO_NODE, nodemask: int = ALL_NODES
+    ) -> PFNS:
+        """The PFNs of ``n`` blocks, allocated one after the other; fewer when memory ran out."""
+        request = self._request(gfp, order, nid, nodemask)
+        flags = self._fast_flags(request)
+        out = np.empty(n, dtype=np.int64)
+        self._enter()
+        got = 0
+        while got < n:
+            got += self._bulk(request, flags, out[got:])
+            if got == n:
+                break
+            pfn = self._slow_path(request)
+            if pfn < 0:
+                break
+            out[got] = pfn
+            got += 1
+        self._context.stack = 0
+        return out[:got]
+
+    def _enter(self) -> None:
+        """Put the allocator's own frames on the stack that is recorded."""
+        outer = self._context.stack or self._context.site
+        self._context.stack = self._depot.extend(outer, FRAMES)
+
+    def _try(self, request: Request, flags: int) -> int:
+        """get_page_from_freelist."""
+        r = request
+        pfn: int = self._buddy.alloc_pages(r.row, r.highest, r.nodemask, r.order, r.migratetype, flags, r.gfp)
+        self._wake_boosted(request)
+        return pfn
+
+    def _bulk(self, request: Request, flags: int, out: PFNS) -> int:
+        r = request
+        got: int = self._buddy.alloc_bulk(out, r.row, r.highest, r.nodemask, r.order, r.migratetype, flags, r.gfp)
+        self._wake_boosted(request)
+        return got
+
+    def _wake_boosted(self, request: Request) -> None:
+        """Wake the kswapd of zones whose watermark was boosted (ZONE_BOOSTED_WATERMARK)."""
+        wake = self._buddy.kswapd_wake
+        if wake.any():
+            for zi in np.flatnonzero(wake).tolist():
+                wake[zi] = 0
+                self._relief.wakeup_kswapd(self._zones[zi].nid, 0, self._zones[zi].kind)
+
+    # -- slow path ---------------------------------------------------------------------------------------
+
+    def _slow_path(self, request: Request) -> int:
+        """Go on until there is a block or nothing more to try (__alloc_pages_slowpath). -1: none."""
+        gfp = request.gfp
+        if gfp & (g.F.ATOMIC | g.F.DIRECT_RECLAIM) == g.F.ATOMIC | g.F.DIRECT_RECLAIM:
+            request.gfp = gfp = gfp & ~g.F.ATOMIC
+        flags = self._slow_flags(request)
+        self._wake_kswapds(request, flags)
+        self._relief.drop_boosts()
+        pfn = self._try(request, flags)
+        if pfn >= 0:
+            return pfn
+        pfn = self._compact_first(request, flags)
+        no_progress = 0
+        while pfn == -1:
+            pfn, flags, no_progress = self._attempt(request, flags, no_progress)
+        if pfn < 0 and gfp & g.F.NOFAIL:
+            pfn = self._no_fail(request)
+        if pfn < 0:
+            self._warn_alloc(request)
+        return pfn
+
+    def _slow_flags(self, request: Request) -> int:
+        """gfp_to_alloc_flags: how far below the watermarks the request may dig."""
+        gfp = request.gfp
+        flags = ALLOC_WMARK_MIN | ALLOC_CPUSET
+        if gfp & g.F.HIGH:
+            flags |= ALLOC_MIN_RESERVE
+        if gfp & g.F.KSWAPD_RECLAIM:
+            flags |= ALLOC_KSWAPD
+        if not gfp & g.F.DIRECT_RECLAIM:
+            if not gfp & g.F.NOMEMALLOC:
+                flags |= ALLOC_NON_BLOCK
+                if request.order and flags & ALLOC_MIN_RESERVE:
+                    flags |= ALLOC_HIGHATOMIC
+            if flags & ALLOC_MIN_RESERVE:
+                flags &= ~ALLOC_CPUSET
+        if request.migratetype == MIGRATE_MOVABLE:
+            flags |= ALLOC_CMA
+        return flags
+
+    def _wake_kswapds(self, request: Request, flags: int) -> None:
+        if not flags & ALLOC_KSWAPD:
+            return
+        seen: list[int] = []
+        for zone in self._eligible(request):
+            if zone.nid not in seen:
+                seen.append(zone.nid)
+                self._relief.wakeup_kswapd(zone.nid, request.order, request.highest)
+
+    def _compact_first(self, request: Request, flags: int) -> int:
+        """Costly and non-movable blocks: compact before reclaiming. -1: go on, -2: give up."""
+        gfp, order = request.gfp, request.order
+        costly = order > PAGE_ALLOC_COSTLY_ORDER
+        eligible = costly or (order > 0 and request.migratetype != MIGRATE_MOVABLE)
+        if not gfp & g.F.DIRECT_RECLAIM or not gfp & g.F.IO or not eligible or _reserve_flags(gfp):
+            return -1
+        compacted = self._relief.try_to_compact_pages(request, flags)
+        pfn = self._try(request, flags) if compacted else -1
+        if pfn >= 0:
+            return pfn
+        return -2 if costly and gfp & g.F.NORETRY and (not compacted or gfp & g.F.THISNODE) else -1
+
+    def _attempt(self, request: Request, flags: int, no_progress: int) -> tuple[int, int, int]:
+        """One round of the retry loop: ``(PFN, -1 retry or -2 give up; flags; rounds without progress)``."""
+        gfp, order = request.gfp, request.order
+        self._wake_kswapds(request, flags)
+        reserve = _reserve_flags(gfp)
+        if reserve:
+            flags = reserve | (flags & (ALLOC_KSWAPD | ALLOC_CMA))
+        if reserve or not flags & ALLOC_CPUSET:
+            request.nodemask = ALL_NODES
+        pfn = self._try(request, flags)
+        if pfn >= 0 or not gfp & g.F.DIRECT_RECLAIM:
+            return (pfn if pfn >= 0 else -2), flags, no_progress
+        pfn, progress = self._direct_reclaim(request, flags)
+        if pfn < 0 and order and self._relief.try_to_compact_pages(request, flags):
+            pfn = self._try(request, flags)
+        if pfn >= 0:
+            return pfn, flags, no_progress
+        costly = order > PAGE_ALLOC_COSTLY_ORDER
+        if gfp & g.F.NORETRY or (costly and not (gfp & g.F.RETRY_MAYFAIL and gfp & g.F.IO)):
+            return -2, flags, no_progress
+        no_progress = 0 if progress and not costly else no_progress + 1
+        if self._should_reclaim_retry(request, flags, no_progress):
+            return -1, flags, no_progress
+        return self._may_oom(request, flags), flags, 0
+
+    def _direct_reclaim(self, request: Request, flags: int) -> tuple[int, int]:
+        """__alloc_pages_direct_reclaim: ``(PFN or -1, pages reclaimed)``."""
+        progress = self._relief.try_to_free_pages(request)
+        if not progress:
+            return -1, 0
+        pfn = self._try(request, flags)
+        if pfn < 0:
+            self._unreserve(request, False)
+            self._buddy.drain_all()
+            pfn = self._try(request, flags)
+        return pfn, progress
+
+    def _should_reclaim_retry(self, request: Request, flags: int, no_progress: int) -> bool:
+        """Whether reclaiming everything reclaimable could help; the atomic reserve is the last resort."""
+        if no_progress <= MAX_RECLAIM_RETRIES:
+            for zone in self._eligible(request):
+                reclaimable = self._relief.reclaimable_pages(zone.index)
+                mark = zone.watermark_min + zone.boost - reclaimable
+                if reclaimable and self._buddy.watermark_ok(zone.index, request.order, mark, request.highest, flags):
+                    return True
+        return self._unreserve(request, True)
+
+    def _unreserve(self, request: Request, force: bool) -> bool:
+        r = request
+        moved: bool = self._buddy.unreserve_highatomic(r.row, r.highest, r.nodemask, r.migratetype, force)
+        return moved
+
+    def _may_oom(self, request: Request, flags: int) -> int:
+        """__alloc_pages_may_oom: a PFN, -1 after a kill, or -2."""
+        gfp = request.gfp
+        pfn = self._try(request, ALLOC_WMARK_HIGH | ALLOC_CPUSET)
+        if pfn >= 0:
+            return pfn
+        lowmem = request.highest < self._normal
+        if request.order > PAGE_ALLOC_COSTLY_ORDER or gfp & (g.F.RETRY_MAYFAIL | g.F.THISNODE) or lowmem:
+            return -2
+        return -1 if self._relief.out_of_memory(request) else -2
+
+    def _no_fail(self, request: Request) -> int:
+        """__GFP_NOFAIL: dig into the reserves. Linux would loop for ever where this gives -1."""
+        return self._try(request, ALLOC_MIN_RESERVE)
+
+    # -- complaints --------------------------------------------------------------------------------------
+
+    def _warn_alloc(self, request: Request) -> None:
+        """The failure report (warn_alloc), at most one in ten seconds."""
+        gfp = request.gfp
+        no_dma = gfp & g.F.DMA and not any(z.managed for z in self._zones if z.name == "DMA")
+        if gfp & g.F.NOWARN or no_dma or self._context.now < self._next_warning_ns:
+            return
+        self._next_warning_ns = self._context.now + WARN_INTERVAL_NS
+        comm = self._context.comm
+        text = f"{comm}: page allocation failure: order:{request.order}, mode:{gfp:#x}({g.format_gfp(gfp)})"
+        self._printk.log(KERN_WARNING, f"{text}, nodemask=(null)")
+        self._dump_stack(("warn_alloc", "__alloc_pages_slowpath.constprop.0", "__alloc_pages"))
+        self._show_mem(request.highest)
+
+    def _bad_page(self, pfn: int, reason: str) -> None:
+        """A page that is freed and not in use (bad_page)."""
+        self._printk.log(KERN_ALERT, f"BUG: Bad page state in process {self._context.comm}  pfn:{pfn:05x}")
+        self._printk.log(KERN_ALERT, f"page dumped because: {reason}")
+        self._dump_stack(("bad_page", "free_unref_page", "__free_pages"), KERN_ALERT)
+
+    # -- freeing -----------------------------------------------------------------------------------------
+
+    def free_pages(self, pfn: int, order: int = 0) -> None:
+        """Give a block back (__free_pages). EFAULT and a bad page report when none is allocated there."""
+        if not self._buddy.free_pages(pfn, order):
+            self._bad_page(pfn, "nonzero _refcount" if self._is_free(pfn) else "page_type")
+            raise KernelError(errno.EFAULT, f"no block of order {order} is allocated at pfn {pfn}")
+
+    def free_pages_bulk(self, pfns: PFNS, order: int = 0) -> None:
+        """Give blocks back in the order given. EFAULT when one is not allocated; the others are freed all the same."""
+        blocks = np.ascontiguousarray(pfns, dtype=np.int64)
+        done, bad = 0, None
+        while done < len(blocks):
+            done += self._buddy.free_bulk(blocks[done:], order)
+            if done < len(blocks):
+                try:
+                    self.free_pages(int(blocks[done]), order)
+                except KernelError as error:
+                    bad = bad or error
+                done += 1
+        if bad is not None:
+            raise bad
+
+    def _is_free(self, pfn: int) -> bool:
+        return 0 <= pfn < self._buddy.pages.max_pfn and int(self._buddy.pages.kind[pfn]) != 3
+
+    def drain_all_pages(self) -> None:
+        """Empty the per-cpu lists of every CPU."""
+        self._buddy.drain_all()
+
+
+def _reserve_flags(gfp: int) -> int:
+    """Flags of a request that may ignore watermarks (__gfp_pfmemalloc_flags)."""
+    if gfp & g.F.NOMEMALLOC:
+        return 0
+    return ALLOC_NO_WATERMARKS if gfp & g.F.MEMALLOC else 0

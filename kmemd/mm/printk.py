@@ -1,0 +1,60 @@
+"""The kernel log (kernel/printk/printk.c): records with level, sequence number and model time.
+
+``next_seq`` counts all records ever made; ``syslog_seq`` is where the readers of /proc/kmsg, who share one
+position, go on.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from kmemd.core.context import Context
+
+KERN_EMERG, KERN_ALERT, KERN_CRIT, KERN_ERR, KERN_WARNING, KERN_NOTICE, KERN_INFO, KERN_DEBUG = range(8)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of the log. ``ts_ns`` is model time since boot; ``facility`` 0 is the kernel, 1 a user."""
+
+    seq: int
+    level: int
+    ts_ns: int
+    text: str
+    facility: int = 0
+
+
+class Printk:
+    """A bounded ring of records; the oldest are overwritten, as with CONFIG_LOG_BUF_SHIFT."""
+
+    CAPACITY = 16384
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._records: deque[Record] = deque(maxlen=self.CAPACITY)
+        self.next_seq = 0
+        self.clear_seq = 0
+        self.syslog_seq = 0
+
+    def log(self, level: int, text: str) -> None:
+        """Append ``text``, one record per line."""
+        for line in text.splitlines() or [""]:
+            self.emit(level, line)
+
+    def emit(self, level: int, text: str, facility: int = 0) -> None:
+        """Append one record, whatever ``text`` holds (``devkmsg_emit``)."""
+        self._records.append(Record(self.next_seq, level, self._context.now, text, facility))
+        self.next_seq += 1
+
+    @property
+    def first_seq(self) -> int:
+        """Sequence number of the oldest record still kept."""
+        return self.next_seq - len(self._records)
+
+    def since(self, seq: int) -> list[Record]:
+        """The records from sequence number ``seq`` on."""
+        start = max(seq, self.first_seq) - self.first_seq
+        if start == 0:
+            return list(self._records)
+        return [self._records[i] for i in range(start, len(self._records))]

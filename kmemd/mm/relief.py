@@ -1,0 +1,86 @@
+"""What the page allocator turns to when memory is short (mm/vmscan.c, as far as this machine goes).
+
+Nothing is on the LRU lists that reclaim could drop, no swap is in use and no process would free pages by its death:
+direct reclaim, compaction and the OOM killer find nothing, and kswapd gives up a node after 16 vain runs as
+Linux's does. What kswapd does without reclaiming is here: it takes the watermark boost back.
+"""
+
+from __future__ import annotations
+
+from kmemd.core import stats
+from kmemd.core.buddy import Buddy
+from kmemd.mm import gfp as g
+from kmemd.mm.clock import Clock
+from kmemd.mm.mmzone import Node
+from kmemd.mm.page_alloc import MAX_RECLAIM_RETRIES, Request
+from kmemd.mm.vmstat import VmStat
+
+
+class MemoryPressure:
+    """Implements ``page_alloc.Relief``; kswapd runs when the model's clock next stops."""
+
+    def __init__(self, nodes: list[Node], buddy: Buddy, vmstat: VmStat, clock: Clock) -> None:
+        self._nodes = nodes
+        self._buddy = buddy
+        self._vmstat = vmstat
+        self._clock = clock
+        self._awake: dict[int, tuple[int, int]] = {}
+
+    def wakeup_kswapd(self, nid: int, order: int, highest: int) -> None:
+        """Wake a node's kswapd, unless the node is balanced or hopeless."""
+        node = self._nodes[nid]
+        boosted = any(zone.boost for zone in node.zones[: highest + 1])
+        hopeless = node.kswapd_failures >= MAX_RECLAIM_RETRIES
+        if nid in self._awake or hopeless or (self._balanced(node, order, highest) and not boosted):
+            return
+        self._awake[nid] = (order, highest)
+        self._clock.call_at(self._clock.now, self.run_kswapds)
+
+    def run_kswapds(self) -> None:
+        """Let the kswapds that are awake run: each has a CPU of its own as far as allocations are concerned."""
+        for nid, (order, highest) in sorted(self._awake.items()):
+            self._kswapd(self._nodes[nid], order, highest)
+        self._awake.clear()
+
+    def drop_boosts(self) -> None:
+        """What any kswapd run does to boosted watermarks.
+
+        A node that runs short has its kswapd on its feet, whoever woke it: it looks again 100 ms after each run.
+        """
+        self.run_kswapds()
+        self._buddy.boost[:] = 0
+
+    def _balanced(self, node: Node, order: int, highest: int) -> bool:
+        """Whether a zone is above its high watermark (pgdat_balanced)."""
+        zones = [zone for zone in node.zones[: highest + 1] if zone.managed]
+        return not zones or any(
+            self._buddy.watermark_ok(zone.index, order, zone.watermark_high + zone.boost, highest, 0) for zone in zones
+        )
+
+    def _kswapd(self, node: Node, order: int, highest: int) -> None:
+        """One run of balance_pgdat with nothing to reclaim."""
+        self._vmstat.count(stats.PAGEOUTRUN)
+        for zone in node.zones:
+            self._buddy.boost[zone.index] = 0
+        if not self._balanced(node, order, highest):
+            node.kswapd_failures += 1
+
+    def try_to_free_pages(self, request: Request) -> int:
+        """Direct reclaim: a stall is counted, no page is reclaimed."""
+        self._vmstat.count(stats.ALLOCSTALL + request.highest)
+        return 0
+
+    def try_to_compact_pages(self, request: Request, alloc_flags: int) -> bool:
+        """Direct compaction: tries, and fails, for want of pages that could move."""
+        if request.gfp & g.F.IO:
+            self._vmstat.count(stats.COMPACTSTALL)
+            self._vmstat.count(stats.COMPACTFAIL)
+        return False
+
+    def reclaimable_pages(self, zi: int) -> int:
+        """No page of the zone could be reclaimed."""
+        return 0
+
+    def out_of_memory(self, request: Request) -> bool:
+        """No process would free memory by its death."""
+        return False

@@ -1,0 +1,133 @@
+"""The memory report of allocation failures and OOM kills (lib/show_mem.c, mm/page_alloc.c ``__show_free_areas``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from kmemd.core import stats
+from kmemd.core.buddy import MAX_ORDER, NR_MIGRATETYPES
+from kmemd.mm.mmzone import Node, Zone
+from kmemd.mm.vmstat import VmStat
+
+TYPE_LETTERS = "UMEHCI"
+
+_NODE_FIELDS = (
+    ("active_anon:", stats.NR_ACTIVE_ANON),
+    ("inactive_anon:", stats.NR_INACTIVE_ANON),
+    ("active_file:", stats.NR_ACTIVE_FILE),
+    ("inactive_file:", stats.NR_INACTIVE_FILE),
+    ("unevictable:", stats.NR_UNEVICTABLE),
+    ("isolated(anon):", stats.NR_ISOLATED_ANON),
+    ("isolated(file):", stats.NR_ISOLATED_FILE),
+    ("mapped:", stats.NR_FILE_MAPPED),
+    ("dirty:", stats.NR_FILE_DIRTY),
+    ("writeback:", stats.NR_WRITEBACK),
+    ("shmem:", stats.NR_SHMEM),
+    ("shmem_thp: ", stats.NR_SHMEM_THPS),
+    ("shmem_pmdmapped: ", stats.NR_SHMEM_PMDMAPPED),
+    ("anon_thp: ", stats.NR_ANON_THPS),
+    ("writeback_tmp:", stats.NR_WRITEBACK_TEMP),
+)
+
+
+def kb(pages: int) -> int:
+    """Pages in KiB."""
+    return pages * 4
+
+
+def show_mem(zones: list[Zone], nodes: list[Node], vmstat: VmStat, cpu: int, highest: int) -> Iterator[str]:
+    """The lines of the report, for requests up to zone ``highest`` of a node."""
+    yield "Mem-Info:"
+    shown = [zone for zone in zones if zone.populated and zone.kind <= highest]
+    yield from _totals(shown, vmstat)
+    for node in nodes:
+        if any(zone.managed and zone.kind <= highest for zone in node.zones):
+            yield _node_line(node)
+    for zone in shown:
+        yield _zone_line(zone, cpu)
+        yield "lowmem_reserve[]: " + " ".join(str(pages) for pages in zone.protection)
+    for zone in shown:
+        yield _free_list_line(zone)
+
+
+def show_ram(zones: Iterable[Zone], cma: int) -> Iterator[str]:
+    """The closing lines: how much memory the machine has."""
+    populated = [zone for zone in zones if zone.populated]
+    total = sum(zone.present for zone in populated)
+    yield f"{total} pages RAM"
+    yield f"{sum(zone.present for zone in populated if zone.is_highmem)} pages HighMem/MovableOnly"
+    yield f"{total - sum(zone.managed for zone in populated)} pages reserved"
+    yield f"{cma} pages cma reserved"
+
+
+def _totals(zones: list[Zone], vmstat: VmStat) -> Iterator[str]:
+    node, zone = vmstat.node_total, vmstat.zone_total
+    yield (
+        f"active_anon:{node(stats.NR_ACTIVE_ANON)} inactive_anon:{node(stats.NR_INACTIVE_ANON)} "
+        f"isolated_anon:{node(stats.NR_ISOLATED_ANON)}"
+    )
+    yield (
+        f" active_file:{node(stats.NR_ACTIVE_FILE)} inactive_file:{node(stats.NR_INACTIVE_FILE)} "
+        f"isolated_file:{node(stats.NR_ISOLATED_FILE)}"
+    )
+    yield (
+        f" unevictable:{node(stats.NR_UNEVICTABLE)} dirty:{node(stats.NR_FILE_DIRTY)} "
+        f"writeback:{node(stats.NR_WRITEBACK)}"
+    )
+    yield (
+        f" slab_reclaimable:{node(stats.NR_SLAB_RECLAIMABLE_B)} "
+        f"slab_unreclaimable:{node(stats.NR_SLAB_UNRECLAIMABLE_B)}"
+    )
+    yield f" mapped:{node(stats.NR_FILE_MAPPED)} shmem:{node(stats.NR_SHMEM)} pagetables:{node(stats.NR_PAGETABLE)}"
+    yield f" sec_pagetables:{node(stats.NR_SECONDARY_PAGETABLE)} bounce:{zone(stats.NR_BOUNCE)}"
+    yield f" kernel_misc_reclaimable:{node(stats.NR_KERNEL_MISC_RECLAIMABLE)}"
+    yield (
+        f" free:{zone(stats.NR_FREE_PAGES)} free_pcp:{sum(z.pcp_pages for z in zones)} "
+        f"free_cma:{zone(stats.NR_FREE_CMA_PAGES)}"
+    )
+
+
+def _node_line(node: Node) -> str:
+    words = " ".join(f"{label}{kb(node.stat(item))}kB" for label, item in _NODE_FIELDS)
+    return (
+        f"Node {node.nid} {words} kernel_stack:{node.stat(stats.NR_KERNEL_STACK_KB)}kB "
+        f"pagetables:{kb(node.stat(stats.NR_PAGETABLE))}kB "
+        f"sec_pagetables:{kb(node.stat(stats.NR_SECONDARY_PAGETABLE))}kB "
+        f"all_unreclaimable? {'yes' if node.unreclaimable else 'no'}"
+    )
+
+
+def _zone_line(zone: Zone, cpu: int) -> str:
+    boost = zone.boost
+    sizes = (
+        ("free", zone.free_pages, "kB"),
+        ("boost", boost, "kB"),
+        ("min", zone.watermark_min + boost, "kB"),
+        ("low", zone.watermark_low + boost, "kB"),
+        ("high", zone.watermark_high + boost, "kB"),
+        ("reserved_highatomic", zone.nr_reserved_highatomic, "KB"),
+        ("active_anon", zone.stat(stats.NR_ZONE_ACTIVE_ANON), "kB"),
+        ("inactive_anon", zone.stat(stats.NR_ZONE_INACTIVE_ANON), "kB"),
+        ("active_file", zone.stat(stats.NR_ZONE_ACTIVE_FILE), "kB"),
+        ("inactive_file", zone.stat(stats.NR_ZONE_INACTIVE_FILE), "kB"),
+        ("unevictable", zone.stat(stats.NR_ZONE_UNEVICTABLE), "kB"),
+        ("writepending", zone.stat(stats.NR_ZONE_WRITE_PENDING), "kB"),
+        ("present", zone.present, "kB"),
+        ("managed", zone.managed, "kB"),
+        ("mlocked", zone.stat(stats.NR_MLOCK), "kB"),
+        ("bounce", zone.stat(stats.NR_BOUNCE), "kB"),
+        ("free_pcp", zone.pcp_pages, "kB"),
+        ("local_pcp", zone.pageset(cpu)[0], "kB"),
+        ("free_cma", zone.stat(stats.NR_FREE_CMA_PAGES), "kB"),
+    )
+    return f"Node {zone.nid} {zone.name} " + " ".join(f"{name}:{kb(pages)}{unit}" for name, pages, unit in sizes)
+
+
+def _free_list_line(zone: Zone) -> str:
+    by_type = [zone.nr_free_type(mt) for mt in range(NR_MIGRATETYPES)]
+    words = []
+    for order, count in enumerate(zone.nr_free):
+        letters = "".join(TYPE_LETTERS[mt] for mt in range(NR_MIGRATETYPES) if by_type[mt][order])
+        words.append(f"{count}*{kb(1 << order)}kB " + (f"({letters}) " if count else ""))
+    total = sum(count << order for order, count in enumerate(zone.nr_free[:MAX_ORDER]))
+    return f"Node {zone.nid} {zone.name}: " + "".join(words) + f"= {kb(total)}kB"

@@ -1,0 +1,433 @@
+"""vmalloc, vmap and ioremap: memory that is contiguous in the kernel's address space only (mm/vmalloc.c).
+
+Areas with a guard page, taken from below; lazily freed ranges that a purge gives back when more than
+``lazy_max_pages`` have gathered or space runs out; pages in bulk, the array of page pointers itself from the
+slab allocator or, above a page, from vmalloc; huge mappings where the caller allows them.
+Left out: the page tables themselves, vm_map_ram's per-CPU blocks, KASAN, deferred vfree from interrupts;
+blocks of a huge mapping are not split, and are freed whole.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from kmemd.core.context import Context
+from kmemd.errors import KernelError
+from kmemd.mm import gfp as g
+from kmemd.mm.dump_stack import DumpStack
+from kmemd.mm.layout import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, X86_64, Layout
+from kmemd.mm.leak_observer import LeakObserver, NullObserver
+from kmemd.mm.mmzone import Zone
+from kmemd.mm.page_alloc import NUMA_NO_NODE, PageAllocator
+from kmemd.mm.printk import KERN_ERR, KERN_WARNING, Printk
+from kmemd.mm.stackdepot import StackDepot
+from kmemd.mm.vmap_area import FreeSpace, Ranges
+
+VM_IOREMAP, VM_ALLOC, VM_MAP, VM_USERMAP, VM_DMA_COHERENT = 0x1, 0x2, 0x4, 0x8, 0x10
+PMD_ORDER = 9
+PMD_SIZE = PAGE_SIZE << PMD_ORDER
+IOREMAP_MAX_SHIFT = {"x86_64": 30, "i386": 22}
+LAZY_UNIT_PAGES = (32 << 20) >> PAGE_SHIFT
+VM_STRUCT_SIZE = 64
+VM_STRUCT_ADDR, VM_STRUCT_PAGES = 8, 32
+VM_STRUCT_SIZE_32 = 36
+VM_STRUCT_ADDR_32, VM_STRUCT_PAGES_32 = 4, 16
+GFP_RECLAIM_MASK = (
+    g.F.RECLAIM
+    | g.F.HIGH
+    | g.F.IO
+    | g.F.FS
+    | g.F.NOWARN
+    | g.F.RETRY_MAYFAIL
+    | g.F.NOFAIL
+    | g.F.NORETRY
+    | g.F.MEMALLOC
+    | g.F.NOMEMALLOC
+    | g.F.ATOMIC
+)
+FRAMES = ("__vmalloc_node_range", "__vmalloc_node")
+AREA_FRAMES = ("__get_vm_area_node", *FRAMES)
+
+PFNs = npt.NDArray[np.int64]
+
+
+class SlabAllocator(Protocol):
+    """Where an area's ``vm_struct`` and its page array come from."""
+
+    def kmalloc(self, size: int, gfp: int, nid: int) -> int:
+        """The address of an object. ENOMEM."""
+
+    def kfree(self, address: int) -> None:
+        """Give it back."""
+
+
+@dataclass
+class VmStruct:
+    """One area. ``size`` includes the guard page; ``caller`` is the frame that asked, and what it called.
+
+    ``struct`` and ``page_array`` are the addresses of the ``vm_struct`` and of the array of page pointers,
+    0 when they have none; ``blocks`` are the first PFNs of blocks of ``order``.
+    """
+
+    address: int
+    size: int
+    flags: int
+    caller: tuple[str, str]
+    struct: int = 0
+    phys: int | None = None
+    order: int = 0
+    blocks: PFNs = field(default_factory=lambda: np.zeros(0, np.int64))
+    page_array: int = 0
+    node_pages: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def end(self) -> int:
+        """The first byte behind the area and its guard page."""
+        return self.address + self.size
+
+    @property
+    def nr_pages(self) -> int:
+        """Pages that were allocated for the area."""
+        return len(self.blocks) << self.order
+
+
+class Vmalloc:
+    """The vmalloc area of one kernel.
+
+    ``observer`` hears of areas; ``slab`` gives the descriptors (none: they take no memory); ``symbolize``
+    turns a frame into ``%pS`` text, ``show_pointer`` an address into ``%p``; ``area_ns`` and ``page_ns`` are
+    what an area and a page of it cost in model time.
+
+    Invariants: busy, lazily freed and free ranges are apart and together are the whole area; ``nr_pages`` is
+    the sum of the areas' pages.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        page_alloc: PageAllocator,
+        zones: Sequence[Zone],
+        context: Context,
+        depot: StackDepot,
+        printk: Printk,
+        dump_stack: DumpStack,
+        *,
+        cpus: int = 1,
+        slab: SlabAllocator | None = None,
+        observer: LeakObserver | None = None,
+        symbolize: Callable[[str], str] = str,
+        show_pointer: Callable[[int], str] = hex,
+        area_ns: int = 0,
+        page_ns: int = 0,
+    ) -> None:
+        self._layout = layout
+        self._page_alloc = page_alloc
+        self._zones = [zone for zone in zones if zone.managed]
+        self._context = context
+        self._depot = depot
+        self._printk = printk
+        self._dump_stack = dump_stack
+        self._slab = slab
+        self._observer: LeakObserver = observer or NullObserver()
+        self._symbolize = symbolize
+        self._show_pointer = show_pointer
+        self._area_ns, self._page_ns = area_ns, page_ns
+        self.lazy_max_pages = cpus.bit_length() * LAZY_UNIT_PAGES
+        self.nr_lazy = 0
+        self.nr_pages = 0
+        self._free = FreeSpace(layout.vmalloc_start, layout.vmalloc_end)
+        self._lazy = Ranges()
+        self._areas: dict[int, VmStruct] = {}
+        self.numa = layout.arch == X86_64
+
+    # -- allocation ------------------------------------------------------------------------------------------
+
+    def vmalloc(self, size: int, gfp: int = g.GFP_KERNEL, nid: int = NUMA_NO_NODE) -> int:
+        """The address of ``size`` bytes, page-aligned. ENOMEM, EINVAL for a size of 0."""
+        return self.alloc(size, gfp, nid).address
+
+    def alloc(
+        self,
+        size: int,
+        gfp: int = g.GFP_KERNEL,
+        nid: int = NUMA_NO_NODE,
+        *,
+        align: int = 1,
+        huge: bool = False,
+        function: str = "vmalloc",
+        interleave: Sequence[int] = (),
+    ) -> VmStruct:
+        """An area with pages (``__vmalloc_node_range``). ENOMEM, EINVAL for a size of 0.
+
+        ``function`` is the entry point that the caller used ("" for ``__vmalloc_node`` itself), ``align`` in
+        bytes. ``huge``: the caller allows PMD mappings (VM_ALLOW_HUGE_VMAP). ``interleave``: the nodes that an
+        interleaving policy spreads the pages over, as at boot.
+        """
+        if size <= 0:
+            self._warn(None, f"{function} of {size} bytes", "__vmalloc_node_range", FRAMES[1:])
+            raise KernelError(errno.EINVAL, f"{function} of {size} bytes")
+        if size >> PAGE_SHIFT > sum(zone.managed for zone in self._zones):
+            self._warn_alloc(gfp, f"vmalloc error: size {size}, exceeds total pages")
+            raise KernelError(errno.ENOMEM, f"{size} bytes are more than the memory of the machine")
+        if huge and self._huge_fits(size, nid):
+            try:
+                whole = -(-size // PMD_SIZE) * PMD_SIZE
+                return self._alloc(whole, gfp, nid, max(align, PMD_SIZE), PMD_ORDER, function, interleave)
+            except KernelError:
+                pass  # small pages are tried instead, as in Linux
+        return self._alloc(size, gfp, nid, align, 0, function, interleave)
+
+    def _huge_fits(self, size: int, nid: int) -> bool:
+        nodes = len({zone.nid for zone in self._zones}) if nid == NUMA_NO_NODE else 1
+        return self._layout.arch == X86_64 and size // nodes >= PMD_SIZE
+
+    def _alloc(
+        self, size: int, gfp: int, nid: int, align: int, order: int, function: str, interleave: Sequence[int]
+    ) -> VmStruct:
+        stack = self._stack(FRAMES, function)
+        try:
+            area = self._get_vm_area(size, VM_ALLOC, align, gfp, nid, function)
+        except KernelError:
+            self._warn_alloc(gfp, f"vmalloc error: size {size}, vm_struct allocation failed")
+            raise
+        try:
+            self._populate(area, gfp, nid, order, stack, interleave)
+        except KernelError:
+            self._remove(area)
+            raise
+        self._observer.vmalloc(area.address, -(-size // PAGE_SIZE) * PAGE_SIZE, area.struct, stack)
+        return area
+
+    def _populate(self, area: VmStruct, gfp: int, nid: int, order: int, stack: int, interleave: Sequence[int]) -> None:
+        """Page array and pages (``__vmalloc_area_node``). ENOMEM, with nothing kept but the area."""
+        count = (area.size >> PAGE_SHIFT) - 1
+        self._make_page_array(area, count * self._layout.pointer_size, gfp, nid)
+        if not gfp & (g.F.DMA | g.F.DMA32):
+            gfp |= g.F.HIGHMEM
+        area.order = order
+        area.blocks = self._take_pages(gfp | g.F.NOWARN, order, count >> order, nid, stack, interleave)
+        self.nr_pages += area.nr_pages
+        if area.nr_pages < count:
+            self._drop_pages(area)
+            raise KernelError(errno.ENOMEM, f"no memory for {count} pages of a vmalloc area")
+        area.node_pages = self._count_nodes(area)
+        self._context.charge(self._area_ns + self._page_ns * count)
+
+    def _make_page_array(self, area: VmStruct, size: int, gfp: int, nid: int) -> None:
+        nested = gfp & GFP_RECLAIM_MASK | g.F.ZERO
+        if size > PAGE_SIZE:
+            area.page_array = self.alloc(size, nested, nid, function=area.caller[1]).address
+        elif self._slab is not None:
+            self._context.stack = self._stack(FRAMES, area.caller[1])
+            area.page_array = self._slab.kmalloc(size, nested, nid)
+        if area.struct:
+            offset = VM_STRUCT_PAGES if self._layout.pointer_size == 8 else VM_STRUCT_PAGES_32
+            self._observer.store(area.struct + offset, area.page_array)
+
+    def _take_pages(self, gfp: int, order: int, count: int, nid: int, stack: int, interleave: Sequence[int]) -> PFNs:
+        """``count`` blocks of ``order``; fewer when memory ran out (``vm_area_alloc_pages``)."""
+        shares = [(nid, count)]
+        if len(interleave) > 1 and nid == NUMA_NO_NODE:
+            each, more = divmod(count, len(interleave))
+            shares = [(node, each + (index < more)) for index, node in enumerate(interleave)]
+        taken = []
+        for node, share in shares:
+            if share:
+                self._context.stack = stack
+                taken.append(self._page_alloc.alloc_pages_bulk(gfp, order, share, node))
+        return np.concatenate(taken)
+
+    def _count_nodes(self, area: VmStruct) -> dict[int, int]:
+        """Pages of an area per node."""
+        counts: dict[int, int] = {}
+        for zone in self._zones:
+            inside = (area.blocks >= zone.start_pfn) & (area.blocks < zone.start_pfn + zone.spanned)
+            found = int(np.count_nonzero(inside)) << area.order
+            if found:
+                counts[zone.nid] = counts.get(zone.nid, 0) + found
+        return dict(sorted(counts.items()))
+
+    def _get_vm_area(self, size: int, flags: int, align: int, gfp: int, nid: int, function: str) -> VmStruct:
+        """A descriptor and a range with its guard page (``__get_vm_area_node``). ENOMEM."""
+        size = -(-size // PAGE_SIZE) * PAGE_SIZE
+        if flags & VM_IOREMAP:
+            top = IOREMAP_MAX_SHIFT[self._layout.arch]
+            align = 1 << min(max((size - 1).bit_length(), PAGE_SHIFT), top)
+        struct = self._make_struct(gfp, nid, function)
+        size += PAGE_SIZE
+        address = self._alloc_range(size, align)
+        if address < 0:
+            if self._slab is not None:
+                self._slab.kfree(struct)
+            if not gfp & g.F.NOWARN:
+                text = f"vmap allocation for size {size} failed: use vmalloc=<size> to increase size"
+                self._printk.log(KERN_WARNING, text)
+            raise KernelError(errno.ENOMEM, f"no room for {size} bytes in the vmalloc area")
+        return self._insert(VmStruct(address, size, flags, (self._caller(), function), struct))
+
+    def _insert(self, area: VmStruct) -> VmStruct:
+        self._areas[area.address] = area
+        if area.struct:
+            offset = VM_STRUCT_ADDR if self._layout.pointer_size == 8 else VM_STRUCT_ADDR_32
+            self._observer.store(area.struct + offset, area.address)
+        return area
+
+    def _make_struct(self, gfp: int, nid: int, function: str) -> int:
+        if self._slab is None:
+            return 0
+        size = VM_STRUCT_SIZE if self._layout.pointer_size == 8 else VM_STRUCT_SIZE_32
+        self._context.stack = self._stack(AREA_FRAMES, function)
+        return self._slab.kmalloc(size, gfp & GFP_RECLAIM_MASK | g.F.ZERO, nid)
+
+    def _alloc_range(self, size: int, align: int) -> int:
+        """A free range, after a purge if need be; -1 when there is none (``alloc_vmap_area``)."""
+        low, high = self._layout.vmalloc_start, self._layout.vmalloc_end
+        align = max(align, PAGE_SIZE)
+        address = self._free.allocate(size, align, low, high)
+        if address < 0 and self.purge():
+            address = self._free.allocate(size, align, low, high)
+        return address
+
+    def _stack(self, inner: tuple[str, ...], function: str) -> int:
+        """The stack depot handle of frames in here, called through an entry point ("": called directly)."""
+        return self._depot.extend(self._context.site, (*inner, function) if function else inner)
+
+    def _caller(self) -> str:
+        """The frame that called into vmalloc."""
+        frames = self._depot.frames(self._context.site)
+        return frames[0] if frames else ""
+
+    # -- mappings without pages of their own -----------------------------------------------------------------
+
+    def vmap(self, pfns: PFNs) -> int:
+        """Map pages that the caller owns. ENOMEM."""
+        size = len(pfns) << PAGE_SHIFT
+        return self._get_vm_area(size, VM_MAP, 1, g.GFP_KERNEL, NUMA_NO_NODE, "vmap").address
+
+    def ioremap(self, phys: int, size: int, *, function: str = "ioremap") -> int:
+        """Map device memory; the address keeps the offset of ``phys`` in its page. ENOMEM, EINVAL."""
+        if size <= 0 or phys < 0:
+            raise KernelError(errno.EINVAL, f"ioremap of {size} bytes at {phys:#x}")
+        offset = phys & (PAGE_SIZE - 1)
+        area = self._get_vm_area(size + offset, VM_IOREMAP, 1, g.GFP_KERNEL, NUMA_NO_NODE, function)
+        area.phys = phys - offset
+        return area.address + offset
+
+    def pcpu_get_vm_area(self, size: int, align: int) -> int:
+        """The range of a percpu chunk, from the top of the area, without guard page. ENOMEM."""
+        struct = self._make_struct(g.GFP_KERNEL, NUMA_NO_NODE, "pcpu_get_vm_areas")
+        address = self._free.allocate_top(size, align)
+        if address < 0:
+            raise KernelError(errno.ENOMEM, f"no room for {size} bytes of percpu memory")
+        caller = ("pcpu_get_vm_areas+0x0", "")
+        return self._insert(VmStruct(address, size, VM_ALLOC, caller, struct)).address
+
+    # -- freeing ---------------------------------------------------------------------------------------------
+
+    def vfree(self, address: int) -> None:
+        """Give an area and its pages back. EFAULT and a warning when none begins there."""
+        self._observer.free(address)
+        area = self._find(address, "vfree")
+        self._context.charge(self._area_ns + self._page_ns * area.nr_pages)
+        self._drop_pages(area)
+        self._remove(area)
+
+    def vunmap(self, address: int, *, function: str = "vunmap") -> None:
+        """Give a mapping back, not its pages. EFAULT and a warning when none begins there."""
+        self._remove(self._find(address & PAGE_MASK if function == "iounmap" else address, function))
+
+    def iounmap(self, address: int) -> None:
+        """Give back what ``ioremap`` returned."""
+        self.vunmap(address, function="iounmap")
+
+    def _find(self, address: int, function: str) -> VmStruct:
+        if address & (PAGE_SIZE - 1):
+            self._warn(None, f"Trying to vfree() bad address ({self._show_pointer(address)})", "__vunmap", (function,))
+            raise KernelError(errno.EFAULT, f"{address:#x} is not page-aligned")
+        area = self._areas.get(address)
+        if area is None:
+            text = f"Trying to vfree() nonexistent vm area ({self._show_pointer(address)})"
+            self._warn(KERN_ERR, text, "__vunmap", (function,))
+            raise KernelError(errno.EFAULT, f"no vmalloc area begins at {address:#x}")
+        return area
+
+    def _drop_pages(self, area: VmStruct) -> None:
+        if len(area.blocks):
+            self._page_alloc.free_pages_bulk(area.blocks, area.order)
+            self.nr_pages -= area.nr_pages
+            area.blocks = area.blocks[:0]
+
+    def _remove(self, area: VmStruct) -> None:
+        """Take an area out; its range waits for a purge (``free_vmap_area_noflush``)."""
+        del self._areas[area.address]
+        self._lazy.add(area.address, area.end)
+        self.nr_lazy += area.size >> PAGE_SHIFT
+        if area.page_array and self._layout.is_vmalloc_addr(area.page_array):
+            self.vfree(area.page_array)
+        elif area.page_array and self._slab is not None:
+            self._slab.kfree(area.page_array)
+        if area.struct and self._slab is not None:
+            self._slab.kfree(area.struct)
+        if self.nr_lazy > self.lazy_max_pages:
+            self.purge()
+
+    def purge(self) -> bool:
+        """Give the lazily freed ranges back (``__purge_vmap_area_lazy``). Whether there were any."""
+        ranges = self._lazy.take_all()
+        for start, end in ranges:
+            self._free.release(start, end)
+        self.nr_lazy = 0
+        return bool(ranges)
+
+    # -- looking ---------------------------------------------------------------------------------------------
+
+    def find_vm_area(self, address: int) -> VmStruct | None:
+        """The area that begins at ``address``."""
+        return self._areas.get(address)
+
+    def areas(self) -> Iterator[VmStruct]:
+        """The areas by address."""
+        return iter([self._areas[address] for address in sorted(self._areas)])
+
+    def unpurged(self) -> Iterator[tuple[int, int]]:
+        """The lazily freed ranges by address."""
+        return iter(self._lazy)
+
+    def roots(self) -> npt.NDArray[np.uint64]:
+        """Pointers that the list of areas holds, which is the kernel's own data: every ``vm_struct``."""
+        return np.array([area.struct for area in self._areas.values() if area.struct], dtype=np.uint64)
+
+    def _warn_alloc(self, gfp: int, text: str) -> None:
+        if not gfp & g.F.NOWARN:
+            mode = f"mode:{gfp:#x}({g.format_gfp(gfp)}), nodemask=(null)"
+            self._printk.log(KERN_WARNING, f"{self._context.comm}: {text}, {mode}")
+            self._dump_stack(("warn_alloc", *FRAMES))
+
+    def _warn(self, level: int | None, text: str, where: str, outer: tuple[str, ...]) -> None:
+        """WARN(): the message and where the kernel was."""
+        log, at = self._printk.log, self._context
+        log(KERN_WARNING, "------------[ cut here ]------------")
+        log(KERN_WARNING if level is None else level, text)
+        log(KERN_WARNING, f"WARNING: CPU: {at.cpu} PID: {at.pid} at {self._symbolize(where)}")
+        log(KERN_WARNING, "Modules linked in:")
+        self._dump_stack((where, *outer))
+        log(KERN_WARNING, "---[ end trace 0000000000000000 ]---")
+
+    def check(self) -> None:
+        """Ranges are apart and complete, and the counters are right."""
+        self._free.check()
+        busy = [(area.address, area.end) for area in self._areas.values()]
+        ranges = sorted([*busy, *self._lazy, *self._free])
+        assert ranges[0][0] == self._layout.vmalloc_start
+        assert ranges[-1][1] == self._layout.vmalloc_end
+        for (_, end), (start, _) in pairwise(ranges):
+            assert end == start, f"{end:#x} is not {start:#x}"
+        assert self.nr_lazy == sum(end - start for start, end in self._lazy) >> PAGE_SHIFT
+        assert self.nr_pages == sum(area.nr_pages for area in self._areas.values())

@@ -1,0 +1,82 @@
+"""Page reclaim: its knobs and state (mm/vmscan.c, fs/dcache.c ``vfs_cache_pressure``, mm/filemap.c).
+
+Models: swappiness, zone_reclaim_mode, vfs_cache_pressure, page_lock_unfairness, and the switches of the
+multi-generational LRU. Left out: reclaim itself, which has nothing to reclaim until processes and the page
+cache exist.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from kmemd.mm import kstrtox
+from kmemd.mm.clock import HZ
+from kmemd.mm.sysctl_handlers import proc_dointvec_minmax, show_number
+from kmemd.mm.sysfs_handlers import uint_of_base
+from kmemd.tunable import Tunable, Tuned
+
+LRU_GEN_CORE, LRU_GEN_MM_WALK, LRU_GEN_NONLEAF_YOUNG = 1, 2, 4
+LRU_GEN_CAPS = LRU_GEN_CORE | LRU_GEN_MM_WALK | LRU_GEN_NONLEAF_YOUNG
+MAX_JIFFY_OFFSET = (1 << 62) - 2
+MSEC_PER_SEC = 1000
+MSEC_PER_JIFFY = MSEC_PER_SEC // HZ
+
+
+def msecs_to_jiffies(msecs: int) -> int:
+    """Jiffies that cover ``msecs``; a value that is negative as an int means for ever."""
+    if msecs > kstrtox.INT_MAX:
+        return MAX_JIFFY_OFFSET
+    return -(-msecs // MSEC_PER_JIFFY)
+
+
+def _show_min_ttl(jiffies: int) -> str:
+    return f"{jiffies * MSEC_PER_JIFFY & kstrtox.UINT_MAX}\n"
+
+
+def _parse_min_ttl(text: str, current: int, tunable: Tunable) -> tuple[int, int]:
+    msecs, taken = uint_of_base(0)(text, current, tunable)
+    return msecs_to_jiffies(msecs), taken
+
+
+def _show_caps(caps: int) -> str:
+    return f"{caps:#06x}\n"
+
+
+def _parse_caps(text: str, current: int, tunable: Tunable) -> tuple[int, int]:
+    data = kstrtox.to_bytes(text)
+    first = data[:1].lower()
+    if first in (b"n", b"y"):
+        return (LRU_GEN_CAPS if first == b"y" else 0), len(data)
+    caps, taken = uint_of_base(0)(text, current, tunable)
+    return caps & LRU_GEN_CAPS, taken
+
+
+class Vmscan(Tuned):
+    """Reclaim's settings. ``numa``: built for NUMA; ``lru_gen``: built with the multi-generational LRU."""
+
+    TUNABLES: ClassVar[tuple[Tunable, ...]] = (
+        Tunable("proc/sys/vm/swappiness", "swappiness", show_number, proc_dointvec_minmax, min=0, max=200),
+        Tunable(
+            "proc/sys/vm/zone_reclaim_mode",
+            "zone_reclaim_mode",
+            show_number,
+            proc_dointvec_minmax,
+            min=0,
+            when="numa",
+        ),
+        Tunable("proc/sys/vm/vfs_cache_pressure", "vfs_cache_pressure", show_number, proc_dointvec_minmax, min=0),
+        Tunable("proc/sys/vm/page_lock_unfairness", "page_lock_unfairness", show_number, proc_dointvec_minmax, min=0),
+        Tunable("sys/kernel/mm/lru_gen/enabled", "lru_gen_caps", _show_caps, _parse_caps, when="lru_gen"),
+        Tunable("sys/kernel/mm/lru_gen/min_ttl_ms", "lru_gen_min_ttl", _show_min_ttl, _parse_min_ttl, when="lru_gen"),
+    )
+
+    def __init__(self, *, numa: bool, lru_gen: bool, long_bits: int = 64) -> None:
+        self.numa = numa
+        self.lru_gen = lru_gen
+        self.long_bits = long_bits
+        self.swappiness = 60
+        self.zone_reclaim_mode = 0
+        self.vfs_cache_pressure = 100
+        self.page_lock_unfairness = 5
+        self.lru_gen_caps = 0
+        self.lru_gen_min_ttl = 0

@@ -1,0 +1,261 @@
+"""``/sys/kernel/mm`` beyond its plain knobs: huge page pools and page_idle (mm/hugetlb.c, mm/page_idle.c).
+
+Also the same pools and ``compact`` below each NUMA node (drivers/base/node.c, mm/compaction.c), ``/proc/pressure``
+(kernel/sched/psi.c) and ``/proc/swaps`` (mm/swapfile.c).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from kmemd.errors import KernelError
+from kmemd.mm import kstrtox
+from kmemd.mm.hugetlb import Pool
+from kmemd.mm.psi import FIXED_1, FSHIFT, RESOURCES, parse_trigger
+from kmemd.views.sysctl import one_page
+from kmemd.views.tree import PAGE_SIZE, Caller, File, OpenFile, Steps, proc, sysfs
+
+POOL = "kernel/mm/hugepages/{pool}"
+NODE = "devices/system/node/node{nid}"
+NODE_POOL = f"{NODE}/hugepages/{{pool}}"
+KIB_PER_PAGE = 4
+PATH_WIDTH = 40
+WIDE = 10_000_000
+
+sysfs.dir("kernel/mm/lru_gen").exists = lambda kernel: kernel.vmscan.lru_gen
+sysfs.dir("kernel/mm/numa").exists = lambda kernel: kernel.vmscan.numa
+sysfs.dir(f"{NODE}/hugepages").exists = lambda kernel, nid: kernel.nodes[nid].has_memory
+
+
+def _pool(kernel: Any, name: str) -> Pool:
+    found: Pool = kernel.hugetlb.pool(name)
+    return found
+
+
+@sysfs.keys(POOL, fixed=True)
+def pools(kernel: Any) -> Iterable[str]:
+    """A directory per page size."""
+    return [pool.name for pool in kernel.hugetlb.pools]
+
+
+@sysfs.keys(NODE_POOL, fixed=True)
+def node_pools(kernel: Any, _nid: int) -> Iterable[str]:
+    """The same sizes on each node that has memory."""
+    return pools(kernel)
+
+
+# -- pools of the whole machine ----------------------------------------------------------------------------
+
+
+@sysfs.file(f"{POOL}/nr_hugepages", mode=0o644)
+def nr_hugepages(kernel: Any, pool: str) -> str:
+    """All pages of the pool."""
+    return f"{_pool(kernel, pool).nr}\n"
+
+
+@nr_hugepages.store
+def nr_hugepages_store(kernel: Any, pool: str, text: str) -> int:
+    """Resize the pool. EINVAL, ERANGE."""
+    return _resize(kernel, _pool(kernel, pool), text, None)
+
+
+def _resize(kernel: Any, pool: Pool, text: str, nid: int | None) -> int:
+    data = kstrtox.to_bytes(one_page(text))
+    if data:
+        count = kstrtox.kstrtoul(data, 10, kernel.hugetlb.long_bits)
+        kernel.hugetlb.set_max_huge_pages(pool, count, nid)
+    return len(data)
+
+
+@sysfs.file(f"{POOL}/nr_overcommit_hugepages", mode=0o644)
+def nr_overcommit_hugepages(kernel: Any, pool: str) -> str:
+    """How many surplus pages the pool may grow by."""
+    return f"{_pool(kernel, pool).overcommit}\n"
+
+
+@nr_overcommit_hugepages.store
+def nr_overcommit_hugepages_store(kernel: Any, pool: str, text: str) -> int:
+    """Set the overcommit limit. EINVAL, ERANGE."""
+    data = kstrtox.to_bytes(one_page(text))
+    if data:
+        _pool(kernel, pool).overcommit = kstrtox.kstrtoul(data, 10, kernel.hugetlb.long_bits)
+    return len(data)
+
+
+@sysfs.file(f"{POOL}/free_hugepages")
+def free_hugepages(kernel: Any, pool: str) -> str:
+    """Pages that no mapping uses."""
+    return f"{_pool(kernel, pool).free}\n"
+
+
+@sysfs.file(f"{POOL}/resv_hugepages")
+def resv_hugepages(kernel: Any, pool: str) -> str:
+    """Pages promised to mappings and not used yet."""
+    return f"{_pool(kernel, pool).resv}\n"
+
+
+@sysfs.file(f"{POOL}/surplus_hugepages")
+def surplus_hugepages(kernel: Any, pool: str) -> str:
+    """Pages above the pool's persistent size."""
+    return f"{_pool(kernel, pool).surplus}\n"
+
+
+nr_hugepages_mempolicy = File(0o644, sysfs.size, nr_hugepages.show, exists=lambda kernel, _pool: kernel.hugetlb.numa)
+nr_hugepages_mempolicy.store(nr_hugepages_store)
+sysfs.add(f"{POOL}/nr_hugepages_mempolicy", nr_hugepages_mempolicy)
+
+
+# -- one node ------------------------------------------------------------------------------------------------
+
+
+@sysfs.write_only(f"{NODE}/compact")
+def compact(kernel: Any, nid: int, text: str) -> int:
+    """Compact the node, whatever is written."""
+    data = kstrtox.to_bytes(one_page(text))
+    if data:
+        kernel.compaction.compact_node(nid)
+    return len(data)
+
+
+@sysfs.file(f"{NODE_POOL}/nr_hugepages", mode=0o644)
+def node_nr_hugepages(kernel: Any, nid: int, pool: str) -> str:
+    """The node's pages of the pool."""
+    return f"{_pool(kernel, pool).nr_node[nid]}\n"
+
+
+@node_nr_hugepages.store
+def node_nr_hugepages_store(kernel: Any, nid: int, pool: str, text: str) -> int:
+    """Resize the node's part of the pool. EINVAL, ERANGE."""
+    return _resize(kernel, _pool(kernel, pool), text, nid)
+
+
+@sysfs.file(f"{NODE_POOL}/free_hugepages")
+def node_free_hugepages(kernel: Any, nid: int, pool: str) -> str:
+    """The node's pages that no mapping uses."""
+    return f"{_pool(kernel, pool).free_node(nid)}\n"
+
+
+@sysfs.file(f"{NODE_POOL}/surplus_hugepages")
+def node_surplus_hugepages(kernel: Any, nid: int, pool: str) -> str:
+    """The node's surplus pages."""
+    return f"{_pool(kernel, pool).surplus_node[nid]}\n"
+
+
+# -- pressure ------------------------------------------------------------------------------------------------
+
+
+class PressureFile:
+    """An open /proc/pressure/RESOURCE: at most one trigger per open."""
+
+    def __init__(self, kernel: Any, resource: str, caller: Caller) -> None:
+        self._kernel = kernel
+        self._resource = resource
+        self._privileged = caller.uid == 0
+        self._trigger: tuple[str, int, int] | None = None
+        self._snapshot = b""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """The two lines, taken anew at offset 0."""
+        if offset == 0 or not self._snapshot:
+            self._snapshot = "".join(_pressure(self._kernel, self._resource)).encode()
+        return self._snapshot[offset : offset + size]
+
+    def write(self, data: bytes) -> Steps:
+        """Set the trigger. EINVAL; EBUSY when there is one."""
+        if not data:
+            raise KernelError(errno.EINVAL, "a trigger is 'some' or 'full', threshold and window in microseconds")
+        if self._trigger is not None:
+            raise KernelError(errno.EBUSY, "this open file has a trigger already")
+        self._trigger = parse_trigger(data.decode("utf-8", "surrogateescape"), privileged=self._privileged)
+        return len(data)
+        yield
+
+    def close(self) -> None:
+        """The trigger goes with the open file."""
+        self._trigger = None
+
+
+def _pressure(kernel: Any, resource: str) -> Iterator[str]:
+    for kind, averages, total in kernel.psi.report(resource):
+        shown = " ".join(
+            f"avg{window}={_percent(average)}" for window, average in zip((10, 60, 300), averages, strict=True)
+        )
+        yield f"{kind} {shown} total={total}\n"
+
+
+def _percent(fixed: int) -> str:
+    return f"{fixed >> FSHIFT}.{(fixed % FIXED_1 * 100) >> FSHIFT:02}"
+
+
+@proc.device("pressure/{resource}", 0o666)
+def pressure(kernel: Any, resource: str, caller: Caller) -> OpenFile:
+    """Stall times of one resource, and triggers."""
+    return PressureFile(kernel, resource, caller)
+
+
+@proc.keys("pressure/{resource}", fixed=True)
+def resources(_kernel: Any) -> Iterable[str]:
+    """What tasks may wait for."""
+    return RESOURCES
+
+
+# -- swap ----------------------------------------------------------------------------------------------------
+
+
+@proc.file("swaps")
+def swaps(kernel: Any) -> Iterator[str]:
+    """The swap areas that are on; sizes in KiB."""
+    yield "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
+    for area in kernel.swap.areas:
+        size, used = area.pages * KIB_PER_PAGE, area.inuse_pages * KIB_PER_PAGE
+        path = area.path + " " * (PATH_WIDTH - len(area.path) if len(area.path) < PATH_WIDTH else 1)
+        kind = "partition" if area.kind == "partition" else "file\t"
+        pads = ("" if size >= WIDE else "\t", "" if used >= WIDE else "\t")
+        yield f"{path}{kind}\t{size}\t{pads[0]}{used}\t{pads[1]}{area.priority}\n"
+
+
+# -- page_idle -----------------------------------------------------------------------------------------------
+
+
+@sysfs.device("kernel/mm/page_idle/bitmap", 0o600)
+def page_idle_bitmap(kernel: Any, _caller: Caller) -> OpenFile:
+    """A bit per page that nobody has touched since it was set."""
+    return PageIdleBitmap(kernel)
+
+
+class PageIdleBitmap:
+    """The open bitmap. Only pages on an LRU list can be idle, and none is until processes have memory."""
+
+    CHUNK = 8
+
+    def __init__(self, kernel: Any) -> None:
+        self._max_pfn: int = max(zone.end_pfn for zone in kernel.zones)
+        self._position = 0
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Whole 64-bit words, one bit per page. EINVAL when the range is not of words."""
+        if offset % self.CHUNK or size % self.CHUNK:
+            raise KernelError(errno.EINVAL, "page_idle/bitmap is read in 8-byte words")
+        whole = self._max_pfn // 64 * self.CHUNK  # page_idle_bitmap_read gives no word that it did not fill
+        return bytes(min(size, max(whole - offset, 0)))
+
+    @property
+    def _end(self) -> int:
+        return -(-self._max_pfn // 64) * self.CHUNK
+
+    def write(self, data: bytes) -> Steps:
+        """Mark pages idle, of the first page written. EINVAL when it is not of words, ENXIO behind the last page."""
+        data = data[:PAGE_SIZE]
+        if len(data) % self.CHUNK:
+            raise KernelError(errno.EINVAL, "page_idle/bitmap is written in 8-byte words")
+        if data and self._position >= self._end:
+            raise KernelError(errno.ENXIO, "there are no pages there")
+        taken = min(len(data), self._end - self._position)
+        self._position += taken
+        return taken
+        yield
+
+    def close(self) -> None:
+        """Nothing to let go."""

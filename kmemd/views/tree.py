@@ -1,0 +1,478 @@
+"""Pseudo files: how one is declared, and the tree that the declarations make.
+
+A file is one function. ``show`` takes the kernel (and the path's parameters) and gives text, bytes
+or an iterator of text; ``store`` takes the kernel, the parameters and what was written::
+
+    @proc.file("buddyinfo")
+    def buddyinfo(kernel): ...
+
+    @sysfs.file("kernel/mm/ksm/run", mode=0o644)
+    def ksm_run(kernel): ...
+
+    @ksm_run.store
+    def ksm_run_store(kernel, text): ...
+
+A path may hold parameters, ``devices/system/node/node{nid}/meminfo``; ``@sysfs.keys("devices/system/node/node{nid}")``
+declares which values exist, and the functions get the value as it was listed (an int stays an int).
+
+Nothing here knows what the files say, nor who serves them.
+"""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import re
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from kmemd.errors import KernelError
+
+Text = str | bytes | Iterable[str]
+Steps = Generator[None, None, int]
+"""Work in slices: each ``yield`` is a point where others may run; the value returned is the bytes taken."""
+
+DIR_MODE = 0o555
+PAGE_SIZE = 4096
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who opens a file: ids as the kernel sees them."""
+
+    pid: int = 0
+    uid: int = 0
+
+
+class OpenFile(Protocol):
+    """What an open ``device`` file does. One object per open."""
+
+    def read(self, offset: int, size: int) -> bytes | None:
+        """Bytes at ``offset``; ``b""`` is the end; None would block."""
+
+    def write(self, data: bytes) -> Steps:
+        """Take ``data``, in slices."""
+
+    def close(self) -> None:
+        """The last reference is gone."""
+
+
+@dataclass
+class Entry:
+    """A declared directory entry: the last component's owner is its parent ``Directory``.
+
+    ``length(kernel, *parameters)`` gives a true st_size, for programs that map the file.
+    """
+
+    mode: int
+    size: int = 0
+    exists: Callable[..., bool] | None = field(default=None, kw_only=True)
+    length: Callable[..., int] | None = field(default=None, kw_only=True)
+
+
+@dataclass
+class File(Entry):
+    """A file that is rendered whole at the first read of an open.
+
+    ``takes_position``: the store also takes ``position=``, the bytes that this open has written before.
+    """
+
+    show: Callable[..., Text] | None = None
+    write: Callable[..., Any] | None = None
+    takes_caller: bool = False
+    takes_position: bool = field(default=False, kw_only=True)
+
+    def store(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorator: ``function(kernel, *parameters, text)`` takes a write.
+
+        It returns None when it took everything, or the number of bytes taken; it may be a generator
+        that yields between slices.
+        """
+        self.write = function
+        return function
+
+
+@dataclass
+class Binary(Entry):
+    """A file computed for the range that is read, ``read(kernel, *parameters, offset, size) -> bytes``."""
+
+    read: Callable[..., bytes] | None = None
+
+
+@dataclass
+class Device(Entry):
+    """A file with state per open, ``open(kernel, *parameters, caller) -> OpenFile``."""
+
+    open: Callable[..., OpenFile] | None = None
+    pollable: bool = False
+
+
+@dataclass
+class Link(Entry):
+    """A symbolic link, ``target(kernel, *parameters, caller) -> str``."""
+
+    target: Callable[..., str] | None = None
+
+
+@dataclass
+class Directory(Entry):
+    """Names declared below one directory: fixed ones, and patterns with a parameter."""
+
+    mode: int = DIR_MODE
+    names: dict[str, Entry] = field(default_factory=dict)
+    patterns: list[Pattern] = field(default_factory=list)
+    mkdir: Callable[..., None] | None = None
+    rmdir: Callable[..., None] | None = None
+
+
+@dataclass
+class Pattern:
+    """``node{nid}``: the names that ``keys(kernel, *outer parameters)`` lists. ``fixed``: for good, at boot."""
+
+    prefix: str
+    suffix: str
+    parameter: str
+    entry: Entry
+    keys: Callable[..., Iterable[Any]] | None = None
+    has: Callable[..., Any] | None = None
+    fixed: bool = False
+
+    def name(self, key: Any) -> str:
+        """The directory entry for a key."""
+        return f"{self.prefix}{key}{self.suffix}"
+
+    def match(self, kernel: Any, parameters: tuple[Any, ...], name: str) -> Any:
+        """The key that ``name`` stands for, or None."""
+        if not (name.startswith(self.prefix) and name.endswith(self.suffix)):
+            return None
+        text = name[len(self.prefix) : len(name) - len(self.suffix)]
+        if self.has is not None:
+            return self.has(kernel, *parameters, text)
+        if self.keys is None:
+            return None
+        return next((key for key in self.keys(kernel, *parameters) if str(key) == text), None)
+
+
+_PARAMETER = re.compile(r"^(.*)\{(\w+)\}(.*)$")
+
+TREE = Directory(DIR_MODE)
+"""The root of the mount. Filled by importing ``kmemd.views``; read-only afterwards."""
+
+
+class Root:
+    """A part of the tree that has its own rules: proc, sysfs, debugfs. ``size`` is the files' st_size."""
+
+    def __init__(self, path: str, dir_mode: int = DIR_MODE, size: int = 0) -> None:
+        self.path = path
+        self.dir_mode = dir_mode
+        self.size = size
+        self.dir("")
+
+    def dir(self, path: str, mode: int | None = None) -> Directory:
+        """Declare a directory (those above a declared file need no declaration)."""
+        directory = self._walk(path)
+        if mode is not None:
+            directory.mode = mode
+        return directory
+
+    def file(
+        self, path: str, mode: int = 0o444, *, size: int | None = None, caller: bool = False
+    ) -> Callable[[Callable[..., Text]], File]:
+        """Decorator: the function renders the file. ``caller``: it also takes ``caller=``."""
+
+        def declare(show: Callable[..., Text]) -> File:
+            readable = bool(mode & 0o444)
+            declared = File(mode, self.size if size is None else size, show if readable else None, takes_caller=caller)
+            if not readable:
+                declared.write = show
+            self._put(path, declared)
+            return declared
+
+        return declare
+
+    def write_only(self, path: str, mode: int = 0o200) -> Callable[[Callable[..., Any]], File]:
+        """Decorator: the function is the store of a file that cannot be read."""
+        return self.file(path, mode)
+
+    def add(self, path: str, entry: Entry) -> None:
+        """Declare an entry made by hand (knobs made from tables)."""
+        self._put(path, entry)
+
+    def binary(self, path: str, mode: int = 0o400, size: int = 0) -> Callable[[Callable[..., bytes]], Binary]:
+        """Decorator: the function gives the bytes of a range."""
+
+        def declare(read: Callable[..., bytes]) -> Binary:
+            declared = Binary(mode, size, read)
+            self._put(path, declared)
+            return declared
+
+        return declare
+
+    def device(self, path: str, mode: int, *, pollable: bool = False) -> Callable[[Callable[..., OpenFile]], Device]:
+        """Decorator: the function opens the file and returns its ``OpenFile``."""
+
+        def declare(opener: Callable[..., OpenFile]) -> Device:
+            declared = Device(mode, 0, opener, pollable)
+            self._put(path, declared)
+            return declared
+
+        return declare
+
+    def link(self, path: str) -> Callable[[Callable[..., str]], Link]:
+        """Decorator: the function gives the link's target."""
+
+        def declare(target: Callable[..., str]) -> Link:
+            declared = Link(0o777, 0, target)
+            self._put(path, declared)
+            return declared
+
+        return declare
+
+    def keys(
+        self, path: str, has: Callable[..., Any] | None = None, *, fixed: bool = False
+    ) -> Callable[[Callable[..., Iterable[Any]]], Callable[..., Iterable[Any]]]:
+        """Decorator: the function lists the values of the last parameter in ``path``.
+
+        ``has(kernel, *outer, text)`` may give the key for one name without listing (or None).
+        ``fixed``: the values that boot made stay as long as the outer ones, and there are no others.
+        """
+
+        def declare(function: Callable[..., Iterable[Any]]) -> Callable[..., Iterable[Any]]:
+            *above, last = path.strip("/").split("/")
+            pattern = self._pattern(self._walk("/".join(above)), last, Directory(self.dir_mode))
+            pattern.keys = function
+            pattern.has = has
+            pattern.fixed = fixed
+            return function
+
+        return declare
+
+    def _walk(self, path: str) -> Directory:
+        directory: Entry = TREE
+        full = f"{self.path}/{path}".strip("/")
+        for component in filter(None, full.split("/")):
+            assert isinstance(directory, Directory), f"{full}: {component} is below a file"
+            if _PARAMETER.match(component):
+                directory = self._pattern(directory, component, Directory(self.dir_mode)).entry
+            else:
+                directory = directory.names.setdefault(component, Directory(self.dir_mode))
+        assert isinstance(directory, Directory)
+        return directory
+
+    def _put(self, path: str, entry: Entry) -> None:
+        *above, last = path.strip("/").split("/")
+        directory = self._walk("/".join(above))
+        if _PARAMETER.match(last):
+            self._pattern(directory, last, entry)
+            return
+        assert last not in directory.names, f"{self.path}/{path} is declared twice"
+        directory.names[last] = entry
+
+    @staticmethod
+    def _pattern(directory: Directory, component: str, entry: Entry) -> Pattern:
+        found = _PARAMETER.match(component)
+        assert found is not None
+        prefix, parameter, suffix = found.groups()
+        for pattern in directory.patterns:
+            if (pattern.prefix, pattern.suffix, pattern.parameter) == (prefix, suffix, parameter):
+                return pattern
+        pattern = Pattern(prefix, suffix, parameter, entry)
+        directory.patterns.append(pattern)
+        return pattern
+
+
+proc = Root("proc")
+sysfs = Root("sys", 0o755, PAGE_SIZE)
+debugfs = Root("sys/kernel/debug", 0o755)
+tracefs = Root("sys/kernel/tracing", 0o750)
+dev = Root("dev", 0o755)
+kmemd = Root("kmemd", 0o755)
+debugfs.dir("", 0o700)
+tracefs.dir("", 0o700)
+
+
+@dataclass(frozen=True)
+class Node:
+    """An entry at one path: the declaration and the values of the path's parameters."""
+
+    path: str
+    entry: Entry
+    parameters: tuple[Any, ...] = ()
+
+    @property
+    def is_dir(self) -> bool:
+        """Whether this is a directory."""
+        return isinstance(self.entry, Directory)
+
+    @property
+    def is_link(self) -> bool:
+        """Whether this is a symbolic link."""
+        return isinstance(self.entry, Link)
+
+
+class Namespace:
+    """The tree as it stands for one kernel: parameters take the values that exist now."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.root = Node("/", TREE)
+
+    def child(self, node: Node, name: str) -> Node:
+        """The entry ``name`` of a directory. ENOENT, ENOTDIR."""
+        directory = node.entry
+        if not isinstance(directory, Directory):
+            raise KernelError(errno.ENOTDIR, f"{node.path} is not a directory")
+        path = f"{node.path.rstrip('/')}/{name}"
+        entry = directory.names.get(name)
+        if entry is not None and self._exists(entry, node.parameters):
+            return Node(path, entry, node.parameters)
+        for pattern in directory.patterns:
+            key = pattern.match(self.kernel, node.parameters, name)
+            if key is not None and self._exists(pattern.entry, (*node.parameters, key)):
+                return Node(path, pattern.entry, (*node.parameters, key))
+        raise KernelError(errno.ENOENT, f"{path} does not exist")
+
+    def _exists(self, entry: Entry, parameters: tuple[Any, ...]) -> bool:
+        return entry.exists is None or entry.exists(self.kernel, *parameters)
+
+    def children(self, node: Node) -> Iterator[Node]:
+        """The entries of a directory, in the order of declaration."""
+        directory = node.entry
+        if not isinstance(directory, Directory):
+            raise KernelError(errno.ENOTDIR, f"{node.path} is not a directory")
+        base = node.path.rstrip("/")
+        for name, entry in directory.names.items():
+            if self._exists(entry, node.parameters):
+                yield Node(f"{base}/{name}", entry, node.parameters)
+        for pattern in directory.patterns:
+            if pattern.keys is None:
+                continue
+            for key in pattern.keys(self.kernel, *node.parameters):
+                parameters = (*node.parameters, key)
+                if self._exists(pattern.entry, parameters):
+                    yield Node(f"{base}/{pattern.name(key)}", pattern.entry, parameters)
+
+    def lookup(self, path: str, caller: Caller = Caller()) -> Node:
+        """The node at an absolute path, links followed. ENOENT, ENOTDIR, ELOOP."""
+        node, depth = self.root, 0
+        todo = [part for part in path.split("/") if part][::-1]
+        trail = [node]
+        while todo:
+            name = todo.pop()
+            if name in (".", ""):
+                continue
+            if name == "..":
+                trail = trail[:-1] or [self.root]
+                continue
+            node = self.child(trail[-1], name)
+            if not node.is_link:
+                trail.append(node)
+                continue
+            depth += 1
+            if depth > 40:
+                raise KernelError(errno.ELOOP, f"{path}: too many links")
+            target = self.readlink(node, caller)
+            if target.startswith("/"):
+                trail = [self.root]
+            todo += [part for part in target.split("/") if part][::-1]
+        return trail[-1]
+
+    def readlink(self, node: Node, caller: Caller) -> str:
+        """The target of a link."""
+        link = node.entry
+        assert isinstance(link, Link)
+        assert link.target is not None
+        return link.target(self.kernel, *node.parameters, caller)
+
+    def open(self, node: Node, caller: Caller) -> OpenFile:
+        """Open a file. EISDIR for a directory."""
+        entry = node.entry
+        if isinstance(entry, File):
+            return _OpenText(self.kernel, node, entry, caller)
+        if isinstance(entry, Binary):
+            return _OpenBinary(self.kernel, node, entry)
+        if isinstance(entry, Device):
+            assert entry.open is not None
+            return entry.open(self.kernel, *node.parameters, caller)
+        raise KernelError(errno.EISDIR, f"{node.path} is a directory")
+
+
+def render(text: Text) -> bytes:
+    """Text of any allowed form as bytes."""
+    if isinstance(text, bytes):
+        return text
+    if isinstance(text, str):
+        return text.encode()
+    return "".join(text).encode()
+
+
+def refusal(path: str) -> int:
+    """The errno of reading or writing where the kernel has no function for it, by the file system it is in."""
+    if path.startswith(("/sys/kernel/debug/", "/sys/kernel/tracing/", "/dev/")):
+        return errno.EINVAL
+    return errno.EIO if path.startswith("/proc/") and not path.startswith("/proc/sys/") else errno.EACCES
+
+
+def finish(steps: Steps) -> int:
+    """Run sliced work to its end."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            return int(stop.value)
+
+
+class _OpenText:
+    """An open ``File``: one consistent snapshot for each read from offset 0."""
+
+    def __init__(self, kernel: Any, node: Node, declared: File, caller: Caller) -> None:
+        self._kernel = kernel
+        self._node = node
+        self._file = declared
+        self._caller = caller
+        self._snapshot: bytes | None = None
+        self._position = 0
+
+    def read(self, offset: int, size: int) -> bytes:
+        if self._file.show is None:
+            raise KernelError(refusal(self._node.path), f"{self._node.path} cannot be read")
+        if offset == 0 or self._snapshot is None:
+            extra = {"caller": self._caller} if self._file.takes_caller else {}
+            self._snapshot = render(self._file.show(self._kernel, *self._node.parameters, **extra))
+        return self._snapshot[offset : offset + size]
+
+    def write(self, data: bytes) -> Steps:
+        if self._file.write is None:
+            raise KernelError(refusal(self._node.path), f"{self._node.path} cannot be written")
+        extra = {"position": self._position} if self._file.takes_position else {}
+        text = data.decode("utf-8", "surrogateescape")
+        taken = self._file.write(self._kernel, *self._node.parameters, text, **extra)
+        if inspect.isgenerator(taken):
+            taken = yield from taken
+        done = len(data) if taken is None else int(taken)
+        self._position += done
+        return done
+
+    def close(self) -> None:
+        self._snapshot = None
+
+
+class _OpenBinary:
+    """An open ``Binary``: nothing is kept."""
+
+    def __init__(self, kernel: Any, node: Node, declared: Binary) -> None:
+        self._kernel = kernel
+        self._node = node
+        self._read = declared.read
+
+    def read(self, offset: int, size: int) -> bytes:
+        assert self._read is not None
+        return self._read(self._kernel, *self._node.parameters, offset, size)
+
+    def write(self, data: bytes) -> Steps:
+        raise KernelError(refusal(self._node.path), f"{self._node.path} cannot be written")
+        yield
+
+    def close(self) -> None:
+        """Nothing to let go."""

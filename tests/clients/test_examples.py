@@ -1,0 +1,77 @@
+"""The scripts in examples/ run as written and show what they promise."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.mount
+
+ROOT = Path(__file__).parent.parent.parent
+DEADLINE_S = 120
+
+
+@pytest.fixture(scope="session")
+def command_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A PATH on which ``kmemd`` is the code under test."""
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("/dev/fuse is missing")
+    folder = tmp_path_factory.mktemp("bin")
+    script = folder / "kmemd"
+    script.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m kmemd "$@"\n')
+    script.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+def run_example(name: str, path: str) -> str:
+    """Output of a script that must exit with 0 and say nothing on stderr."""
+    environment = os.environ | {"PATH": path, "LC_ALL": "C"}
+    argv = ["sh", str(ROOT / "examples" / name)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=DEADLINE_S, env=environment)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    return done.stdout
+
+
+def test_find_slab_leak(command_path: str) -> None:
+    output = run_example("find-slab-leak.sh", command_path)
+    assert "kmalloc-192" in output
+    assert "300 unreferenced objects" in output
+    assert "leaky_open+0x4c" in output
+
+
+def largest_free_blocks(section: str) -> int:
+    """Free blocks of the highest order in the zone DMA32, by the buddyinfo line of a section."""
+    line = next(line for line in section.splitlines() if re.match(r"Node 0, zone +DMA32 +\d+ ", line))
+    return int(line.split()[-1])
+
+
+def test_fragment_memory(command_path: str) -> None:
+    _, before, after, blocks, indices = run_example("fragment-memory.sh", command_path).split("== ")
+    assert largest_free_blocks(before) > 400
+    assert largest_free_blocks(after) < 60
+    got = re.search(r"^(\d+) blocks; (\d+) more would fit", blocks, re.MULTILINE)
+    assert got is not None
+    assert int(got[1]) < int(got[2])
+    assert re.search(r"DMA32.* 0\.9\d\d", indices)
+
+
+def test_watch_zone_fill(command_path: str) -> None:
+    output = run_example("watch-zone-fill.sh", command_path)
+    rows = re.findall(r"^ *(?:\d+ MiB|full|min) +(\d+) +(\d+)$", output, re.MULTILINE)
+    minimum, *free = [(int(low_zone), int(high_zone)) for low_zone, high_zone in rows]
+    assert len(free) > 10
+    assert free == sorted(free, reverse=True)
+    assert free[-1][1] <= minimum[1]
+    assert "page allocation failure" in output
+
+
+def test_demo(command_path: str) -> None:
+    output = run_example("demo.sh", command_path)
+    assert "unreferenced object" in output
+    assert "SwapTotal" in output
+    assert output.endswith("ok\n")

@@ -1,0 +1,201 @@
+"""The leak table: lookup, stored pointers, marking; compiled and uncompiled against a plain model."""
+
+import importlib.machinery
+import importlib.util
+import random
+
+import numpy as np
+import pytest
+
+from kmemd.core import leak
+from kmemd.debug import leak_sweep
+
+BASE = 0xFFFF888000000000
+
+
+def uncompiled():
+    """The module as Python runs it."""
+    path = leak.__spec__.origin.split(".")[0] + ".py"
+    loader = importlib.machinery.SourceFileLoader("uncompiled_leak", path)
+    spec = importlib.util.spec_from_loader("uncompiled_leak", loader)
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(params=["built", "uncompiled"])
+def table(request):
+    return (leak if request.param == "built" else uncompiled()).LeakTable()
+
+
+def addresses(*values):
+    return np.array(values, dtype=np.uint64)
+
+
+def insert(table, *values, size=64, min_count=1, fill=0):
+    return table.insert_bulk(addresses(*values), size, min_count, 0, 0, 0, fill)
+
+
+def test_find_by_start_and_by_interior_address(table):
+    assert insert(table, BASE, BASE + 64, BASE + 256) == -1
+    assert table.find(BASE + 64) == 1
+    assert table.find(BASE + 65) == -1
+    assert table.find_containing(BASE + 127) == 1
+    assert table.find_containing(BASE + 128) == -1
+    assert table.find_containing(BASE - 1) == -1
+    table.remove_bulk(addresses(BASE + 64))
+    assert table.find_containing(BASE + 100) == -1
+    leak_sweep.check(table)
+
+
+def test_an_address_twice_is_refused_at_its_index(table):
+    assert insert(table, BASE, BASE + 64) == -1
+    assert insert(table, BASE + 128, BASE, BASE + 192) == 1
+    assert table.live == 3
+    leak_sweep.check(table)
+
+
+def test_store_keeps_one_value_per_offset(table):
+    insert(table, BASE, BASE + 64)
+    for offset, value in ((8, 1), (24, 2), (16, 3), (24, 4), (0, 5)):
+        table.store(0, offset, value)
+    assert table.pointers_in(0) == [(24, 4), (16, 3), (8, 1), (0, 5)]
+    assert table.store_bulk(addresses(BASE, BASE + 64, BASE + 4096), 8, addresses(7, 8, 9)) == 2
+    assert table.pointers_in(1) == [(8, 8)]
+    table.set_fill(0, 0x6B)
+    assert table.pointers_in(0) == []
+    leak_sweep.check(table)
+
+
+def scan(table, roots):
+    table.whiten()
+    table.mark(addresses(*roots))
+    table.drain()
+    white = (table.count < table.min_count) & (table.flags & leak.OBJECT_ALLOCATED > 0)
+    return {int(pointer) for pointer in table.pointer[white]}
+
+
+def test_marking_follows_pointers_and_interior_pointers_but_not_itself(table):
+    a, b, c, d = (BASE + 64 * i for i in range(4))
+    insert(table, a, b, c, d)
+    table.store(0, 8, b + 17)
+    table.store(2, 0, c)
+    table.store(3, 8, a)
+    assert scan(table, [a]) == {c, d}
+    assert scan(table, [d + 63]) == {c}
+    assert scan(table, [d + 64]) == {a, b, c, d}
+
+
+def test_words_that_are_not_aligned_or_not_whole_are_not_pointers(table):
+    insert(table, BASE, size=20)
+    insert(table, BASE + 64, BASE + 128, BASE + 192)
+    for offset, value in ((4, BASE + 64), (8, BASE + 192)):
+        table.store(0, offset, value)
+    assert table.store_bulk(addresses(BASE), 16, addresses(BASE + 128)) == 0
+    assert scan(table, [BASE]) == {BASE + 64, BASE + 128}
+
+
+def test_no_scan_areas_grey_and_black(table):
+    insert(table, BASE, BASE + 64, BASE + 128, BASE + 192, BASE + 256)
+    table.store(0, 0, BASE + 128)
+    table.store(1, 0, BASE + 192)
+    table.store(1, 32, BASE + 256)
+    table.flags[0] |= leak.OBJECT_NO_SCAN
+    leak_sweep.paint(table, 1, leak.GREY)
+    table.add_area(1, 32, 8)
+    assert scan(table, [BASE]) == {BASE + 128, BASE + 192}
+    leak_sweep.paint(table, 2, leak.BLACK)
+    assert scan(table, [BASE]) == {BASE + 192}
+    table.remove_bulk(addresses(BASE + 64))
+    assert table.areas == {}
+
+
+def test_surplus_references_pass_to_the_excess_object(table):
+    insert(table, BASE, BASE + 64)
+    insert(table, 0xFFFFC90000000000, size=4096, min_count=2)
+    table.set_excess(1, 0xFFFFC90000000000)
+    table.store(1, 8, 0xFFFFC90000000000)
+    assert scan(table, [BASE + 64]) == {BASE, 0xFFFFC90000000000}
+    assert scan(table, [BASE + 64, BASE + 64]) == {BASE}
+    assert scan(table, [BASE + 64, 0xFFFFC90000000000]) == {BASE}
+
+
+def reference_scan(objects, edges, roots):
+    """Plain reachability with counts over dictionaries."""
+    count = dict.fromkeys(objects, 0)
+    todo = [(root, None) for root in roots]
+    while todo:
+        value, source = todo.pop()
+        hit = next((start for start, (size, _) in objects.items() if start <= value < start + size), None)
+        if hit is None or hit == source or count[hit] >= objects[hit][1]:
+            continue
+        count[hit] += 1
+        if count[hit] >= objects[hit][1]:
+            todo += [(word, hit) for (start, _), word in edges.items() if start == hit]
+    return {start for start, (_, need) in objects.items() if count[start] < need}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_histories_against_a_plain_model(table, seed):
+    rng = random.Random(seed)
+    objects, edges = {}, {}
+    for _ in range(600):
+        start = BASE + rng.randrange(200) * 128
+        if start not in objects and rng.random() < 0.6:
+            size, need = rng.choice([(64, 1), (128, 1), (128, 2)])
+            insert(table, start, size=size, min_count=need)
+            objects[start] = (size, need)
+        elif start in objects and rng.random() < 0.5:
+            table.remove_bulk(addresses(start))
+            del objects[start]
+            edges = {key: value for key, value in edges.items() if key[0] != start}
+        elif start in objects:
+            offset, value = rng.randrange(8) * 8, BASE + rng.randrange(200 * 128)
+            table.store(table.find(start), offset, value)
+            edges[start, offset] = value
+    leak_sweep.check(table)
+    assert table.live == len(objects)
+    roots = [BASE + rng.randrange(200 * 128) for _ in range(10)]
+    assert scan(table, roots) == reference_scan(objects, edges, roots)
+
+
+def test_creation_order_survives_growth_and_compaction(table):
+    starts = [BASE + i * 64 for i in range(6000)]
+    insert(table, *starts[:3000])
+    table.remove_bulk(addresses(*starts[:2500]))
+    insert(table, *starts[3000:])
+    live = [int(p) for p, f in zip(table.pointer[: table.rows], table.flags[: table.rows], strict=True) if f]
+    assert live == starts[2500:]
+    assert table.rows < 6000
+    leak_sweep.check(table)
+
+
+def test_recheck_uses_the_contents_and_reports_once(table):
+    insert(table, BASE, BASE + 64)
+    insert(table, BASE + 128, fill=0x6B)
+    table.store(1, 8, 1)
+
+    def once():
+        table.whiten()
+        leak_sweep.recheck(table, lambda row: 77, lambda size, fill: 5 if fill else 0)
+        return leak_sweep.report(table, 0)
+
+    assert once() == 1
+    assert once() == 2
+    assert once() == 0
+    assert leak_sweep.shown(table, 0).tolist() == [0, 1, 2]
+    assert leak_sweep.shown(table, -1).tolist() == []
+    leak_sweep.clear(table, 0)
+    assert leak_sweep.shown(table, 0).tolist() == []
+
+
+def test_pieces_of_a_report_skip_what_was_freed_between_them(table):
+    insert(table, *(BASE + 64 * i for i in range(3000)))
+    table.whiten()
+    leak_sweep.report(table, 0)
+    pieces = leak_sweep.shown_pieces(table, lambda: 0, 1000)
+    assert next(pieces) == list(range(1000))
+    table.remove_bulk(addresses(*(BASE + 64 * i for i in range(1500, 3000))))
+    assert next(pieces) == list(range(1000, 1500))
+    assert next(pieces) == []
+    assert list(pieces) == []

@@ -1,0 +1,92 @@
+"""The task table."""
+
+import errno
+
+import pytest
+
+from kmemd.core.context import Context
+from kmemd.errors import KernelError
+from kmemd.mm.oom_score import oom_badness, oom_score
+from kmemd.mm.sched import MAX_VISITORS, PF_KTHREAD, Mapping, TaskTable
+
+
+@pytest.fixture
+def tasks():
+    table = TaskTable(Context(), 2)
+    table.spawn("init")
+    table.spawn("kthreadd", flags=PF_KTHREAD)
+    return table
+
+
+def test_pids_go_up_and_names_are_cut(tasks):
+    task = tasks.spawn("a-very-long-command", 1)
+    assert (task.pid, task.ppid, task.comm, task.argv) == (3, 1, "a-very-long-com", ("a-very-long-command",))
+    assert tasks.find(3) is task
+    assert tasks.last_pid == 3
+    assert tasks.forks == 3
+
+
+def test_children_of_the_dead_become_inits(tasks):
+    parent = tasks.spawn("sh", 1)
+    child = tasks.spawn("sleep", parent.pid)
+    tasks.exit(parent.pid)
+    assert child.ppid == 1
+    tasks.check()
+    with pytest.raises(KernelError) as error:
+        tasks.find(parent.pid)
+    assert error.value.errno == errno.ESRCH
+
+
+def test_pids_wrap_to_300_and_run_out(tasks):
+    tasks.pid_max = 303
+    tasks.last_pid = 301
+    assert [tasks.spawn("x", 1).pid for _ in range(3)] == [302, 300, 301]
+    tasks.pid_max = 4
+    tasks.last_pid = 2
+    tasks.spawn("x", 1)
+    tasks.pid_max = 3
+    with pytest.raises(KernelError) as error:
+        tasks.spawn("x", 1)
+    assert error.value.errno == errno.EAGAIN
+
+
+def test_init_stays(tasks):
+    with pytest.raises(KernelError) as error:
+        tasks.exit(1)
+    assert error.value.errno == errno.EPERM
+
+
+def test_visitors_have_their_own_pid_and_are_in_no_listing(tasks):
+    assert tasks.visit(4711, 1000) == 4711
+    assert tasks.visitor(4711).uid == 1000
+    assert 4711 not in tasks
+    assert tasks.pids() == [1, 2]
+    assert tasks.visit(0, 0) == 1
+    assert tasks.visit(2, 0) == 2
+    for pid in range(5000, 5000 + MAX_VISITORS):
+        tasks.visit(pid, 0)
+    assert tasks.visitor(4711) is None
+
+
+def test_resident_pages_are_the_sums_of_the_mappings(tasks):
+    task = tasks.spawn("sh", 1)
+    task.mappings = [
+        Mapping(0x1000, 0x5000, "rw-p", anon_pages=2),
+        Mapping(0x8000, 0xA000, "r--p", "/bin/x", inode=3, file_pages=1),
+        Mapping(0xF000, 0x10000, "r-xp", "[vdso]"),
+    ]
+    assert (task.rss, task.rss_anon, task.rss_shmem, task.total_vm) == (3, 2, 1, 6)
+
+
+def test_oom_badness(tasks):
+    task = tasks.spawn("sh", 1)
+    task.mappings = [Mapping(0, 1 << 22, "rw-p", anon_pages=1000)]
+    task.page_table_pages = 10
+    assert oom_badness(task, 100_000) == 1010
+    assert oom_score(task, 100_000) == (1000 + 1010 * 1000 // 100_000) * 2 // 3
+    task.oom_score_adj = -500
+    assert oom_badness(task, 100_000) == 1010 - 500 * 100
+    task.oom_score_adj = -1000
+    assert oom_badness(task, 100_000) is None
+    assert oom_score(task, 100_000) == 0
+    assert oom_score(tasks.find(1), 100_000) == 0
