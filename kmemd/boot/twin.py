@@ -258,12 +258,18 @@ def _intersect(ranges: list[tuple[int, int]], within: tuple[tuple[int, int], ...
 
 
 def _take_pages(rest: list[tuple[int, int]], count: int) -> list[int]:
-    """Take ``count`` single pages off the front of ``rest``."""
+    """Take ``count`` single pages out of ``rest``, from its largest ranges.
+
+    Small ranges keep free blocks apart: a page of theirs that is freed one day would make those merge.
+    """
     pages: list[int] = []
     while rest and len(pages) < count:
-        low, high = rest.pop(0)
+        at = max(range(len(rest)), key=lambda i: rest[i][1] - rest[i][0])
+        low, high = rest[at]
         taken = min(high - low, count - len(pages))
         pages += range(low, low + taken)
         if low + taken < high:
-            rest.insert(0, (low + taken, high))
+            rest[at] = (low + taken, high)
+        else:
+            del rest[at]
     return pages

@@ -514,12 +514,20 @@ class Buddy:
     def _free_one(
         self, zi: cython.int, pfn: cython.longlong, order: cython.int, mt: cython.int, tail: cython.bint
     ) -> cython.void:
-        """Put a block back and merge it with its buddies (__free_one_page)."""
+        """Put a block back and count its pages as free (__free_one_page)."""
+        if mt != _ISOLATE:
+            self._count_free(zi, mt, 1 << order)
+        self._merge(zi, pfn, order, mt, tail)
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _merge(
+        self, zi: cython.int, pfn: cython.longlong, order: cython.int, mt: cython.int, tail: cython.bint
+    ) -> cython.void:
+        """Put a block on its free list, merged with its buddies as far as they are free."""
         buddy: cython.longlong = pfn ^ (1 << order)
         theirs: cython.int
         higher: cython.longlong
-        if mt != _ISOLATE:
-            self._count_free(zi, mt, 1 << order)
         while order < _TOP:
             buddy = pfn ^ (1 << order)
             if not self._is_buddy(zi, buddy, order):
@@ -541,11 +549,6 @@ class Buddy:
             self._free_list_add(zi, order, mt, pfn)
 
     @cython.cfunc
-    @cython.exceptval(check=False)
-    def _free_to_buddy(self, zi: cython.int, pfn: cython.longlong, order: cython.int) -> cython.void:
-        self._free_one(zi, pfn, order, self._block_type[pfn >> self.pageblock_order], False)
-
-    @cython.cfunc
     @cython.inline
     @cython.exceptval(check=False)
     def _pindex(self, mt: cython.int, order: cython.int) -> cython.int:
@@ -561,9 +564,7 @@ class Buddy:
         high: cython.int = _PCP_LISTS - 1
         base: cython.int = self._pcp_base + pi * _PCP_LISTS
         order: cython.int
-        last: cython.int
-        mt: cython.int
-        pfn: cython.longlong
+        freed: cython.int
         if count > self._pcp_count[pi]:
             count = self._pcp_count[pi]
         pindex -= 1
@@ -579,20 +580,41 @@ class Buddy:
                 if pindex == low:
                     low += 1
             order = self.pageblock_order if pindex >= _PCP_LOW else pindex // _PCPTYPES
-            while True:
-                last = self._head_prev[base + pindex]
-                pfn = last - 1
-                mt = self._meta[pfn] >> 16
-                self._del(pfn)
-                self._meta[pfn] = _NOT_HEAD
-                count -= 1 << order
-                self._pcp_count[pi] -= 1 << order
-                if self._isolated[zi]:
-                    mt = self._block_type[pfn >> self.pageblock_order]
-                self._free_one(zi, pfn, order, mt, False)
-                if count <= 0 or self._head_next[base + pindex] == 0:
-                    break
+            freed = self._free_from_tail(zi, base + pindex, count, order)
+            count -= freed
+            self._pcp_count[pi] -= freed
         self._ctx[_NOW] += self.cost_buddy
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _free_from_tail(self, zi: cython.int, li: cython.int, count: cython.int, order: cython.int) -> cython.int:
+        """Free at least ``count`` pages off the tail of one per-cpu list, or all it has. The pages freed."""
+        last: cython.int = self._head_prev[li]
+        mt: cython.int
+        pfn: cython.longlong
+        freed: cython.int = 0
+        plain: cython.longlong = 0
+        while last > 0 and freed < count:
+            pfn = last - 1
+            last = self._prev[pfn]
+            mt = self._meta[pfn] >> 16
+            self._meta[pfn] = _NOT_HEAD
+            freed += 1 << order
+            if self._isolated[zi]:
+                mt = self._block_type[pfn >> self.pageblock_order]
+            if mt < _CMA:
+                plain += 1 << order
+            else:
+                self._count_free(zi, mt, (1 << order) if mt != _ISOLATE else 0)
+            self._merge(zi, pfn, order, mt, False)
+        self._count_free(zi, _MOVABLE, plain)
+        if last > 0:
+            self._head_prev[li] = last
+            self._next[last - 1] = -(li + 1)
+        else:
+            self._head_prev[li] = 0
+            self._head_next[li] = 0
+        return freed
 
     @cython.cfunc
     @cython.exceptval(check=False)
@@ -934,20 +956,32 @@ class Buddy:
     def _refill(
         self, zi: cython.int, pi: cython.int, order: cython.int, mt: cython.int, flags: cython.int, li: cython.int
     ) -> cython.void:
-        """Fill an empty per-cpu list from the free lists (rmqueue_bulk)."""
+        """Fill an empty per-cpu list from the free lists, upwards to its tail (rmqueue_bulk)."""
         batch: cython.int = self._pcp_batch[zi]
-        i: cython.int
+        got: cython.int = 0
+        last: cython.int = -(li + 1)
         pfn: cython.longlong
         if batch > 1:
             batch = max(batch >> order, 2)
-        for i in range(batch):  # noqa: B007  (typed, so that the loop is compiled)
+        while got < batch:
             pfn = self._rmqueue(zi, order, mt, flags)
             if pfn < 0:
                 break
-            self._count_free(zi, self._meta[pfn] >> 16, -(1 << order))
-            self._add_tail(li, pfn)
+            if self._meta[pfn] >> 16 == _CMA:
+                self._zone_stat[zi * self._stat_items + self._nr_free_cma] -= 1 << order
             self._meta[pfn] |= _IN_PCP | order << 8
-            self._pcp_count[pi] += 1 << order
+            self._prev[pfn] = last
+            if last > 0:
+                self._next[last - 1] = cython.cast(cython.int, pfn + 1)
+            else:
+                self._head_next[li] = cython.cast(cython.int, pfn + 1)
+            last = cython.cast(cython.int, pfn + 1)
+            got += 1
+        if got:
+            self._next[last - 1] = -(li + 1)
+            self._head_prev[li] = last
+        self._pcp_count[pi] += got << order
+        self._zone_stat[zi * self._stat_items + self._nr_free_pages] -= got << order
         self._ctx[_NOW] += self.cost_buddy
 
     @cython.cfunc

@@ -37,9 +37,9 @@ class PageMap:
     """Arrays over the PFNs ``[0, max_pfn)``.
 
     ``next``/``prev`` are list links: PFN + 1, or -(list + 1) for a list's head, 0 for none.
-    ``kind`` says where the head of a block is and ``order`` the block's order; ``migratetype`` is that of
-    the list a free head is on, or was allocated from; the three are bytes of ``meta``, which the core writes at once. ``flags``, ``mapping`` and ``index`` belong to the
-    user of an allocated page, as in Linux.
+    ``kind`` says where the head of a block is and ``order`` the block's order; ``migratetype`` is that of the list a
+    free head is on, or was allocated from. The three are bytes of ``meta``, which the core writes at once.
+    ``flags``, ``mapping`` and ``index`` belong to the user of an allocated page, as in Linux.
     """
 
     def __init__(self, max_pfn: int) -> None:
