@@ -1,8 +1,8 @@
 """Allocation sequences from a captured state of one zone: every PFN, and the free lists on the way.
 
-``stateN.txt`` gives the free lists and per-cpu lists in list order; ``seqM.txt`` is what was allocated and freed from
-that state. The pairs are those of ``PAIRS``, or a ``seqN.txt`` with its own ``stateN.txt``. A report of the lists
-that is repeated with no operation between shows them after the per-cpu lists were drained.
+``stateN.txt`` gives the free lists and per-cpu lists in list order; ``seqM.txt`` is what was allocated and freed, from
+the last state before it: ``state1`` then ``seq2``, or a state of its own number. A report of the lists that is
+repeated with no operation between shows them after the per-cpu lists were drained.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from kmemd.kernel import BuddyStats
 from kmemd.mm.gfp import GFP_HIGHUSER_MOVABLE, F
 from kmemd.mm.vmstat import calculate_normal_threshold
 
-PAIRS = {"seq1": "state0", "seq2": "state1", "seq4": "state3"}
 GFP = GFP_HIGHUSER_MOVABLE | F.THISNODE | F.NORETRY
 FAST = ALLOC_WMARK_LOW | ALLOC_CMA | ALLOC_KSWAPD
 LISTS_PER_ORDER = 7
@@ -81,10 +80,19 @@ def run(folder: Path) -> Iterator[Case]:
     """A case per operation and report of each sequence, and the fragmentation indices."""
     zones = list(parse_zoneinfo((folder / "zoneinfo.start").read_text()))
     for sequence in sorted(folder.glob("seq*.txt")):
-        state = folder / f"{PAIRS.get(sequence.stem, sequence.stem.replace('seq', 'state'))}.txt"
-        if state.exists():
+        state = _state_before(sequence)
+        if state is not None:
             yield from replay(f"{state.stem} {sequence.stem}", state.read_text(), sequence.read_text(), zones)
     yield from frag.run(folder)
+
+
+def _state_before(sequence: Path) -> Path | None:
+    """The state file that a sequence starts from."""
+    number = sequence.stem.removeprefix("seq")
+    if not number.isdigit():
+        return None
+    names = (f"state{int(number) - 1}.txt", f"state{number}.txt")
+    return next((path for name in names if (path := sequence.parent / name).exists()), None)
 
 
 def replay(name: str, state: str, sequence: str, zones: list[ZoneState]) -> Iterator[Case]:
