@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from kmemd.core.buddy import MAX_ORDER
 from kmemd.machine import DEFAULT_CMDLINE, Machine, MachineError, SwapDevice
 from kmemd.machine_file import parse_cpu_list
 from kmemd.mm.firmware import BIOS_EBDA, E820Entry, Resource, iomem_resources, pc_memory_map
@@ -21,8 +22,6 @@ from kmemd.mm.mmzone_layout import ZONE_NAMES, NodeLayout, ZoneLayout
 from kmemd.mm.setup import KERNEL_IMAGES, SECTION_PAGES, BootMemory, NodeMemory, late_pages
 from kmemd.mm.zone_sizes import ZoneSpan, nr_kernel_pages
 
-MIGRATETYPES = ("Unmovable", "Movable", "Reclaimable", "HighAtomic", "CMA", "Isolate")
-ORDERS = 11
 LOW_HOLE = (BIOS_EBDA >> 12, 256)
 """PFNs between the BIOS data area and 1 MiB, which are no memory."""
 _ZONE_LINE = re.compile(r"Node\s+(\d+), zone\s+(\S+)")
@@ -395,8 +394,8 @@ def parse_buddyinfo(text: str) -> dict[tuple[int, str], list[int]]:
     for line in text.splitlines():
         match = _ZONE_LINE.match(line)
         if match:
-            counts = [int(word) for word in line[match.end() :].split()][:ORDERS]
-            zones[int(match.group(1)), match.group(2)] = counts + [0] * (ORDERS - len(counts))
+            counts = [int(word) for word in line[match.end() :].split()][:MAX_ORDER]
+            zones[int(match.group(1)), match.group(2)] = counts + [0] * (MAX_ORDER - len(counts))
     return zones
 
 
@@ -408,8 +407,8 @@ def _parse_pagetypeinfo(text: str, zones: dict[tuple[int, str], ZoneState]) -> N
         if match:
             zone = zones.get((int(match.group(1)), match.group(2)))
             if zone is not None:
-                counts = [int(word.lstrip(">")) for word in match.group(4).split()][:ORDERS]
-                zone.free[match.group(3)] = counts + [0] * (ORDERS - len(counts))
+                counts = [int(word.lstrip(">")) for word in match.group(4).split()][:MAX_ORDER]
+                zone.free[match.group(3)] = counts + [0] * (MAX_ORDER - len(counts))
         elif line.startswith("Number of blocks"):
             names = line.split()[4:]
         elif names and (match := _ZONE_LINE.match(line)):

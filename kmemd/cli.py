@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kmemd import __version__
 from kmemd.daemon.mountpoint import DEFAULT, ENVIRONMENT, MountError
@@ -31,6 +31,18 @@ A command that works on a mounted machine takes, in this order: --at, ${ENVIRONM
 
 class CommandError(Exception):
     """A subcommand failed: the text for stderr. The exit status is 1."""
+
+
+class _Program(argparse.Action):
+    """A program and its arguments, from the first word that is no option of kmemd's on."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        words = values[1:] if values[:1] == ["--"] else values
+        if not words:
+            parser.error("the following arguments are required: CMD")
+        setattr(namespace, self.dest, words)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,7 +130,9 @@ def _add_mounting(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )  # fmt: skip
     _add_machine_options(run, served=True)
     run.add_argument("--at", metavar="MOUNTPOINT", help="use the machine mounted there")
-    run.add_argument("program", metavar="CMD", nargs="+", help="the program and its arguments, behind --")
+    run.add_argument(
+        "program", metavar="CMD", nargs=argparse.REMAINDER, action=_Program, help="the program and its arguments"
+    )
 
 
 def _add_talking(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -161,8 +175,10 @@ def _boot(options: argparse.Namespace, clock: str = "manual") -> System:
 
     try:
         return System.boot(machine=options.machine, seed=options.seed, cmdline=options.cmdline, clock=clock)
-    except (MachineError, KernelError) as error:
+    except MachineError as error:
         raise CommandError(str(error)) from None
+    except KernelError as error:
+        raise CommandError(f"the machine does not boot: {error}") from None
 
 
 def _mount(options: argparse.Namespace) -> int:
@@ -172,6 +188,8 @@ def _mount(options: argparse.Namespace) -> int:
     system = _boot(options, options.clock)
     from kmemd.daemon.serve import Options, serve
 
+    if sys.stderr.isatty() and "NOTIFY_SOCKET" not in os.environ:
+        print(f"kmemd mount: {system.kernel.machine.name} at {path}, until Ctrl-C or kmemd umount", file=sys.stderr)
     serve(system, path, Options(options.allow_other, options.clock == "real"))
     return 0
 

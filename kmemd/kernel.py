@@ -5,78 +5,61 @@ What Linux does in ``start_kernel`` and ``mm_init`` (init/main.c), in that order
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
 from random import Random
 
+from kmemd.boot import log as boot_log
 from kmemd.boot import populate
-from kmemd.boot.threads import alloc_stack, free_stack
 from kmemd.command_state import CommandState
-from kmemd.core import stats
 from kmemd.core.buddy import MIGRATE_UNMOVABLE, Buddy
 from kmemd.core.context import Context
 from kmemd.core.owner import OwnerTable
 from kmemd.core.pages import PageMap
 from kmemd.debug.kallsyms import Kallsyms
 from kmemd.debug.kmemleak import Kmemleak
-from kmemd.debug.page_owner import PageFlags, PageOwner
-from kmemd.machine import Machine
+from kmemd.debug.page_owner import PageOwner
+from kmemd.machine import UTS_RELEASE, Machine
+from kmemd.mm.accounting import Accounting
 from kmemd.mm.check import check_buddy
 from kmemd.mm.clock import Clock
 from kmemd.mm.compaction import Compaction
 from kmemd.mm.direct_map import DirectMap, from_meminfo, map_memory
 from kmemd.mm.drop_caches import DropCaches
 from kmemd.mm.dump_stack import DumpStack
-from kmemd.mm.fork import Fork
+from kmemd.mm.fork import Fork, ThreadStacks
 from kmemd.mm.handles import Handles
 from kmemd.mm.huge_memory import HugeMemory
-from kmemd.mm.hugetlb import Hugetlb
+from kmemd.mm.hugetlb import PMD_ORDER, Hugetlb
 from kmemd.mm.kernel_sysctl import KernelSysctl
 from kmemd.mm.ksm import Ksm
-from kmemd.mm.layout import PAGE_SHIFT, Layout
+from kmemd.mm.layout import Layout
 from kmemd.mm.mempolicy import Mempolicy
 from kmemd.mm.mmap import Mmap, free_kb_at_init
 from kmemd.mm.mmzone import Node, Zone
 from kmemd.mm.oom_kill import OomKill
 from kmemd.mm.page_alloc import PageAllocator
+from kmemd.mm.page_flags import PageFlags
 from kmemd.mm.page_writeback import PageWriteback
+from kmemd.mm.panic import Taint
 from kmemd.mm.params import CommandLine
 from kmemd.mm.percpu import Percpu
-from kmemd.mm.printk import KERN_WARNING, Printk
+from kmemd.mm.printk import Printk
 from kmemd.mm.psi import Psi
 from kmemd.mm.relief import MemoryPressure
 from kmemd.mm.sched import TaskTable
-from kmemd.mm.setup import hash_tables
-from kmemd.mm.show_mem import show_mem, show_ram
+from kmemd.mm.show_mem import ShowMem
 from kmemd.mm.slub import Slub
 from kmemd.mm.slub_machine import SlubCosts, SlubMachine
 from kmemd.mm.slub_report import ReportTools
 from kmemd.mm.stackdepot import StackDepot
 from kmemd.mm.swap import Swap
 from kmemd.mm.sysinfo import totalram_pages
+from kmemd.mm.units import KIB_PER_PAGE, PAGE_SHIFT
 from kmemd.mm.vmalloc import Vmalloc
 from kmemd.mm.vmscan import Vmscan
 from kmemd.mm.vmstat import VmStat
 from kmemd.mm.vmstat_sysctl import VmStatSysctl
 from kmemd.mm.watermarks import Watermarks
 from kmemd.tunable import Tuned
-
-UTS_RELEASE = "6.1.192"
-UTS_BANNER = f"{UTS_RELEASE} #2"
-UTS_VERSION = "#2 SMP Sun Nov 22 06:52:48 UTC 2026"
-
-
-@dataclass
-class BuddyStats:
-    """The counters and their numbers as the buddy core takes them."""
-
-    events: object
-    zone_stat: object
-    numa_stat: object
-    pgalloc: list[int]
-    nr_free_pages: int = stats.NR_FREE_PAGES
-    nr_free_cma: int = stats.NR_FREE_CMA_PAGES
-    pgfree: int = stats.PGFREE
 
 
 class Kernel:
@@ -93,16 +76,15 @@ class Kernel:
         self.printk = Printk(self.context)
         self.commands = CommandState()
         self.handles = Handles()
-        self._init_memory()
-        self._init_page_alloc()
         self.tasks = TaskTable(self.context, machine.cpus)
-        self.kmemleak = self._make_kmemleak()
-        self.slub = self._make_slub()
-        self.percpu = self._make_percpu()
-        self.page_owner = self._make_page_owner()
-        self.vmalloc = self._make_vmalloc()
-        self.fork = self._make_fork()
-        self._init_knobs()
+        self._init_address_space()
+        self.printk.log_all(boot_log.setup_arch(machine, self.cmdline, self.boot_memory))
+        self._init_zones()
+        self._init_page_alloc()
+        self.printk.log_all(boot_log.mm_init(machine, self.cmdline, self.boot_memory, self.page_alloc.zonelists))
+        self._init_allocators()
+        self._init_policies()
+        self._init_settings()
         self.watermarks.boot_finished()
 
     @classmethod
@@ -111,29 +93,52 @@ class Kernel:
         kernel = cls(machine, seed, cmdline)
         populate(kernel)
         kernel.kmemleak.late_init()
+        if not machine.is_twin:
+            kernel.printk.log_all(boot_log.kernel_init(machine, kernel.cmdline, kernel.boot_memory))
+        kernel.accounting.boot_finished(twin=machine.is_twin)
         return kernel
 
     # -- wiring ------------------------------------------------------------------------------------------
 
-    def _init_memory(self) -> None:
-        """Address space, zones, page map and counters (setup_arch, free_area_init)."""
-        machine = self.machine
-        self.boot_memory = machine.boot_memory(self.cmdline)
-        layouts = self.boot_memory.nodes
-        rows = [(zone, kind) for node in layouts for kind, zone in enumerate(node.zones)]
-        max_pfn = max(zone.end_pfn for zone, _ in rows)
+    def _init_address_space(self) -> None:
+        """Which memory there is, and where the kernel has it and its text (setup_arch)."""
+        self.boot_memory = self.machine.boot_memory(self.cmdline)
+        max_pfn = max(zone.end_pfn for node in self.boot_memory.nodes for zone in node.zones)
         kaslr = None if self.cmdline.has("nokaslr") else self.rng
-        self.layout = Layout(machine.arch, max_pfn, kaslr)
+        self.layout = Layout(self.machine.arch, max_pfn, kaslr)
+        self.direct_map = self._map_memory()
         plain = self.cmdline.has("no_hash_pointers") or self.cmdline.get("slub_debug", "-") != "-"
         self.kallsyms = Kallsyms(self.layout, self.depot, no_hash_pointers=plain)
-        self.direct_map = self._map_memory()
-        self.pageblock_order = 9 if machine.arch == "x86_64" else 10
+        self.taint = Taint()
+        self.dump_stack = DumpStack(
+            self.context,
+            self.depot,
+            self.printk,
+            self.kallsyms.frame_text,
+            self.machine.release_and_build,
+            self.taint,
+        )
+
+    def _map_memory(self) -> DirectMap:
+        """The direct map: a twin has the one of its original."""
+        capture = self.machine.capture
+        found = from_meminfo(capture.meminfo) if capture is not None and self.machine.is_twin else None
+        ranges = [(region.start, region.end) for region in self.boot_memory.memblock.memory]
+        return found or map_memory(self.machine.arch, ranges, self.layout.max_low_pfn << PAGE_SHIFT)
+
+    def _init_zones(self) -> None:
+        """Page map, counters, nodes and zones, without a free page yet (free_area_init)."""
+        machine, latency = self.machine, self.machine.latency
+        layouts = self.boot_memory.nodes
+        rows = [(zone, kind) for node in layouts for kind, zone in enumerate(node.zones)]
         names = [zone.name for zone in layouts[0].zones]
-        numa = machine.arch == "x86_64"
-        self.vmstat = VmStat(names, len(layouts), numa=numa, pud_thp=numa, hpage_pmd_nr=1 << self.pageblock_order)
-        self.pages = PageMap(max_pfn + 1)
-        self.owner = OwnerTable(max_pfn + 1) if self.cmdline.get("page_owner") == "on" else None
-        latency = machine.latency
+        end = self.layout.max_pfn + 1
+        self.pageblock_order = PMD_ORDER[machine.long_bits]
+        self.vmstat = VmStat(
+            names, len(layouts), numa=machine.numa, pud_thp=machine.numa, hpage_pmd_nr=1 << self.pageblock_order
+        )
+        self.pages = PageMap(end)
+        self.owner = OwnerTable(end) if self.cmdline.get("page_owner") == "on" else None
         self.buddy = Buddy(
             self.pages,
             self.context,
@@ -142,12 +147,7 @@ class Kernel:
             len(names),
             self.pageblock_order,
             (latency.pcp_alloc, latency.buddy_alloc),
-            BuddyStats(
-                self.vmstat.events,
-                self.vmstat.zone_stat,
-                self.vmstat.numa_stat,
-                [stats.PGALLOC + kind for _, kind in rows],
-            ),
+            self.vmstat.buddy_stats(),
             self.owner,
         )
         highmem = "HighMem" in names
@@ -158,21 +158,11 @@ class Kernel:
             Node(layout, [zone for zone in self.zones if zone.nid == layout.nid], self.vmstat) for layout in layouts
         ]
         self.online_cpus = range(machine.cpus)
-
-    def _map_memory(self) -> DirectMap:
-        """The direct map: a twin has the one of its original."""
-        capture = self.machine.capture
-        found = from_meminfo(capture.meminfo) if capture is not None and self.machine.is_twin else None
-        ranges = [(region.start, region.end) for region in self.boot_memory.memblock.memory]
-        return found or map_memory(self.machine.arch, ranges, self.layout.max_low_pfn << PAGE_SHIFT)
+        self.page_flags = PageFlags(machine.arch, machine.cpus, self.pages, self.zones)
 
     def _init_page_alloc(self) -> None:
         """Watermarks, zonelists and the release of free memory (mem_init, init_per_zone_wmark_min)."""
-        self.dump_stack = DumpStack(
-            self.context, self.depot, self.printk, lambda frame: self.kallsyms.frame(frame)[1], UTS_BANNER
-        )
-        late = self.boot_memory.late
-        self.watermarks = Watermarks(self.zones, self.nodes, self.buddy, self.printk, late)
+        self.watermarks = Watermarks(self.zones, self.nodes, self.buddy, self.printk, self.boot_memory.late)
         self.pressure = MemoryPressure(self.nodes, self.buddy, self.vmstat, self.clock)
         self.page_alloc = PageAllocator(
             self.buddy,
@@ -183,7 +173,8 @@ class Kernel:
             self.printk,
             self.dump_stack,
             self.pressure,
-            self.show_mem,
+            ShowMem(self.zones, self.nodes, self.vmstat, self.context, self.printk),
+            self.machine.latency.zero_page,
         )
         for pfn in self.boot_memory.memblock.headless_blocks(1 << self.pageblock_order):
             # memmap_init_range makes a page block Movable when it comes to its first page
@@ -192,19 +183,37 @@ class Kernel:
             for low, high in zone.free_ranges:
                 self.buddy.free_range(zone.index, low, high)
 
+    def _init_allocators(self) -> None:
+        """What is built on pages, and the instruments that watch it (mm_init, fork_init)."""
+        self.kmemleak = self._make_kmemleak()
+        self.slub = self._make_slub()
+        self.percpu = self._make_percpu()
+        self.page_owner = PageOwner(
+            self.owner, self.pages, self.buddy, self.zones, self.context, self.kallsyms, self.page_flags
+        )
+        self.vmalloc = self._make_vmalloc()
+        self.accounting = Accounting(self.buddy, self.pages, self.zones, self.vmstat, self.tasks, self.machine.arch)
+        self.stacks = ThreadStacks(
+            self.machine.arch, self.page_alloc, self.vmalloc, self.vmstat, self.layout, self.context
+        )
+        self.fork = Fork(
+            self.tasks,
+            self.slub,
+            self.context,
+            self.depot,
+            self.machine.cpu_nodes,
+            self.stacks,
+            self.kmemleak.kernel_data,
+            self.machine.arch,
+        )
+
     def _make_slub(self) -> Slub:
         """The slab allocator with its first caches (kmem_cache_init)."""
         machine, latency = self.machine, self.machine.latency
-        show = PageFlags(self.layout, machine.cpus).show
-
-        def page_flags(pfn: int) -> str:
-            zone = next(zone for zone in self.zones if zone.start_pfn <= pfn < zone.end_pfn)
-            return show(int(self.pages.flags[pfn]), zone.nid, zone.kind)
-
         tools = ReportTools(
             self.dump_stack,
-            lambda frame: self.kallsyms.frame(frame)[1],
-            page_flags,
+            self.kallsyms.frame_text,
+            self.page_flags.of_page,
             self.layout.page_struct,
             self.layout.virt_addr_valid,
         )
@@ -216,7 +225,7 @@ class Kernel:
             self.layout.page_offset,
             self.layout.pointer_size,
             machine.cpu_model.clflush,
-            numa=machine.arch == "x86_64",
+            numa=machine.numa,
             costs=SlubCosts(latency.slab_alloc, latency.slab_free, latency.slab_slow),
         )
         return Slub(
@@ -243,22 +252,10 @@ class Kernel:
             self.layout,
             self.dump_stack,
             enabled=self.cmdline.get("kmemleak") != "off",
-            roots=(self.handles.pointers, lambda: self.vmalloc.roots()),
+            roots=(self.handles.pieces, lambda: self.vmalloc.roots()),
             tasks=self.tasks,
             alloc_ns=latency.kmemleak_object,
             scan_ns=latency.kmemleak_scan_page,
-        )
-
-    def _make_page_owner(self) -> PageOwner:
-        return PageOwner(
-            self.owner,
-            self.pages,
-            self.buddy,
-            self.zones,
-            self.context,
-            self.kallsyms,
-            self.layout,
-            self.machine.cpus,
         )
 
     def _make_vmalloc(self) -> Vmalloc:
@@ -274,59 +271,76 @@ class Kernel:
             cpus=self.machine.cpus,
             slab=self.slub,
             observer=self.kmemleak,
-            symbolize=lambda frame: self.kallsyms.frame(frame)[1],
             show_pointer=self.kallsyms.p,
             area_ns=latency.vmalloc_area,
             page_ns=latency.vmalloc_page,
-        )
-
-    def _make_fork(self) -> Fork:
-        return Fork(
-            self.tasks,
-            self.slub,
-            self.context,
-            self.depot,
-            self.machine.cpu_nodes,
-            partial(alloc_stack, self),
-            partial(free_stack, self),
-            self.kmemleak.kernel_data,
-            self.machine.arch,
         )
 
     def _make_percpu(self) -> Percpu:
         """Per-CPU memory: a twin's is in what its free lists lack."""
         machine, capture = self.machine, self.machine.capture
         if capture is not None and machine.is_twin:
-            return Percpu(capture.meminfo.get("Percpu", 0) >> 2)
+            return Percpu(capture.meminfo.get("Percpu", 0) // KIB_PER_PAGE)
         percpu = Percpu()
         percpu.boot(machine.arch, machine.cpu_nodes, self.page_alloc, self.context, self.depot)
         return percpu
 
-    def _init_knobs(self) -> None:
-        """Reclaim, compaction, write-back, huge pages, swap and their settings (subsys_initcall and later)."""
-        x86_64 = self.machine.arch == "x86_64"
-        bits = 64 if x86_64 else 32
-        zones, nodes, cmdline = self.zones, self.nodes, self.cmdline
-        self.vmscan = Vmscan(numa=x86_64, lru_gen=x86_64, long_bits=bits)
+    def _init_policies(self) -> None:
+        """Reclaim, compaction, write-back, huge pages, swap and overcommit (subsys_initcall and later)."""
+        machine, bits = self.machine, self.machine.long_bits
+        self.vmscan = Vmscan(numa=machine.numa, lru_gen=machine.numa, long_bits=bits)
         self.compaction = Compaction(self.page_alloc.drain_all_pages, long_bits=bits)
         self.page_writeback = PageWriteback(
-            zones, nodes, lambda: self.watermarks.totalreserve_pages, highmem=not x86_64, long_bits=bits
+            self.zones,
+            self.nodes,
+            lambda: self.watermarks.totalreserve_pages,
+            highmem=not machine.numa,
+            long_bits=bits,
         )
         self.oom_kill = OomKill(long_bits=bits)
         self.huge_memory = HugeMemory(
-            cmdline,
+            self.cmdline,
             self.totalram_pages(),
             self.vmstat.hpage_pmd_nr,
             self.watermarks.set_recommended_min_free_kbytes,
             long_bits=bits,
         )
-        self.hugetlb = self._make_hugetlb(bits)
-        self.swap = Swap(self.machine.swap, self.totalram_pages, long_bits=bits)
-        free_kb = free_kb_at_init(self.totalram_pages() * 4, self.machine.cpus, self._late_tables_kb())
+        self.hugetlb = Hugetlb(
+            self.page_alloc,
+            self.nodes,
+            self.vmstat,
+            self.context,
+            self.depot,
+            self.printk,
+            self.cmdline,
+            long_bits=bits,
+            highmem_pfn=next((zone.start_pfn for zone in self.zones if zone.name == "HighMem"), None),
+        )
+        self.swap = Swap(machine.swap, self.totalram_pages, long_bits=bits)
+        tables_kb = self.boot_memory.late_tables_kb(machine.arch)
         self.mmap = Mmap(
-            free_kb, self.totalram_pages, self.hugetlb.total_pages, lambda: self.swap.total_pages, long_bits=bits
+            free_kb_at_init(self.totalram_pages() * KIB_PER_PAGE, machine.cpus, tables_kb),
+            self.totalram_pages,
+            self.hugetlb.total_pages,
+            lambda: self.swap.total_pages,
+            long_bits=bits,
         )
         self.psi = Psi(self.clock)
+
+    def _init_settings(self) -> None:
+        """Whoever has knobs, for ``views.sysctl`` to mount; a twin has the settings of its original."""
+        machine, bits = self.machine, self.machine.long_bits
+        self.kernel_sysctl = KernelSysctl(
+            UTS_RELEASE,
+            machine.build,
+            self.cmdline,
+            self.tasks,
+            machine.cpus,
+            self.totalram_pages,
+            self.rng,
+            self.taint,
+            long_bits=bits,
+        )
         self.tuned: list[Tuned] = [
             self.huge_memory,
             self.watermarks,
@@ -337,67 +351,21 @@ class Kernel:
             self.hugetlb,
             self.swap,
             self.mmap,
-            Ksm(numa=x86_64, long_bits=bits),
-            Mempolicy(len(nodes), numa=x86_64, long_bits=bits),
+            Ksm(numa=machine.numa, long_bits=bits),
+            Mempolicy(len(self.nodes), numa=machine.numa, long_bits=bits),
             DropCaches(self.context, self.vmstat, self.printk, long_bits=bits),
             VmStatSysctl(long_bits=bits),
-            self._make_kernel_sysctl(bits),
+            self.kernel_sysctl,
         ]
-        self._restore_settings()
-
-    def _restore_settings(self) -> None:
-        """A twin has the settings of its original."""
-        if self.machine.capture is not None and self.machine.is_twin:
+        if machine.capture is not None and machine.is_twin:
             for tuned in self.tuned:
-                tuned.restore(self.machine.capture.sysctls)
+                tuned.restore(machine.capture.sysctls)
 
-    def _late_tables_kb(self) -> int:
-        """KiB of the VFS hash tables that a machine with several nodes takes from the page allocator."""
-        if len(self.nodes) == 1:
-            return 0
-        pages = self.boot_memory.kernel_pages
-        tables = hash_tables(self.machine.arch, pages, pages, numa=True)
-        return sum(table.size for table in tables if not table.early) >> 10
-
-    def _make_hugetlb(self, bits: int) -> Hugetlb:
-        highmem = next((zone.start_pfn for zone in self.zones if zone.name == "HighMem"), None)
-        return Hugetlb(
-            self.page_alloc,
-            self.nodes,
-            self.vmstat,
-            self.context,
-            self.depot,
-            self.printk,
-            self.cmdline,
-            long_bits=bits,
-            highmem_pfn=highmem,
-        )
-
-    def _make_kernel_sysctl(self, bits: int) -> KernelSysctl:
-        return KernelSysctl(
-            UTS_RELEASE,
-            UTS_VERSION,
-            self.cmdline,
-            self.tasks,
-            self.machine.cpus,
-            self.totalram_pages,
-            self.rng,
-            long_bits=bits,
-        )
+    # -- services ----------------------------------------------------------------------------------------
 
     def totalram_pages(self) -> int:
         """Pages that the allocator manages."""
         return totalram_pages(self.zones)
-
-    # -- services ----------------------------------------------------------------------------------------
-
-    def show_mem(self, highest: int) -> None:
-        """Log the memory report of allocation failures."""
-        cpu = self.context.cpu
-        for line in show_mem(self.zones, self.nodes, self.vmstat, cpu, highest):
-            self.printk.log(KERN_WARNING, line)
-        for line in show_ram(self.zones, 0):
-            self.printk.log(KERN_WARNING, line)
 
     def populated_zones(self) -> list[Zone]:
         """The zones that have memory."""
@@ -421,8 +389,7 @@ class Kernel:
         self.hugetlb.check()
         self.fork.check()
         self.slub.check()
-        self._check_free_lists()
-
-    def _check_free_lists(self) -> None:
-        """Free lists, their counts and NR_FREE_PAGES agree, and no block is on a list twice."""
+        self.tasks.check()
+        self.watermarks.check()
+        self.accounting.check()
         check_buddy(self.buddy, self.zones)

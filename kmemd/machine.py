@@ -35,6 +35,9 @@ BUILDS = {
 }
 """The captured kernels' release, compiler and builds."""
 
+MIN_MEMORY = 64 << 20
+"""Bytes that a machine needs to boot: with less, what boot allocates does not fit."""
+
 
 class MachineError(ValueError):
     """A machine that cannot be used: says which file and key, and what would be right."""
@@ -214,13 +217,17 @@ class Machine:
         return dataclasses.replace(cls(name, arch, cpus, nodes, e820, iomem), **rest)  # type: ignore[arg-type]
 
     def command_line(self, extra: str = "") -> CommandLine:
-        """The machine's own command line and what the user adds to it."""
-        return CommandLine(f"{self.cmdline} {extra}".strip())
+        """The machine's own command line and what the user adds to it, before init's arguments (behind ``--``)."""
+        kernel, dashes, init = self.cmdline.partition(" -- ")
+        return CommandLine(f"{kernel} {extra}".strip() + dashes + init)
 
     def boot_memory(self, cmdline: CommandLine) -> BootMemory:
-        """Reservations and zones as they stand when the page allocator takes over."""
+        """Reservations and zones when the page allocator takes over. MachineError when ``mem=`` leaves too little."""
         if self.capture is not None:
             return self.capture.boot_memory()
+        limit = cmdline.size("mem")
+        if limit and limit < MIN_MEMORY:
+            raise MachineError(f"mem={cmdline.get('mem')}: a machine needs {MIN_MEMORY >> 20}M to boot")
         return setup_memory(self.arch, self.nodes, cmdline)
 
     def layouts(self, cmdline: CommandLine) -> tuple[NodeLayout, ...]:
@@ -253,10 +260,29 @@ class Machine:
         return tuple(nodes)
 
     @property
+    def long_bits(self) -> int:
+        """Bits of an ``unsigned long``."""
+        return 64 if self.arch == "x86_64" else 32
+
+    @property
+    def numa(self) -> bool:
+        """Whether the machine's kernel is built for NUMA: x86_64's is, i386's with HIGHMEM is not."""
+        return self.arch == "x86_64"
+
+    @property
+    def release_and_build(self) -> str:
+        """What stack dumps say of the kernel: its release, and the number of its build."""
+        return f"{UTS_RELEASE} {self.build.split()[0]}"
+
+    @property
+    def build(self) -> str:
+        """The kernel's build, as ``uname -v`` says it."""
+        return BUILDS[self.arch]
+
+    @property
     def banner(self) -> str:
         """The kernel's version line."""
-        build = BUILDS[self.arch]
-        return f"Linux version {UTS_RELEASE} (root@vm) ({COMPILER}) {build}"
+        return f"Linux version {UTS_RELEASE} (root@vm) ({COMPILER}) {self.build}"
 
     @property
     def memory_bytes(self) -> int:

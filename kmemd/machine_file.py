@@ -24,13 +24,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kmemd.machine import DEFAULT_CMDLINE, Latency, Machine, MachineError, SwapDevice
+from kmemd.machine import DEFAULT_CMDLINE, MIN_MEMORY, Latency, Machine, MachineError, SwapDevice
 from kmemd.mm.params import memparse
 
 MAX_NODES = 64
 MAX_CPUS = 8192
 MAX_MEMORY = 1 << 42
-MIN_MEMORY = 64 << 20
 _SIZE = re.compile(r"\d+[KMGT]?")
 _KEYS = ("description", "arch", "cpus", "distances", "cmdline", "node", "swap", "latency")
 _NODE_KEYS = ("memory", "cpus")

@@ -17,10 +17,11 @@ from kmemd.control.session import Session
 from kmemd.errors import KernelError
 from kmemd.kernel import Kernel
 from kmemd.machine import Machine
-from kmemd.views.tree import Caller, Namespace, OpenFile, finish
+from kmemd.mm.clock import NSEC_PER_SEC
+from kmemd.steps import finish
+from kmemd.views.tree import Caller, Namespace, OpenFile
 
 CLOCKS = ("manual", "real")
-NSEC_PER_SEC = 1_000_000_000
 READ_SIZE = 1 << 20
 
 assert views.__doc__  # importing the package is what declares the files
@@ -92,12 +93,7 @@ class System:
             raise SystemCallError(KernelError(errno.EINVAL, "one line at a time; run() takes a script"))
         try:
             self._not_under_way(None)
-            steps = self._interpreter.run(line.rstrip("\n"))
-            while True:
-                try:
-                    next(steps)
-                except StopIteration as stop:
-                    return stop.value or ""
+            return finish(self._interpreter.run(line.rstrip("\n"))) or ""
         except KernelError as error:
             raise SystemCallError(error) from None
 

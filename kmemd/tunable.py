@@ -7,11 +7,13 @@ sysfs ``kstrtoul`` stores).
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from kmemd.errors import KernelError
+from kmemd.steps import Steps, finish
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Tunable:
     value; it is called after the attribute is set, also when the value is what it was. ``when`` names an
     attribute of the owner that says whether this machine has the file. ``long_bits`` is the width of the
     machine's ``unsigned long``; ``text`` marks a string, where a later write of the same open continues.
+    ``steps`` names the owner's method that sets the value in slices, for one that is much work.
     """
 
     path: str
@@ -37,6 +40,13 @@ class Tunable:
     when: str | None = None
     long_bits: int = 64
     text: bool = False
+    steps: str | None = None
+
+    def bounded(self, value: int) -> int:
+        """``value``, when it is within ``min`` and ``max``. EINVAL."""
+        if (self.min is not None and value < self.min) or (self.max is not None and value > self.max):
+            raise KernelError(errno.EINVAL, f"{value} is out of range {self.min}..{self.max} of {self.path}")
+        return value
 
 
 class PartialWriteError(KernelError):
@@ -61,12 +71,19 @@ class Tuned:
 
     def tune(self, tunable: Tunable, text: str) -> int:
         """Take a write to a knob and return the bytes taken. Errors are those of the knob's handler."""
+        return finish(self.tune_steps(tunable, text))
+
+    def tune_steps(self, tunable: Tunable, text: str) -> Steps[int]:
+        """``tune`` in slices."""
         try:
             value, taken = tunable.parse(text, getattr(self, tunable.attr), tunable)
         except PartialWriteError as partial:
             setattr(self, tunable.attr, partial.value)
             raise
-        setattr(self, tunable.attr, value)
+        if tunable.steps is None:
+            setattr(self, tunable.attr, value)
+        else:
+            yield from getattr(self, tunable.steps)(value)
         self.changed(tunable)
         return taken
 

@@ -40,6 +40,6 @@ if ! .venv/bin/python -c '' 2>/dev/null; then
     rm -rf .venv
     "$python" -m venv .venv
 fi
-echo "setup: pip install -e .[$extra]"
+echo "setup: pip install -e .[$extra] (compiles the core: a minute or two the first time)"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".[$extra]"
 touch ".venv/$extra.stamp"

@@ -31,7 +31,17 @@ def test_the_help_names_all_commands(capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["nothing"], ["mount"], ["cat"], ["mount", "--clock", "fast", "/x"], ["exec", "--clock", "real", "x"]]
+    "words",
+    [
+        [],
+        ["nothing"],
+        ["mount"],
+        ["cat"],
+        ["run"],
+        ["run", "--"],
+        ["mount", "--clock", "fast", "/x"],
+        ["exec", "--clock", "real", "x"],
+    ],
 )
 def test_wrong_usage_is_status_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
@@ -40,9 +50,10 @@ def test_wrong_usage_is_status_2(words: list[str], capsys: pytest.CaptureFixture
     assert "usage: kmemd" in capsys.readouterr().err
 
 
-def test_the_words_of_a_program_stay_its_own() -> None:
-    options = build_parser().parse_args(["run", "--seed", "3", "--", "ls", "-l", "--seed", "4"])
-    assert options.program == ["ls", "-l", "--seed", "4"]
+@pytest.mark.parametrize("dashes", [["--"], []])
+def test_the_words_of_a_program_stay_its_own(dashes: list[str]) -> None:
+    options = build_parser().parse_args(["run", "--seed", "3", *dashes, "ls", "-l", "--seed", "4", "--"])
+    assert options.program == ["ls", "-l", "--seed", "4", "--"]
     assert options.seed == 3
 
 

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "kmemd"
 
 RANKS = {
     "errors": 0,
+    "steps": 0,
     "tunable": 1,
     "command_state": 1,
     "core": 2,

@@ -1,5 +1,6 @@
 """Machines: the built-in ones, TOML files and what is wrong with them, the command line."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,17 @@ def test_the_rules_give_the_captured_memory_map_and_zones(folder, arch, sizes):
 def test_banner_is_the_captured_one():
     assert Machine.load("default").banner + "\n" == (BOOT / "x86_64-2G-2cpu/proc/version").read_text()
     assert Machine.load("highmem").banner + "\n" == (BOOT / "i386-2G-highmem-2cpu/proc/version").read_text()
+
+
+def test_what_the_user_adds_to_a_command_line_is_the_kernels_and_not_inits():
+    machine = dataclasses.replace(Machine.load("default"), cmdline="quiet rdinit=/x -- --flag a=b")
+    cmdline = machine.command_line("page_owner=on")
+    assert cmdline.text == "quiet rdinit=/x page_owner=on -- --flag a=b"
+    assert cmdline.get("page_owner") == "on"
+    assert Machine.load("default").command_line("quiet").text.endswith(" nokaslr quiet")
+
+
+def test_too_little_memory_is_said_so():
+    machine = Machine.load("default")
+    with pytest.raises(MachineError, match="mem=1K: a machine needs 64M to boot"):
+        machine.layouts(machine.command_line("mem=1K"))

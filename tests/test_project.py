@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from bench.result import Figure
 from bench.run import MODULES, main
+from kmemd.machine import Latency
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -32,6 +34,17 @@ def test_links_lead_somewhere(document: Path) -> None:
 def test_the_index_lists_every_document() -> None:
     listed = {target.resolve() for target in links(ROOT / "docs" / "index.md")}
     assert [path.name for path in DOCUMENTS if path.resolve() not in listed and path.name != "index.md"] == []
+
+
+def test_every_latency_is_listed_with_its_value() -> None:
+    text = " ".join((ROOT / "docs" / "fidelity.md").read_text().split())
+    default = Latency()
+    missing = [
+        field.name
+        for field in dataclasses.fields(default)
+        if f"{field.name} {getattr(default, field.name)}" not in text
+    ]
+    assert missing == []
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

@@ -41,5 +41,6 @@ def populate(kernel: Kernel) -> None:
         spawn_processes(kernel, init)
         fill_boot_slabs(kernel)
         kernel.context.now = max(kernel.context.now, BOOT_NS)
-    kernel.context.switch(init.pid, init.tgid, init.comm, 0)
+    shell = next((task for task in kernel.tasks.processes if task.comm == "sh"), init)
+    kernel.context.switch(shell.pid, shell.tgid, shell.comm, 0)  # commands come from a shell
     kernel.context.site = 0

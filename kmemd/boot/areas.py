@@ -1,6 +1,7 @@
 """The vmalloc areas of a booted kernel: device registers, per-CPU chunks, hash tables, buffers of drivers.
 
-As on the captured machines, whose devices are those in mm/firmware.py.
+As on the captured machines, whose devices are those in mm/firmware.py; the areas come from mm/percpu.c, fs/dcache.c,
+drivers/acpi/osl.c, arch/x86/kernel/hpet.c, drivers/virtio and drivers/tty. Left out: what modules map.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import numpy as np
 
 from kmemd.boot.cache_table import MOST_BOOT_CPUS
 from kmemd.mm import gfp as g
+from kmemd.mm.units import KIB
 
 if TYPE_CHECKING:
     from kmemd.kernel import Kernel
 
-KIB = 1 << 10
 INIT = ("do_one_initcall", "kernel_init_freeable", "kernel_init", "ret_from_fork")
 HPET = 0xFED00000
 ACPI_LENGTHS = (0x2000, 0x1000)

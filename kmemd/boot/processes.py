@@ -1,4 +1,4 @@
-"""The first processes: init, a getty and a shell, all of one static executable in the initramfs.
+"""The first processes: init, a getty and a shell, all of one static executable in the initramfs (mm/shmem.c).
 
 Sizes are those of the captured busybox processes. The initramfs is a tmpfs: its pages are shared memory, on the
 anonymous LRU lists; those that a process maps are active.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kmemd.boot.areas import INIT
 from kmemd.boot.cache_table import (
     BOOT_CACHES,
     CACHE_LINE_ALIGNED,
@@ -20,7 +21,8 @@ from kmemd.boot.cache_table import (
     TASK_CACHES,
     USERCOPY,
 )
-from kmemd.mm.setup import GIB, MIB
+from kmemd.mm.setup import memory_block_size
+from kmemd.mm.units import PAGE_SIZE
 
 if TYPE_CHECKING:
     from kmemd.kernel import Kernel
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 def create_caches(kernel: Kernel) -> None:
     """Create the caches of the built-in subsystems, oldest first."""
-    kernel.context.site = kernel.depot.save(("do_one_initcall", "kernel_init_freeable", "kernel_init", "ret_from_fork"))
+    kernel.context.site = kernel.depot.save(INIT)
     for row in BOOT_CACHES:
         size = row.size(kernel.machine.arch)
         if size:
@@ -60,9 +62,7 @@ def fill_boot_slabs(kernel: Kernel) -> None:
 def _extra_objects(kernel: Kernel) -> dict[str, int | None]:
     """Objects on the boot CPU that scale with memory, nodes and tasks rather than with CPUs."""
     machine = kernel.machine
-    end = max(zone.end_pfn for zone in kernel.zones) << 12
-    size = 2 * GIB if end >= 64 * GIB else 128 * MIB
-    pages = size >> 12
+    pages = memory_block_size(max(zone.end_pfn for zone in kernel.zones)) // PAGE_SIZE
     blocks = sum(-(-(high - low) // pages) for zone in kernel.zones for low, high in zone.online)
     kernfs = KERNFS_PER_CPU * (machine.cpus - 1) + KERNFS_PER_NODE * (len(kernel.nodes) - 1)
     if machine.arch == "x86_64":

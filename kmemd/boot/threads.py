@@ -1,8 +1,4 @@
-"""Kernel threads and their stacks (kernel/kthread.c, kernel/fork.c ``alloc_thread_stack_node``).
-
-The threads are those of the captured kernels, in the order of their pids. A stack is a vmalloc area of 16 KiB on
-x86_64, two pages on i386.
-"""
+"""The kernel's own threads, each with its stack (kernel/kthread.c): those of the captured kernels, in order of pid."""
 
 from __future__ import annotations
 
@@ -11,8 +7,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from kmemd.boot.cache_table import MOST_BOOT_CPUS
-from kmemd.core import stats
-from kmemd.mm import gfp as g
 from kmemd.mm.sched import PF_KSWAPD, PF_KTHREAD, PF_MEMALLOC, PF_NO_SETAFFINITY, PF_NOFREEZE, PF_WQ_WORKER, Task
 
 if TYPE_CHECKING:
@@ -23,10 +17,8 @@ KTHREAD = PF_KTHREAD | PF_NOFREEZE | PF_FORKNOEXEC
 BOUND = KTHREAD | PF_NO_SETAFFINITY
 WORKER = BOUND | PF_WQ_WORKER
 RECLAIMER = KTHREAD | PF_KSWAPD | PF_MEMALLOC
-STACK_ORDER = {"x86_64": 2, "i386": 1}
 STACK_FRAMES = ("kernel_clone", "kernel_thread", "kthreadd", "ret_from_fork")
 IDLE_FRAMES = ("fork_idle", "idle_threads_init", "smp_init", "kernel_init_freeable", "kernel_init", "ret_from_fork")
-GFP_STACK = g.GFP_KERNEL_ACCOUNT | g.F.ZERO
 
 
 class Kthread(NamedTuple):
@@ -100,49 +92,20 @@ def spawn_kthreads(kernel: Kernel) -> None:
         task = kernel.tasks.spawn(row.comm, parent, cpu=cpu, flags=row.flags, nice=row.nice, state=row.state)
         task.cpus_allowed = (row.cpu,) if row.bound else node_cpus or None
         if row.cpu < MOST_BOOT_CPUS:
-            task.stack_addr = alloc_stack(kernel, machine.cpu_nodes[cpu], site)
+            task.stack_addr = kernel.stacks.alloc(machine.cpu_nodes[cpu], site)
         else:
             in_bulk[machine.cpu_nodes[cpu]] += 1
     idle = kernel.depot.save(IDLE_FRAMES)
     for cpu in range(1, machine.cpus):
         if cpu < MOST_BOOT_CPUS:
-            alloc_stack(kernel, machine.cpu_nodes[cpu], idle)
+            kernel.stacks.alloc(machine.cpu_nodes[cpu], idle)
         else:
             in_bulk[machine.cpu_nodes[cpu]] += 1
     for nid, count in in_bulk.items():
-        _alloc_stacks(kernel, nid, count, site)
-
-
-def _alloc_stacks(kernel: Kernel, nid: int, count: int, site: int) -> None:
-    """The pages of many stacks on one node. ENOMEM."""
-    order = STACK_ORDER[kernel.machine.arch]
-    kernel.context.site = site
-    kernel.vmstat.mod_node(nid, stats.NR_KERNEL_STACK_KB, count * 4 << order)
-    kernel.page_alloc.alloc_pages_bulk(GFP_STACK, 0, count << order, nid)
-
-
-def alloc_stack(kernel: Kernel, nid: int, site: int) -> int:
-    """The address of a kernel stack on a node. ENOMEM."""
-    order = STACK_ORDER[kernel.machine.arch]
-    kernel.context.site = site
-    kernel.vmstat.mod_node(nid, stats.NR_KERNEL_STACK_KB, 4 << order)
-    if kernel.machine.arch == "i386":
-        pfn = kernel.page_alloc.alloc_pages(GFP_STACK | g.F.COMP, order, nid)
-        return kernel.layout.page_address(pfn)
-    return kernel.vmalloc.alloc(4096 << order, GFP_STACK, nid, align=4096 << order, function="").address
-
-
-def free_stack(kernel: Kernel, address: int, nid: int) -> None:
-    """Give back what ``alloc_stack`` gave on a node. EFAULT when it is gone."""
-    order = STACK_ORDER[kernel.machine.arch]
-    kernel.vmstat.mod_node(nid, stats.NR_KERNEL_STACK_KB, -(4 << order))
-    if kernel.machine.arch == "i386":
-        kernel.page_alloc.free_pages(kernel.layout.virt_to_pfn(address), order)
-    else:
-        kernel.vmalloc.vfree(address)
+        kernel.stacks.alloc_pages(nid, count, site)
 
 
 def give_stack(kernel: Kernel, task: Task) -> None:
     """A stack for a process, on the node of its CPU. ENOMEM."""
     site = kernel.depot.save(STACK_FRAMES)
-    task.stack_addr = alloc_stack(kernel, kernel.machine.cpu_nodes[task.cpu], site)
+    task.stack_addr = kernel.stacks.alloc(kernel.machine.cpu_nodes[task.cpu], site)

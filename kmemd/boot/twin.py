@@ -15,7 +15,7 @@ import numpy as np
 
 from kmemd.boot.cache_table import BOOT_CACHES
 from kmemd.core import stats
-from kmemd.core.buddy import NR_MIGRATETYPES
+from kmemd.core.buddy import MAX_ORDER, NR_MIGRATETYPES
 from kmemd.errors import KernelError
 from kmemd.mm import slab_flags as sf
 from kmemd.mm.free_placement import Placement, place_free_blocks, split_aligned
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from kmemd.kernel import Kernel
     from kmemd.mm.slab_common import KmemCache
 
-ORDERS = 11
 PCP_TYPES = 3
 CAPTURED_NODE_STATS = (
     *("nr_inactive_anon", "nr_active_anon", "nr_inactive_file", "nr_active_file", "nr_unevictable"),
@@ -148,7 +147,7 @@ class Twin:
         used = _complement(zone.free_ranges, untouched)
         present = _intersect(self._capture.present_ranges(state), zone.online)
         available = _complement(present, used)
-        free = [state.free.get(name, [0] * ORDERS) for name in MIGRATETYPE_NAMES]
+        free = [state.free.get(name, [0] * MAX_ORDER) for name in MIGRATETYPE_NAMES]
         types = [state.blocks.get(name, 0) for name in MIGRATETYPE_NAMES]
         if not state.free:
             self._load_without_lists(zone, state, untouched)
@@ -188,8 +187,8 @@ class Twin:
             if migratetype == 1:
                 buddy.free_range(zone.index, low, high)
                 continue
-            for pfn in range(low, high, 1 << (ORDERS - 1)):
-                buddy.load_free_block(zone.index, ORDERS - 1, migratetype, pfn)
+            for pfn in range(low, high, 1 << (MAX_ORDER - 1)):
+                buddy.load_free_block(zone.index, MAX_ORDER - 1, migratetype, pfn)
         for order, migratetype, pfn in sorted(placement.blocks, key=lambda block: block[2]):
             buddy.load_free_block(zone.index, order, migratetype, pfn)
         self._kernel.vmstat.events[stats.PGFREE] = events

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kmemd.capture import ZoneState, parse_zoneinfo
-from kmemd.conformance.case import Case
+from kmemd.conformance.case import Case, guarded
 from kmemd.machine import Machine
 from kmemd.system import System
 
@@ -49,7 +49,7 @@ def run(folder: Path) -> Iterator[Case]:
     """All cases of every machine below ``folder`` (which may be a machine itself)."""
     machines = sorted(path.parent for path in folder.glob("*/proc"))
     for machine in [folder] if (folder / "proc").is_dir() else machines:
-        yield from compare_machine(machine)
+        yield from guarded(machine.name, compare_machine(machine))
 
 
 def compare_machine(folder: Path) -> Iterator[Case]:

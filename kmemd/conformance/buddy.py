@@ -15,13 +15,12 @@ import numpy as np
 
 from kmemd.capture import ZoneState, parse_zoneinfo
 from kmemd.conformance import frag
-from kmemd.conformance.case import Case
+from kmemd.conformance.case import Case, guarded
 from kmemd.core.buddy import ALLOC_CMA, ALLOC_KSWAPD, ALLOC_WMARK_LOW, MIGRATE_MOVABLE, NR_MIGRATETYPES, Buddy
 from kmemd.core.context import Context
 from kmemd.core.pages import PageMap
-from kmemd.kernel import BuddyStats
 from kmemd.mm.gfp import GFP_HIGHUSER_MOVABLE, F
-from kmemd.mm.vmstat import calculate_normal_threshold
+from kmemd.mm.vmstat import BuddyStats, calculate_normal_threshold
 
 GFP = GFP_HIGHUSER_MOVABLE | F.THISNODE | F.NORETRY
 FAST = ALLOC_WMARK_LOW | ALLOC_CMA | ALLOC_KSWAPD
@@ -78,12 +77,17 @@ class OneZone:
 
 def run(folder: Path) -> Iterator[Case]:
     """A case per operation and report of each sequence, and the fragmentation indices."""
-    zones = list(parse_zoneinfo((folder / "zoneinfo.start").read_text()))
     for sequence in sorted(folder.glob("seq*.txt")):
         state = _state_before(sequence)
         if state is not None:
-            yield from replay(f"{state.stem} {sequence.stem}", state.read_text(), sequence.read_text(), zones)
-    yield from frag.run(folder)
+            name = f"{state.stem} {sequence.stem}"
+            yield from guarded(name, _replay_file(name, state, sequence))
+    yield from guarded("frag", frag.run(folder))
+
+
+def _replay_file(name: str, state: Path, sequence: Path) -> Iterator[Case]:
+    zones = list(parse_zoneinfo((sequence.parent / "zoneinfo.start").read_text()))
+    yield from replay(name, state.read_text(), sequence.read_text(), zones)
 
 
 def _state_before(sequence: Path) -> Path | None:

@@ -18,9 +18,9 @@ from kmemd.conformance.case import Case
 from kmemd.kernel import Kernel
 from kmemd.machine import Machine
 from kmemd.mm.gfp import GFP_KERNEL, F
+from kmemd.mm.units import GIB
 from kmemd.system import System
 
-GIB = 1 << 30
 AGE_S = 6
 POINTER_OFFSET = 64
 WRITTEN = 0x6B

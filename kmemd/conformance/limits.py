@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kmemd.conformance.case import Case
+from kmemd.conformance.case import Case, guarded
 from kmemd.conformance.shape import machine_from_zoneinfo
 from kmemd.errors import KernelError
 from kmemd.kernel import Kernel
@@ -53,13 +53,19 @@ def _flag(word: str) -> int:
 def run(folder: Path) -> Iterator[Case]:
     """One case per probe (and zone, for order 0)."""
     for machine in sorted(path for path in folder.iterdir() if path.is_dir()):
-        zoneinfo = (machine / "zoneinfo.start").read_text()
-        buddyinfo = (machine / "buddyinfo.start").read_text()
-        kernel = Kernel.boot(machine_from_zoneinfo(zoneinfo, machine.name, buddyinfo=buddyinfo))
-        kernel.watermarks.min_free_kbytes = MIN_FREE_KBYTES
-        kernel.watermarks.on_min_free_kbytes()
-        for probe in parse((machine / "limits.txt").read_text()):
-            yield from compare(machine.name, kernel, probe)
+        yield from guarded(machine.name, compare_machine(machine))
+
+
+def compare_machine(folder: Path) -> Iterator[Case]:
+    """The probes of one machine; without a captured buddyinfo they start from a fresh boot."""
+    zoneinfo = (folder / "zoneinfo.start").read_text()
+    start = folder / "buddyinfo.start"
+    files = {"buddyinfo": start.read_text()} if start.exists() else {}
+    kernel = Kernel.boot(machine_from_zoneinfo(zoneinfo, folder.name, **files))
+    kernel.watermarks.min_free_kbytes = MIN_FREE_KBYTES
+    kernel.watermarks.on_min_free_kbytes()
+    for probe in parse((folder / "limits.txt").read_text()):
+        yield from compare(folder.name, kernel, probe)
 
 
 def parse(text: str) -> list[Probe]:
@@ -79,7 +85,7 @@ def parse(text: str) -> list[Probe]:
 
 def compare(machine: str, kernel: Kernel, probe: Probe) -> Iterator[Case]:
     """Run a probe on the model and give everything back."""
-    most = sum(zone.managed for zone in kernel.zones) >> probe.order
+    most = kernel.totalram_pages() >> probe.order
     blocks = kernel.page_alloc.alloc_pages_bulk(probe.gfp, probe.order, most, probe.nid)
     free = {(zone.nid, zone.name): zone.free_pages for zone in kernel.zones}
     kernel.page_alloc.free_pages_bulk(blocks, probe.order)

@@ -1,6 +1,7 @@
 """Runs every comparison that a capture tree allows, and reports per folder and class.
 
 A capture tree holds folders named as in ``FOLDERS``; those it lacks are skipped, others are named as not compared.
+What several machines have given may lie in a folder for each of them. A capture that cannot be read is a failed case.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kmemd.conformance.case import Case
+from kmemd.conformance.case import Case, guarded
 
 FOLDERS = {
     "boot": "boot",
@@ -24,6 +25,14 @@ FOLDERS = {
     "debug": "debug",
 }
 """Folder of the tree: module of this package whose ``run(folder)`` yields the cases."""
+
+
+PER_MACHINE = {
+    "slab": ("geometry-*cpu*.txt", "kmalloc_sizes.txt", "attributes"),
+    "buddy": ("seq*.txt", "*.buddyinfo"),
+    "debug": ("kmemleak.*", "page_owner"),
+}
+"""Folders whose module takes one machine's files: a folder below that has such files is compared by itself."""
 
 
 @dataclass
@@ -55,7 +64,6 @@ class Tally:
             "cases": self.cases,
             "passed": self.passed,
             "failures": self.failures,
-            "absent": self.absent,
         }
 
 
@@ -63,9 +71,22 @@ def run_folder(root: Path, name: str) -> Iterator[Tally]:
     """The tallies of one folder of the tree, one per class."""
     tallies: dict[str, Tally] = {}
     run = importlib.import_module(f"kmemd.conformance.{FOLDERS[name]}").run
-    for case in run(root / name):
-        tallies.setdefault(case.kind, Tally(name, case.kind)).add(case)
+    for place in places(root / name):
+        for case in guarded(str(place.relative_to(root)), run(place)):
+            tallies.setdefault(case.kind, Tally(name, case.kind)).add(case)
     yield from tallies.values()
+
+
+def places(folder: Path) -> Iterator[Path]:
+    """The folders that a module is to compare: this one, or those below it that hold one machine's files each."""
+    marks = PER_MACHINE.get(folder.name, ())
+    if not marks or _holds(folder, marks):
+        yield folder
+    yield from sorted(path for path in folder.iterdir() if path.is_dir() and _holds(path, marks))
+
+
+def _holds(folder: Path, marks: tuple[str, ...]) -> bool:
+    return any(True for mark in marks for _ in folder.glob(mark))
 
 
 def run_tree(root: Path) -> Iterator[Tally]:

@@ -10,15 +10,15 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from kmemd.conformance.case import Case
+from kmemd.conformance.case import Case, guarded
 from kmemd.errors import KernelError
 from kmemd.kernel import Kernel
 from kmemd.machine import Machine
 from kmemd.mm.gfp import ALIASES
 from kmemd.mm.slab_common import KmemCache
+from kmemd.mm.units import GIB
 from kmemd.views.tree import Caller, Namespace
 
-GIB = 1 << 30
 FIXED = frozenset(
     [
         "align",
@@ -45,18 +45,18 @@ FIXED = frozenset(
 )
 """Attributes that follow from the cache's definition."""
 FORM = re.compile(r"(\d+( [NC]\d+=\d+)*|\d+\(\d+\)( C\d+=\d+\(\d+\))*|\w+\+0x0/0x[0-9a-f]+)?\n?")
-_GEOMETRY = re.compile(r"geometry-(\d+)cpu\.txt")
+_GEOMETRY = re.compile(r"geometry-(\d+)cpu.*\.txt")
 
 
 def run(folder: Path) -> Iterator[Case]:
     """Every comparison that the folder allows."""
-    for path in sorted(folder.glob("geometry-*cpu.txt")):
-        yield from geometry(path)
+    for path in sorted(folder.glob("geometry-*cpu*.txt")):
+        yield from guarded(path.name, geometry(path))
     sizes = folder / "kmalloc_sizes.txt"
     if sizes.exists():
-        yield from kmalloc_sizes(sizes)
+        yield from guarded(sizes.name, kmalloc_sizes(sizes))
     if (folder / "attributes").is_dir():
-        yield from attributes(folder / "attributes")
+        yield from guarded("attributes", attributes(folder / "attributes"))
 
 
 def _boot(cpus: int, arch: str = "x86_64") -> Kernel:

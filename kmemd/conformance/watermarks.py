@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kmemd.capture import ZoneState, parse_zoneinfo
-from kmemd.conformance.case import Case
+from kmemd.conformance.case import Case, guarded
 from kmemd.conformance.shape import bare_kernel
 from kmemd.kernel import Kernel
 from kmemd.mm.mmzone import Zone
@@ -23,7 +23,8 @@ def run(folder: Path) -> Iterator[Case]:
         for file in sorted(path for path in machine.rglob("*") if path.is_file()):
             settings, zoneinfo = split(file.read_text())
             if zoneinfo:
-                yield from compare(f"{machine.name}/{file.name}", settings, zoneinfo, machine.name)
+                name = f"{machine.name}/{file.name}"
+                yield from guarded(name, compare(name, settings, zoneinfo, machine.name))
 
 
 def split(text: str) -> tuple[dict[str, str], str]:

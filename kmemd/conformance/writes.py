@@ -21,14 +21,14 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from kmemd.conformance.case import Case
+from kmemd.conformance.case import Case, guarded
 from kmemd.core import stats
 from kmemd.errors import KernelError
 from kmemd.machine import Machine
 from kmemd.mm.gfp import GFP_KERNEL
+from kmemd.mm.units import GIB
 from kmemd.system import System
 
-GIB = 1 << 30
 CMDLINE = "transparent_hugepage=never page_owner=on"
 READ_LIMIT = 300
 POOL_TOLERANCE = 0.03
@@ -57,7 +57,7 @@ class Row:
 def run(folder: Path) -> Iterator[Case]:
     """One case per row of every table in the folder."""
     for file in sorted(folder.rglob("*.tsv")):
-        yield from compare(machine_for(file), read_rows(file))
+        yield from guarded(file.name, compare(machine_for(file), read_rows(file)))
 
 
 def machine_for(file: Path) -> Machine:

@@ -1,14 +1,16 @@
 """Repetition: ``n=`` in chunks that do not depend on the wall clock, and freeing items of a handle.
 
-A chunk is work for the compiled core; between chunks timers run and, now and then, other readers. There is no
+A chunk is work for the compiled core, of two or three milliseconds at most: smaller when items are large, when they
+are watched, or when memory is short. Between chunks timers run and, now and then, other readers. There is no
 Linux counterpart.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,11 @@ from numpy.typing import NDArray
 from kmemd.control.words import Reference
 from kmemd.errors import KernelError
 from kmemd.mm.handles import Handles
+from kmemd.mm.pace import Pace, room
+from kmemd.steps import Steps
 
-CHUNK = 1024
-"""Operations per chunk: at most 3 ms with page_owner and kmemleak on."""
+CHUNK = 512
+"""Operations per chunk, of up to 8 us each."""
 
 
 def chunks(n: int, size: int = CHUNK) -> Iterator[int]:
@@ -46,24 +50,32 @@ class Gathered:
 
 @dataclass(frozen=True)
 class Batch:
-    """``n`` items in chunks. The machine can hold no more than ``most``; ``reason`` says that it is full."""
+    """``n`` items in chunks. The machine can hold no more than ``most``; ``reason`` says that it is full.
+
+    ``slow_paths()`` counts how often the page allocator could not simply take a block.
+    """
 
     n: int
     most: int
     reason: str
     chunk: int = CHUNK
+    slow_paths: Callable[[], int] = field(default=lambda: 0)
 
 
-def gather(batch: Batch, dtype: type[np.generic], allocate: Callable[[int], Any]) -> Generator[None, None, Gathered]:
+def gather(batch: Batch, dtype: type[np.generic], allocate: Callable[[int], Any]) -> Steps[Gathered]:
     """Call ``allocate(count)`` until there are ``batch.n`` items.
 
-    It returns fewer, or raises ENOMEM, when memory ran out.
+    It returns fewer, or raises ENOMEM, when memory ran out. It may be a generator of slices.
     """
-    found = np.empty(min(batch.n, batch.most), dtype=dtype)  # untouched memory costs nothing
+    found = room(min(batch.n, batch.most), dtype)
+    pace = Pace(batch.slow_paths, batch.chunk)
     got = 0
-    for size in chunks(batch.n, batch.chunk):
+    while got < batch.n:
+        size = pace.next(batch.n - got)
         try:
             items = allocate(size)
+            if inspect.isgenerator(items):
+                items = yield from items
         except KernelError as error:
             if error.errno != errno.ENOMEM:
                 raise
@@ -80,31 +92,38 @@ def release(
     handles: Handles,
     what: Reference,
     positions: range,
-    free: Callable[[NDArray[np.int64]], None],
+    free: Callable[[NDArray[np.int64]], Any],
     chunk_size: int = CHUNK,
-) -> Generator[None, None, int]:
-    """Free items of a handle, ``free(positions)`` for each chunk; the handle lets go of them.
+) -> Steps[int]:
+    """Free items of a handle, ``free(positions)`` for each chunk, which may be a generator of slices; the handle
+    lets go of them.
 
     A handle without items is gone. Returns how many were freed. An item that the kernel refuses does not keep it from
     freeing the others: the first error is raised at the end.
     """
     handle = what.handle
     assert handle is not None
-    done, refused = 0, None
+    done, refused, compact = 0, None, False
     everything = len(positions) == len(handle)
     try:
         for size in chunks(len(positions), chunk_size):
             part = positions[done : done + size]
             chunk = np.arange(part.start, part.stop, part.step, dtype=np.int64)
             try:
-                free(chunk)
+                steps = free(chunk)
+                if inspect.isgenerator(steps):
+                    yield from steps
             except KernelError as error:
                 refused = refused or error
             handle.clear(chunk)
             done += size
             yield
+        if not everything:
+            yield from handle.compact_steps()
+            compact = True
     finally:
-        handle.compact(everything and done == len(positions))
+        if not compact:
+            handle.compact(everything and done == len(positions))
         if len(handle) == 0 and what.name in handles:
             handles.forget(what.name)
     if refused is not None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from kmemd.control.language import Parameter, Verb
 from kmemd.control.verbs import VERBS
 from kmemd.control.words import GENERIC
-from kmemd.mm.page_alloc import NUMA_NO_NODE
+from kmemd.mm.units import NUMA_NO_NODE
 
 HEAD = """\
 # Commands

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 
 from kmemd.command_state import CommandState
 from kmemd.control.interpreter import Interpreter, describe
 from kmemd.control.language import LINE_MAX
 from kmemd.errors import KernelError
-
-Steps = Generator[None, None, int]
-"""Work in slices, as an open file's ``write`` gives it; the value is the bytes taken."""
+from kmemd.steps import Steps
 
 REPLIES_KEPT = 4096
 """Replies kept for a descriptor that does not read them; the oldest go."""
@@ -51,7 +49,7 @@ class Session:
             self._replies.appendleft(reply[size:])
         return reply[:size]
 
-    def write(self, data: bytes) -> Steps:
+    def write(self, data: bytes) -> Steps[int]:
         """Run the lines of ``data``; the number of bytes taken. What the failing line raises, if it is first."""
         self._wrote = True
         self._raise_failed(data)
@@ -77,7 +75,7 @@ class Session:
         if failed is not None and data.startswith(failed[0]):
             raise failed[1]
 
-    def _lines(self, data: bytes) -> Steps:
+    def _lines(self, data: bytes) -> Steps[int]:
         taken = 0
         while (end := data.find(b"\n", taken)) >= 0:
             line = self._partial + data[taken:end]
@@ -108,7 +106,7 @@ class Session:
         self._failed = (data[taken:], error)
         return taken
 
-    def _line(self, line: bytes) -> Steps:
+    def _line(self, line: bytes) -> Steps[int]:
         text = self._decode(line)
         reply = yield from self._interpreter.run(text)
         if reply is not None:

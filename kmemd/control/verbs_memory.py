@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kmemd.control.language import Reply, verb
+from kmemd.control.language import Reply, Slices, verb
 from kmemd.control.words import Address, Reference
 from kmemd.errors import KernelError
 from kmemd.mm.handles import Kind, Pointers
@@ -15,15 +15,18 @@ from kmemd.mm.handles import Kind, Pointers
 if TYPE_CHECKING:
     from kmemd.kernel import Kernel
 
+STORES = 1 << 14
+"""Words written before others may get in."""
+
 
 @verb
-def WRITE_ONCE(kernel: Kernel, where: Address, value: Address) -> Reply:
+def WRITE_ONCE(kernel: Kernel, where: Address, value: Address) -> Slices:
     """Store a pointer into memory: one word at an object and an offset, ``WRITE_ONCE a+8 b``.
 
     kmemleak follows the pointers that objects hold, so b may then be dropped with forget and is found as long as
     a is. A handle of several items stands for all of them: item i of where gets item i of value, or the one value
-    there is. 0 is NULL. EINVAL for an address that is no multiple of a pointer's size, EFAULT outside of the
-    kernel's memory.
+    there is. 0 is NULL. EINVAL for an address that is no multiple of a pointer's size; EFAULT, and the kernel's
+    report of a page fault, where nothing is mapped: behind a vmalloc area is a guard page.
     """
     targets = _words(where)
     values = _words(value)
@@ -33,14 +36,27 @@ def WRITE_ONCE(kernel: Kernel, where: Address, value: Address) -> Reply:
     size = kernel.layout.pointer_size
     if (targets % np.uint64(size)).any():
         raise KernelError(errno.EINVAL, f"{where.text} is not aligned to {size} bytes")
-    for address in (int(targets.min()), int(targets.max())):
-        if not (kernel.layout.virt_addr_valid(address) or kernel.layout.is_vmalloc_addr(address)):
-            raise KernelError(errno.EFAULT, f"{address:#x} is not memory of the kernel")
+    fault = _unmapped(kernel, targets)
+    if fault is not None:
+        kernel.dump_stack.oops(fault, size)
+        raise KernelError(errno.EFAULT, f"nothing is mapped at {fault:#x}")
     values = np.broadcast_to(values, targets.shape)
-    if kernel.kmemleak.enabled:
-        for target, pointer in zip(targets.tolist(), values.tolist(), strict=True):
-            kernel.kmemleak.store(target, pointer)
+    for start in range(0, len(targets) if kernel.kmemleak.enabled else 0, STORES):
+        kernel.kmemleak.store_bulk(targets[start : start + STORES], 0, values[start : start + STORES])
+        yield
     return Reply({"addr": f"{int(targets[0]):#x}", "value": f"{int(values[0]):#x}", "n": len(targets)})
+
+
+def _unmapped(kernel: Kernel, targets: Pointers) -> int | None:
+    """The first address that is neither in the direct map nor in a mapped page of the vmalloc area."""
+    layout = kernel.layout
+    dynamic = (targets >= np.uint64(layout.vmalloc_start)) & (targets < np.uint64(layout.vmalloc_end))
+    plain = targets[~dynamic]
+    if len(plain):
+        for address in (int(plain.min()), int(plain.max())):
+            if not layout.virt_addr_valid(address):
+                return address
+    return kernel.vmalloc.unmapped(targets[dynamic])
 
 
 def _words(what: Reference) -> Pointers:

@@ -14,8 +14,7 @@ from kmemd.control.words import Address, Count, Gfp, Node, Number, Order, Refere
 from kmemd.errors import KernelError
 from kmemd.mm.gfp import GFP_KERNEL, format_gfp
 from kmemd.mm.handles import Handle, Kind
-from kmemd.mm.layout import PAGE_SIZE
-from kmemd.mm.page_alloc import NUMA_NO_NODE
+from kmemd.mm.units import NUMA_NO_NODE, PAGE_SIZE
 
 if TYPE_CHECKING:
     from kmemd.kernel import Kernel
@@ -43,7 +42,7 @@ def alloc_pages(
         return kernel.page_alloc.alloc_pages_bulk(gfp, order, count, node)
 
     reason = f"no free block of order {order} for {format_gfp(gfp)}"
-    batch = Batch(n, kernel.layout.max_pfn >> order, reason, _chunk(order))
+    batch = Batch(n, kernel.layout.max_pfn >> order, reason, _chunk(order), lambda: kernel.page_alloc.slow_paths)
     got = yield from gather(batch, np.int64, allocate)
     partial = got.partial(n)
     handle = Handle(Kind.PAGES, pfns=got.items, order=order, size=PAGE_SIZE << order)
@@ -68,6 +67,8 @@ def free_pages(
     """
     if pages is None or pages.handle is None:
         block = _block(kernel, pages, pfn)
+        if kernel.hugetlb.holds(block):
+            raise KernelError(errno.EFAULT, f"pfn {block} is a free huge page: nobody has a reference to drop")
         kernel.page_alloc.free_pages(block, order or 0)
         return Reply({"pfn": block, "order": order or 0, "n": 1})
     handle = pages.handle
@@ -85,8 +86,8 @@ def free_pages(
 
 
 def _chunk(order: int) -> int:
-    """Blocks per chunk: page_owner writes a record for each page."""
-    return min(CHUNK, max(1, 8 * CHUNK >> order))
+    """Blocks per chunk: any may need the slow path, and page_owner writes a record for each page."""
+    return min(CHUNK // 2, max(1, 8 * CHUNK >> order))
 
 
 def _block(kernel: Kernel, pages: Reference | None, pfn: int | None) -> int:

@@ -15,9 +15,8 @@ from kmemd.control.words import Address, Cache, CacheName, Count, Gfp, Node, Ref
 from kmemd.errors import KernelError
 from kmemd.mm.gfp import GFP_KERNEL, F, format_gfp
 from kmemd.mm.handles import Handle, Kind, Pointers
-from kmemd.mm.layout import PAGE_SIZE
-from kmemd.mm.page_alloc import NUMA_NO_NODE
 from kmemd.mm.slab_common import KMALLOC_MAX_CACHE_SIZE, KMALLOC_MINALIGN
+from kmemd.mm.units import NUMA_NO_NODE, PAGE_SIZE
 
 if TYPE_CHECKING:
     from kmemd.kernel import Kernel
@@ -164,19 +163,20 @@ def _free(kernel: Kernel, what: Reference, every: int, n: int | None, free: Call
     def free_items(positions: NDArray[np.int64]) -> None:
         free(handle.addresses[positions])
 
-    done = yield from release(kernel.handles, what, what.positions(every, n), free_items, _chunk(handle.size))
+    done = yield from release(kernel.handles, what, what.positions(every, n), free_items, _chunk(kernel, handle.size))
     return Reply({"addr": f"{first:#x}", "n": done})
 
 
 def _batch(kernel: Kernel, n: int, size: int, reason: str) -> Batch:
     """``n`` objects of ``size`` bytes; the smallest object takes KMALLOC_MINALIGN bytes."""
     most = kernel.layout.max_pfn * PAGE_SIZE // max(size, KMALLOC_MINALIGN) + 1
-    return Batch(n, most, reason, _chunk(size))
+    return Batch(n, most, reason, _chunk(kernel, size), lambda: kernel.page_alloc.slow_paths)
 
 
-def _chunk(size: int) -> int:
-    """Objects per chunk: those that are page blocks are freed one by one."""
-    return CHUNK if size <= KMALLOC_MAX_CACHE_SIZE else CHUNK // 8
+def _chunk(kernel: Kernel, size: int) -> int:
+    """Objects per chunk: page blocks are freed one by one, and so are the tracks that slub_debug=U keeps."""
+    one_by_one = size > KMALLOC_MAX_CACHE_SIZE or kernel.slub.reports.allocated
+    return CHUNK // 8 if one_by_one else CHUNK
 
 
 def _objects(kernel: Kernel, addresses: Pointers, size: int, partial: str) -> Reply:

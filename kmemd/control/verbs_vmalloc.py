@@ -14,7 +14,9 @@ from kmemd.control.words import Address, Count, Gfp, Node, Number, Size
 from kmemd.errors import KernelError
 from kmemd.mm.gfp import GFP_KERNEL
 from kmemd.mm.handles import Handle, Kind
-from kmemd.mm.page_alloc import NUMA_NO_NODE
+from kmemd.mm.units import NUMA_NO_NODE
+from kmemd.mm.vmalloc import Request
+from kmemd.steps import Steps
 
 if TYPE_CHECKING:
     from kmemd.kernel import Kernel
@@ -31,17 +33,19 @@ def vmalloc(kernel: Kernel, size: Size, *, gfp: Gfp = GFP_KERNEL, node: Node = N
     Memory that runs out in the midst of n= is EAGAIN, as with alloc_pages.
     """
 
-    def allocate(count: int) -> list[int]:
+    def allocate(count: int) -> Steps[list[int]]:
         found: list[int] = []
         try:
             for _ in range(count):
-                found.append(kernel.vmalloc.vmalloc(size, gfp, node))
+                area = yield from kernel.vmalloc.alloc_steps(size, Request(gfp, node))
+                found.append(area.address)
         except KernelError as error:
             if error.errno != errno.ENOMEM or not found:
                 raise
         return found
 
-    batch = Batch(n, kernel.layout.max_pfn, f"no room for {size} bytes", _chunk(size))
+    reason = f"no room for {size} bytes"
+    batch = Batch(n, kernel.layout.max_pfn, reason, _chunk(size), lambda: kernel.page_alloc.slow_paths)
     got = yield from gather(batch, np.uint64, allocate)
     handle = Handle(Kind.VMALLOC, got.items, size=size)
     words: dict[str, int | str] = {"addr": f"{handle.address:#x}", "size": size, "n": len(handle)}
@@ -56,15 +60,15 @@ def vfree(kernel: Kernel, area: Address, *, every: Count = 1, n: Count | None = 
     "Trying to vfree() nonexistent vm area" warning.
     """
     if area.handle is None or area.offset:
-        kernel.vmalloc.vfree(area.address)
+        yield from kernel.vmalloc.vfree_steps(area.address)
         return Reply({"addr": f"{area.address:#x}", "n": 1})
     handle = area.handle
     if handle.kind is not Kind.VMALLOC:
         raise KernelError(errno.EINVAL, f"{area.name} is {handle.kind}; vfree takes vmalloc areas")
 
-    def free(positions: NDArray[np.int64]) -> None:
+    def free(positions: NDArray[np.int64]) -> Steps[None]:
         for address in handle.addresses[positions].tolist():
-            kernel.vmalloc.vfree(address)
+            yield from kernel.vmalloc.vfree_steps(address)
 
     first = int(handle.addresses[area.index or 0])
     done = yield from release(kernel.handles, area, area.positions(every, n), free, _chunk(handle.size))
@@ -90,5 +94,5 @@ def iounmap(kernel: Kernel, area: Address) -> Reply:
 
 
 def _chunk(size: int) -> int:
-    """Areas per chunk: at most ``PAGES_PER_CHUNK`` pages."""
+    """Areas per chunk: those of at most ``PAGES_PER_CHUNK`` pages; a larger one is made in slices of its own."""
     return max(1, PAGES_PER_CHUNK // max(AREA_PAGES, size >> 12))

@@ -14,12 +14,12 @@ from typing import Annotated, Any
 
 from kmemd.control import callsite
 from kmemd.control.language import Parameter, WordType, invalid, quoted, suggestion, word_type
+from kmemd.core.buddy import MAX_ORDER
 from kmemd.errors import KernelError
 from kmemd.mm import gfp as gfp_names
 from kmemd.mm import slab_flags
 from kmemd.mm.handles import Handle, Kind
 
-MAX_ORDER = 11
 COUNT_MAX = 1 << 28
 DURATION_MAX_S = 10 * 365 * 86400
 TASK_COMM_LEN = 16
@@ -59,10 +59,6 @@ def _count(text: str, kernel: Any) -> int:
 
 def _number(text: str, kernel: Any) -> int:
     return number(text, (1 << 64) - 1, "a number")
-
-
-def _byte(text: str, kernel: Any) -> int:
-    return number(text, 255, "a byte")
 
 
 def _size(text: str, kernel: Any) -> int:
@@ -234,7 +230,6 @@ Cpu = Annotated[int, WordType("CPU", "a CPU", _cpu)]
 Pid = Annotated[int, WordType("PID", "a process, or the name of a task handle", _pid)]
 Count = Annotated[int, WordType("COUNT", "a number, 1 or more", _count)]
 Number = Annotated[int, WordType("NUMBER", "a number, decimal or 0x hexadecimal", _number)]
-Byte = Annotated[int, WordType("BYTE", "0 to 255", _byte)]
 Duration = Annotated[int, WordType("DURATION", "seconds, or with ns, us, ms, s, m, h", _duration)]
 Address = Annotated[Reference, WordType("ADDRESS", "0x..., NAME, NAME[3], NAME+16", _reference)]
 Comm = Annotated[str, WordType("COMM", "a task's name, 15 characters are kept", _comm)]

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import trio
 
-from kmemd.views.tree import Steps
+from kmemd.steps import Steps
 
 TICK_S = 0.1
 SLICE_NS = 1_000_000_000
@@ -27,11 +27,11 @@ log = logging.getLogger("kmemd.daemon")
 class Runner(Protocol):
     """What runs work on the model."""
 
-    async def run(self, steps: Steps) -> int:
+    async def run(self, steps: Steps[int]) -> int:
         """Run ``steps`` to the end."""
 
 
-def catch_up(kernel: Any, target_ns: int) -> Steps:
+def catch_up(kernel: Any, target_ns: int) -> Steps[int]:
     """Let idle time pass until ``target_ns`` since boot. Returns the ns passed."""
     start = kernel.clock.now
     while kernel.clock.now < target_ns:

@@ -58,9 +58,12 @@ def is_kmemd(path: str) -> bool:
 
 
 def is_stale(path: str) -> bool:
-    """Whether ``path`` is a FUSE mount whose daemon is gone."""
+    """Whether ``path`` is a FUSE mount whose daemon is gone.
+
+    statvfs, because the kernel answers stat from its cache for as long as the daemon once allowed.
+    """
     try:
-        os.stat(path)
+        os.statvfs(path)
     except OSError as error:
         return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False

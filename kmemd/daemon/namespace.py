@@ -23,6 +23,9 @@ COVERED = (
 )
 """Bound over the host's in this order; ``proc`` last, because the steps before it may need the host's."""
 
+OUTSIDE = "proc/.outside"
+"""Where the host's procfs stays in reach: what the program itself has open is known to it alone."""
+
 
 def enter(mountpoint: str) -> None:
     """Move this process into a namespace that shows the model mounted at ``mountpoint``. OSError.
@@ -34,6 +37,8 @@ def enter(mountpoint: str) -> None:
     else:
         _become_root()
     syscalls.mount("none", "/", flags=syscalls.MS_REC | syscalls.MS_PRIVATE)
+    if os.path.isdir(os.path.join(mountpoint, OUTSIDE)):
+        _cover("/proc", os.path.join(mountpoint, OUTSIDE))
     for path in COVERED:
         source = os.path.join(mountpoint, path)
         if os.path.lexists(source):

@@ -26,6 +26,9 @@ FORWARDED = (signal.SIGTERM, signal.SIGHUP)
 LEFT_TO_PROGRAM = (signal.SIGINT, signal.SIGQUIT)
 """The terminal sends these to the program too, whose end decides what happens."""
 
+IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+"""What a program inherits as ignored: ``run -- cat FILE | head`` would complain of a broken pipe."""
+
 
 def run(command: Sequence[str], at: str) -> int:
     """Run a program on the machine mounted at ``at``; its exit status, 128 + N when signal N ended it."""
@@ -44,6 +47,8 @@ def _become(command: Sequence[str], at: str) -> None:
     try:
         namespace.enter(at)
         what = command[0]
+        for number in IGNORED_BY_PYTHON:
+            signal.signal(number, signal.SIG_DFL)
         os.execvpe(what, list(command), {**os.environ, ENVIRONMENT: at})
     except OSError as error:
         if what == command[0]:
@@ -77,8 +82,9 @@ def temporary_machine(options: Sequence[str]) -> Iterator[str]:
     ``options`` are those of ``kmemd mount``.
     """
     path = tempfile.mkdtemp(prefix="kmemd-")
+    others = ["--allow-other"] if os.geteuid() == 0 else []  # a program that gives up root still finds /proc
     try:
-        daemon, listener = _start([*options, path])
+        daemon, listener = _start([*others, *options, path])
         try:
             _await_ready(daemon, listener)
             yield path

@@ -21,8 +21,9 @@ from zlib import crc32
 
 from kmemd.debug.symbols import TEXT
 from kmemd.errors import KernelError
-from kmemd.mm.layout import PAGE_MASK, PAGE_SIZE, Layout
+from kmemd.mm.layout import Layout
 from kmemd.mm.stackdepot import StackDepot
+from kmemd.mm.units import PAGE_MASK, PAGE_SIZE
 
 MIN_SYMBOL_SIZE = 16
 CALL_SIZE = 5
@@ -39,7 +40,6 @@ SECTIONS = (
     (0xBF6000, "B", "__bss_start"),
     (0x101C000, "B", "_end"),
 )
-SDATA, EDATA, BSS_START, BSS_END = 0xA00000, 0xB22180, 0xBF6000, 0x101C000
 
 _FRAME = re.compile(r"^([A-Za-z_$][\w.$]*)(?:\+(0[xX][0-9a-fA-F]+|\d+))?(?:/0[xX][0-9a-fA-F]+)?(?: ?\[([\w-]+)\])?$")
 
@@ -175,6 +175,10 @@ class Kallsyms:
         if offset is None:
             offset = return_offset(symbol, split_frame(callee)[0] if callee else "")
         return symbol.address + offset, symbol.show(offset)
+
+    def frame_text(self, frame: str, callee: str = "") -> str:
+        """``%pS`` of one frame. EINVAL."""
+        return self.frame(frame, callee)[1]
 
     def stack(self, handle: int) -> tuple[str, ...]:
         """The ``%pS`` texts of a stack, innermost first."""

@@ -6,6 +6,9 @@ stored pointers, and takes what is left with too few references for a leak, if i
 changed since the last scan. Contents of an object are the byte it was filled with and the pointers stored since;
 checksum and hex dump are of these bytes. Memory that nobody wrote reads as zero.
 
+A scan that a command asks for runs in slices, and so does that of the scanning thread; as in Linux the world may go
+on meanwhile, and what is made during a scan is too young to be its leak.
+
 Left out: percpu and physical-address objects, the pool that Linux takes early objects from (its size is a
 constant), the ``verbose`` parameter. Objects made before ``late_init``, or inside ``kernel_data``, are
 grey: the structures that hold them are not modelled pointer by pointer.
@@ -14,12 +17,11 @@ grey: the structures that hold them are not modelled pointer by pointer.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from zlib import crc32
 
 import numpy as np
-import numpy.typing as npt
 
 from kmemd.core.context import Context
 from kmemd.core.leak import (
@@ -36,11 +38,12 @@ from kmemd.debug.kallsyms import Kallsyms
 from kmemd.errors import KernelError
 from kmemd.mm.clock import HZ, NSEC_PER_SEC, Clock
 from kmemd.mm.dump_stack import DumpStack
-from kmemd.mm.kstrtox import c_string, kstrtouint, kstrtoul, to_bytes
+from kmemd.mm.kstrtox import UINT_MAX, c_string, kstrtouint, kstrtoul, to_bytes
 from kmemd.mm.layout import Layout
 from kmemd.mm.leak_observer import FILL_ZERO, Addresses
 from kmemd.mm.printk import KERN_INFO, KERN_NOTICE, KERN_WARNING, Printk
 from kmemd.mm.sched import PF_KTHREAD, TaskTable
+from kmemd.steps import Steps, finish
 
 MSECS_MIN_AGE = 5000
 SECS_FIRST_SCAN = 60
@@ -49,14 +52,17 @@ MAX_TRACE = 16
 HEX_BYTES = 32
 HEX_ROW = 16
 COMMAND_MAX = 63
-UINT_MAX = (1 << 32) - 1
 MEM_POOL_AVAILABLE = 15747
 KTHREADD_PID = 2
 REPORT_CHUNK = 512
+SCAN_CHUNK = 1 << 13
+"""Objects and pointers that a scan looks at before others may get in, in a millisecond or two."""
+WHITEN_PER_LOOKUP = 32
 FILE = "/sys/kernel/debug/kmemleak"
 
 NO_ROOTS: Addresses = np.zeros(0, dtype=np.uint64)
-Roots = Callable[[], Addresses]
+Roots = Callable[[], Addresses | Iterable[Addresses]]
+Scan = Steps[int]
 
 
 class Kmemleak:
@@ -98,7 +104,7 @@ class Kmemleak:
         self._auto_scan = auto_scan
         self._alloc_ns, self._scan_ns = alloc_ns, scan_ns
         self._layout = layout
-        self.table = LeakTable(layout.pointer_size)
+        self.table = self._empty_table()
         self.enabled = True
         self.stack_scan = True
         self.scan_wait_ns = SECS_SCAN_WAIT * NSEC_PER_SEC
@@ -107,6 +113,7 @@ class Kmemleak:
         self._found_leaks = False
         self._initialized = False
         self._grey = 1
+        self._under_way: Scan | None = None
         self._thread = 0
         self._threads_started = 0
         self._thread_pid = 0
@@ -117,6 +124,9 @@ class Kmemleak:
         self._dumps: dict[tuple[int, int], str] = {}
         if not enabled:
             self._disable()
+
+    def _empty_table(self) -> LeakTable:
+        return LeakTable(self._layout.pointer_size, self._layout.max_pfn)
 
     def late_init(self) -> None:
         """The kernel is up: what is allocated from now on can leak (``kmemleak_late_init``)."""
@@ -257,8 +267,8 @@ class Kmemleak:
 
     def store_bulk(self, objects: Addresses, offset: int, values: Addresses) -> int:
         """``values[i]`` was written ``offset`` bytes into the object at ``objects[i]``. How many are known."""
-        where = np.ascontiguousarray(objects, dtype=np.uint64)
-        return int(self.table.store_bulk(where, offset, np.ascontiguousarray(values, dtype=np.uint64)))
+        where = np.asarray(objects, dtype=np.uint64) + np.uint64(offset)
+        return int(self.table.store_bulk(where, np.array(values, dtype=np.uint64)))
 
     def memset(self, address: int, byte: int) -> bool:
         """The object that begins at ``address`` was overwritten with one byte. Whether it is known."""
@@ -298,22 +308,79 @@ class Kmemleak:
 
     def scan(self) -> int:
         """Look for leaks once. How many are new (``kmemleak_scan``)."""
+        return finish(self.scan_steps())
+
+    def scan_steps(self) -> Scan:
+        """``scan`` in slices. One that is under way already comes to its end first (``scan_mutex``)."""
+        while self._under_way is not None:
+            self._go_on()
+            yield
+        self._under_way = self._scan()
+        scan = self._under_way
+        while self._under_way is scan:
+            found = self._go_on()
+            if found is not None:
+                return found
+            yield
+        return 0
+
+    def _go_on(self) -> int | None:
+        """A slice of the scan that is under way. What it found, at its end."""
+        assert self._under_way is not None
+        try:
+            next(self._under_way)
+        except StopIteration as end:
+            self._under_way = None
+            return int(end.value)
+        except BaseException:
+            self._under_way = None
+            raise
+        return None
+
+    def _scan(self) -> Scan:
         table = self.table
         self.last_scan = self._clock.jiffies
         self._context.charge(self._scan_ns * int(table.live))
-        table.whiten()
-        for root in self._roots:
-            table.mark(_words(root()))
-        if self.stack_scan:
-            table.mark(_words(self._stacks()))
-        table.drain()
-        leak_sweep.recheck(table, self._checksum, self._fill_checksum)
-        table.drain()
-        new = leak_sweep.report(table, self._newest())
+        work = 0
+        for done in self._phases(table):
+            work += done
+            if work >= SCAN_CHUNK:
+                work = 0
+                yield
+            if not self.enabled:
+                return 0  # scan_should_stop
+        new = 0
+        for part in leak_sweep.pieces(table):
+            new += leak_sweep.report(table, self._newest(), part)
+            if table.rows > leak_sweep.PIECE:
+                yield
         if new:
             self._found_leaks = True
             self._info(f"{new} new suspected memory leaks (see {FILE})")
         return new
+
+    def _phases(self, table: LeakTable) -> Iterator[int]:
+        """Mark what is referenced, and what changed since the last scan. Gives the work done, in lookups."""
+        for part in leak_sweep.pieces(table):
+            table.whiten(part.start, part.stop)
+            yield (part.stop - part.start) // WHITEN_PER_LOOKUP
+        for words in self._root_words():
+            table.mark(words)
+            yield len(words)
+        while table.drain(SCAN_CHUNK):
+            yield SCAN_CHUNK
+        for rows in leak_sweep.recheck(table, self._checksum, self._fill_checksum):
+            yield rows * SCAN_CHUNK // leak_sweep.PIECE
+        while table.drain(SCAN_CHUNK):
+            yield SCAN_CHUNK
+
+    def _root_words(self) -> Iterator[Addresses]:
+        """The pointers outside of objects, in pieces."""
+        for root in (*self._roots, *([self._stacks] if self.stack_scan else [])):
+            found = root()
+            for words in [found] if isinstance(found, np.ndarray) else found:
+                for start in range(0, len(words), SCAN_CHUNK):
+                    yield np.ascontiguousarray(words[start : start + SCAN_CHUNK], dtype=np.uint64)
 
     def _newest(self) -> int:
         """The jiffy at which an object must have been born, or before, to be reported."""
@@ -336,10 +403,19 @@ class Kmemleak:
         def run() -> None:
             if self._thread == thread:
                 wait = self.scan_wait_ns
-                self.scan()
-                self._schedule(wait)
+                self._run_slice(self.scan_steps(), thread, wait)
 
         self._clock.call_at(self._clock.now + delay_ns, run)
+
+    def _run_slice(self, steps: Scan, thread: int, wait_ns: int) -> None:
+        """A slice of the thread's scan; the next is due at once, when others have had their turn."""
+        try:
+            next(steps)
+        except StopIteration:
+            if self._thread == thread:
+                self._schedule(wait_ns)
+            return
+        self._clock.call_at(self._clock.now + 1, lambda: self._run_slice(steps, thread, wait_ns))
 
     def _stop_thread(self) -> None:
         if not self._thread:
@@ -353,20 +429,26 @@ class Kmemleak:
 
     def write(self, text: str) -> None:
         """A command written to the file. EPERM when disabled, EINVAL, ERANGE (``kmemleak_write``)."""
+        finish(self.write_steps(text))
+
+    def write_steps(self, text: str) -> Scan:
+        """``write`` in slices."""
         command = c_string(to_bytes(text)[:COMMAND_MAX])
         if command.startswith(b"clear"):
-            self._clear()
-            return
+            yield from self._clear()
+            return 0
         if not self.enabled:
             raise KernelError(errno.EPERM, "kmemleak was turned off, which cannot be undone")
         for prefix, action in self._commands().items():
             if command.startswith(prefix):
-                action(command[len(prefix) :])
-                return
+                steps = action(command[len(prefix) :])
+                if steps is not None:
+                    yield from steps
+                return 0
         words = "off, stack=on|off, scan=on|off|SECONDS, scan, clear, dump=ADDRESS"
         raise KernelError(errno.EINVAL, f"kmemleak takes {words}")
 
-    def _commands(self) -> dict[bytes, Callable[[bytes], None]]:
+    def _commands(self) -> dict[bytes, Callable[[bytes], Scan | None]]:
         """The commands by the prefix that Linux compares, in its order."""
         return {
             b"off": lambda rest: self._disable(),
@@ -375,7 +457,7 @@ class Kmemleak:
             b"scan=on": lambda rest: self._start_thread(0),
             b"scan=off": lambda rest: self._stop_thread(),
             b"scan=": self._set_period,
-            b"scan": lambda rest: void(self.scan()),
+            b"scan": lambda rest: self.scan_steps(),
             b"dump=": self._dump_at,
         }
 
@@ -386,11 +468,13 @@ class Kmemleak:
             self.scan_wait_ns = milliseconds * 1_000_000
             self._start_thread(0)
 
-    def _clear(self) -> None:
+    def _clear(self) -> Iterator[None]:
         if not self.enabled:
-            self.table = LeakTable(self._layout.pointer_size)
+            self.table = self._empty_table()
             return
-        leak_sweep.clear(self.table, self._newest())
+        for part in leak_sweep.pieces(self.table):
+            leak_sweep.clear(self.table, self._newest(), part)
+            yield
         self._found_leaks = False
 
     def _disable(self) -> None:
@@ -402,7 +486,7 @@ class Kmemleak:
         self._stop_thread()
         self._free_enabled = False
         if not self._found_leaks:
-            self.table = LeakTable(self._layout.pointer_size)
+            self.table = self._empty_table()
             return
         self._info(f'Kmemleak disabled without freeing internal data. Reclaim the memory with "echo clear > {FILE}".')
 
@@ -453,7 +537,7 @@ class Kmemleak:
 
     def _hex_dump(self, row: int) -> str:
         """The dump of an object; one that holds nothing but its fill looks like its likes."""
-        if self.table.record[4 * row + 2]:
+        if self.table.first_edge[row]:
             return hex_dump(self.contents(row, HEX_BYTES))
         kind = (min(int(self.table.size[row]), HEX_BYTES + 1), int(self.table.fill[row]))
         text = self._dumps.get(kind)
@@ -506,14 +590,6 @@ class Kmemleak:
         assert self._grey >= (0 if self._initialized else 1)
         if not self.enabled and not self._found_leaks:
             assert self.table.live == 0, f"{self.table.live} objects tracked while disabled"
-
-
-def void(_value: object) -> None:
-    """Throw a result away."""
-
-
-def _words(values: npt.NDArray[np.uint64]) -> Addresses:
-    return np.array(values, dtype=np.uint64)
 
 
 def kstrtoul_or_invalid(data: bytes, bits: int) -> int:

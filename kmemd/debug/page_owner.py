@@ -19,41 +19,11 @@ from kmemd.core.owner import ALLOCATED, OwnerTable
 from kmemd.core.pages import PageMap
 from kmemd.debug.kallsyms import Kallsyms
 from kmemd.mm.gfp import format_gfp, gfp_migratetype
-from kmemd.mm.layout import X86_64, Layout
 from kmemd.mm.mmzone import MIGRATETYPE_NAMES, Zone
+from kmemd.mm.page_flags import PageFlags
 
 STACK_DEPTH = 16
 SLICE_PAGES = 4096
-NODES_SHIFT = 6
-ZONES_SHIFT = 2
-LAST_PID_BITS = 8
-MIN_CPU_BITS = 3
-
-PAGE_FLAG_NAMES = (
-    (p.PG_LOCKED, "locked"),
-    (p.PG_WAITERS, "waiters"),
-    (p.PG_ERROR, "error"),
-    (p.PG_REFERENCED, "referenced"),
-    (p.PG_UPTODATE, "uptodate"),
-    (p.PG_DIRTY, "dirty"),
-    (p.PG_LRU, "lru"),
-    (p.PG_ACTIVE, "active"),
-    (p.PG_WORKINGSET, "workingset"),
-    (p.PG_SLAB, "slab"),
-    (p.PG_OWNER_PRIV_1, "owner_priv_1"),
-    (p.PG_ARCH_1, "arch_1"),
-    (p.PG_RESERVED, "reserved"),
-    (p.PG_PRIVATE, "private"),
-    (p.PG_PRIVATE_2, "private_2"),
-    (p.PG_WRITEBACK, "writeback"),
-    (p.PG_HEAD, "head"),
-    (p.PG_MAPPEDTODISK, "mappedtodisk"),
-    (p.PG_RECLAIM, "reclaim"),
-    (p.PG_SWAPBACKED, "swapbacked"),
-    (p.PG_UNEVICTABLE, "unevictable"),
-    (p.PG_MLOCKED, "mlocked"),
-)
-"""Bits of ``PageMap.flags`` in the order in which ``%pGp`` names them."""
 
 MIGRATE_REASONS = (
     "compaction",
@@ -71,36 +41,6 @@ CHARGED = 1 << p.PG_LRU | 1 << p.PG_SWAPBACKED | 1 << p.PG_UNEVICTABLE
 """Flags that only pages of user memory and of files have, which are charged to a memory cgroup."""
 
 
-class PageFlags:
-    """``%pGp``: page flags in words, with the fields that stand above them in ``page->flags``.
-
-    x86_64 has node, zone and last CPU and PID there, i386 the zone alone. No page was touched by NUMA
-    balancing, so that the last CPU and PID is all ones.
-    """
-
-    def __init__(self, layout: Layout, cpus: int) -> None:
-        self._wide = layout.arch == X86_64
-        self._last_bits = LAST_PID_BITS + max(MIN_CPU_BITS, (cpus - 1).bit_length())
-        self._texts: dict[tuple[int, int, int], str] = {}
-
-    def show(self, flags: int, nid: int, zone_kind: int) -> str:
-        """The text for a page with ``flags`` on a node, in the zone of that number within the node."""
-        text = self._texts.get((flags, nid, zone_kind))
-        if text is None:
-            text = self._texts[flags, nid, zone_kind] = self._render(flags, nid, zone_kind)
-        return text
-
-    def _render(self, flags: int, nid: int, zone_kind: int) -> str:
-        words = [name for bit, name in PAGE_FLAG_NAMES if flags >> bit & 1]
-        if not self._wide:
-            return f"{flags | zone_kind << 32 - ZONES_SHIFT:#x}({'|'.join([*words, f'zone={zone_kind}'])})"
-        zone_shift = 64 - NODES_SHIFT - ZONES_SHIFT
-        last = (1 << self._last_bits) - 1
-        value = flags | nid << 64 - NODES_SHIFT | zone_kind << zone_shift | last << zone_shift - self._last_bits
-        words += [f"node={nid}", f"zone={zone_kind}", f"lastcpupid={last:#x}"]
-        return f"{value:#x}({'|'.join(words)})"
-
-
 class PageOwner:
     """The file of one kernel. ``table`` is None when it was not booted with ``page_owner=on``.
 
@@ -115,8 +55,7 @@ class PageOwner:
         zones: Sequence[Zone],
         context: Context,
         kallsyms: Kallsyms,
-        layout: Layout,
-        cpus: int,
+        page_flags: PageFlags,
         memcg_name: Callable[[int], str] = lambda pfn: "/",
     ) -> None:
         self.table = table
@@ -125,7 +64,7 @@ class PageOwner:
         self._zones = [zone for zone in zones if zone.present]
         self._context = context
         self._kallsyms = kallsyms
-        self._flags = PageFlags(layout, cpus)
+        self._flags = page_flags
         self._memcg_name = memcg_name
         self._stacks: dict[int, str] = {}
         self._masks: dict[int, tuple[str, str]] = {}

@@ -19,11 +19,12 @@ from typing import Any
 from pyfuse3 import ROOT_INODE, EntryAttributes, InodeT
 
 from kmemd.errors import KernelError
-from kmemd.views.tree import Directory, Namespace, Node, Pattern
+from kmemd.views.tree import Caller, Directory, Namespace, Node, Pattern
 
 BLOCK_SIZE = 4096
 KEEP_S = 3600
 """How long the kernel may keep names and attributes. They change only by vanishing, which is announced."""
+NOBODY = Caller()
 
 
 class Inode:
@@ -112,9 +113,9 @@ class InodeTable:
             raise KernelError(errno.ENOENT, f"directory {number} is gone")
         return inode
 
-    def lookup(self, parent: Inode, name: str) -> Inode:
+    def lookup(self, parent: Inode, name: str, caller: Caller = NOBODY) -> Inode:
         """The inode of ``name`` in a directory, with one more reference. ENOENT, ENOTDIR."""
-        return self.enter(parent, self._namespace.child(parent.node, name), name)
+        return self.enter(parent, self._namespace.child(parent.node, name, caller), name)
 
     def enter(self, parent: Inode, node: Node, name: str) -> Inode:
         """The inode of ``node``, an entry of ``parent``, with one more reference."""

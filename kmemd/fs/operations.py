@@ -26,7 +26,8 @@ from kmemd.fs.answers import failure, handler, waiting_handler
 from kmemd.fs.handles import Handle, Handles, Listing
 from kmemd.fs.inodes import Inode, InodeTable
 from kmemd.fs.waiting import POLL_S, Change, Waiter
-from kmemd.views.tree import Caller, Directory, Namespace, Steps
+from kmemd.steps import Steps
+from kmemd.views.tree import Caller, Directory, Namespace
 
 NAME_MAX = 255
 BLOCK_SIZE = 4096
@@ -74,7 +75,8 @@ class Operations(pyfuse3.Operations):
     @handler
     def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         """The inode of a name. ``.`` and ``..`` never arrive: the kernel resolves them."""
-        inode = self._inodes.lookup(self._inodes.directory(parent_inode), os.fsdecode(name))
+        parent = self._inodes.directory(parent_inode)
+        inode = self._inodes.lookup(parent, os.fsdecode(name), self._caller(ctx))
         return self._inodes.attributes(inode)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -146,7 +148,7 @@ class Operations(pyfuse3.Operations):
         """Take what was written; the bytes taken."""
         return await self.run(self._handles.file(fh).file.write(buf))
 
-    async def run(self, steps: Steps) -> int:
+    async def run(self, steps: Steps[int]) -> int:
         """Run work on the model in slices between which readers get in. Writers queue.
 
         Returns what ``steps`` returns, after readers were woken and names that are gone are forgotten.
@@ -169,7 +171,7 @@ class Operations(pyfuse3.Operations):
         except trio.WouldBlock:
             await self._writer.acquire()
 
-    async def _run_slices(self, steps: Steps) -> int:
+    async def _run_slices(self, steps: Steps[int]) -> int:
         """Let others in where the work allows it and has run for a while; a turn of trio is not cheap."""
         began = time.perf_counter()
         while True:

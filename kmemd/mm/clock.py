@@ -1,4 +1,7 @@
-"""Model time and the timers that run on it (kernel/time). Kernel threads are scheduled here."""
+"""Model time and the timers that run on it (kernel/time/timer.c). Kernel threads are scheduled here.
+
+Left out: the tick, which nothing waits for; jiffies are computed from the time. All CPUs share one time.
+"""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-from kmemd.mm.sysctl_handlers import proc_dointvec_minmax, show_number, take_all
+from kmemd.mm.sysctl_handlers import take_all, vm_knob
 from kmemd.tunable import Tunable, Tuned
 
 
@@ -18,38 +18,10 @@ class Compaction(Tuned):
     """``drain_all_pages`` empties the per-cpu lists of every zone into the free lists."""
 
     TUNABLES: ClassVar[tuple[Tunable, ...]] = (
-        Tunable(
-            "proc/sys/vm/compact_memory",
-            "compact_memory",
-            show_number,
-            take_all,
-            mode=0o200,
-            on_change="compact_nodes",
-        ),
-        Tunable(
-            "proc/sys/vm/compaction_proactiveness",
-            "compaction_proactiveness",
-            show_number,
-            proc_dointvec_minmax,
-            min=0,
-            max=100,
-        ),
-        Tunable(
-            "proc/sys/vm/extfrag_threshold",
-            "extfrag_threshold",
-            show_number,
-            proc_dointvec_minmax,
-            min=0,
-            max=1000,
-        ),
-        Tunable(
-            "proc/sys/vm/compact_unevictable_allowed",
-            "compact_unevictable_allowed",
-            show_number,
-            proc_dointvec_minmax,
-            min=0,
-            max=1,
-        ),
+        vm_knob("compact_memory", take_all, mode=0o200, on_change="compact_nodes"),
+        vm_knob("compaction_proactiveness", min=0, max=100),
+        vm_knob("extfrag_threshold", min=0, max=1000),
+        vm_knob("compact_unevictable_allowed", min=0, max=1),
     )
 
     def __init__(self, drain_all_pages: Callable[[], None], *, long_bits: int = 64) -> None:

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-PAGE_SIZE = 4096
-ISA_END = 1 << 20
-LARGE_PAGE = {"x86_64": 2 << 20, "i386": 4 << 20}
+from kmemd.mm.units import GIB, MIB, PAGE_SIZE
+
+ISA_END = MIB
+LARGE_PAGE = {"x86_64": 2 * MIB, "i386": 4 * MIB}
 SPLIT_BY_IMAGE = {"x86_64": 6, "i386": 2}
 """Large pages that boot splits for the protections of the captured kernels' text and data."""
-
-
-LABELS = {PAGE_SIZE: "DirectMap4k", 2 << 20: "DirectMap2M", 4 << 20: "DirectMap4M", 1 << 30: "DirectMap1G"}
+LABELS = {PAGE_SIZE: "DirectMap4k", 2 * MIB: "DirectMap2M", 4 * MIB: "DirectMap4M", GIB: "DirectMap1G"}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import ClassVar
 from kmemd.core import stats
 from kmemd.core.context import Context
 from kmemd.mm.printk import KERN_INFO, Printk
-from kmemd.mm.sysctl_handlers import proc_dointvec_minmax, show_number
+from kmemd.mm.sysctl_handlers import vm_knob
 from kmemd.mm.vmstat import VmStat
 from kmemd.tunable import Tunable, Tuned
 
@@ -21,18 +21,7 @@ PAGECACHE, SLAB, QUIET = 1, 2, 4
 class DropCaches(Tuned):
     """``drop_caches`` takes 1 (page cache), 2 (slab), 3 (both), 4 (say no more in the log)."""
 
-    TUNABLES: ClassVar[tuple[Tunable, ...]] = (
-        Tunable(
-            "proc/sys/vm/drop_caches",
-            "drop_caches",
-            show_number,
-            proc_dointvec_minmax,
-            mode=0o200,
-            min=1,
-            max=4,
-            on_change="drop",
-        ),
-    )
+    TUNABLES: ClassVar[tuple[Tunable, ...]] = (vm_knob("drop_caches", mode=0o200, min=1, max=4, on_change="drop"),)
 
     def __init__(self, context: Context, vmstat: VmStat, printk: Printk, *, long_bits: int = 64) -> None:
         self._context = context

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from kmemd.mm.setup import GIB, KERNEL_IMAGES, MIB
+from kmemd.mm.setup import KERNEL_IMAGES
+from kmemd.mm.units import GIB, MIB, PAGE_SIZE
 
-PAGE = 4096
 LOW_MEMORY_LIMIT = 3 * GIB + 512 * MIB
 """With this much memory or more, the PCI hole begins at 3 GiB, else at the end of memory."""
 SPLIT_LOW_MEMORY = 3 * GIB
@@ -66,7 +66,7 @@ def usable_ranges(e820: Sequence[E820Entry], node_sizes: Sequence[int]) -> tuple
     that it lies in.
     """
     blocks = _memory_blocks(e820)
-    usable = [(max(entry.start, PAGE), entry.end) for entry in e820 if entry.kind == "usable"]
+    usable = [(max(entry.start, PAGE_SIZE), entry.end) for entry in e820 if entry.kind == "usable"]
     nodes = []
     for size in node_sizes:
         ranges: list[tuple[int, int]] = []
@@ -117,10 +117,10 @@ _LOCAL_APIC = Resource(0xFEE00000, 0xFEE00FFF, "Local APIC")
 
 def iomem_resources(arch: str, e820: Sequence[E820Entry]) -> tuple[Resource, ...]:
     """The resource tree, depth first, in order of address."""
-    top = [Resource(0, PAGE - 1, "Reserved"), Resource(0xA0000, 0xBFFFF, "PCI Bus 0000:00"), *_LEGACY]
+    top = [Resource(0, PAGE_SIZE - 1, "Reserved"), Resource(0xA0000, 0xBFFFF, "PCI Bus 0000:00"), *_LEGACY]
     for entry in e820:
         name = "System RAM" if entry.kind == "usable" else "Reserved"
-        top.append(Resource(max(entry.start, PAGE if name == "System RAM" else 0), entry.end - 1, name))
+        top.append(Resource(max(entry.start, PAGE_SIZE if name == "System RAM" else 0), entry.end - 1, name))
     low_end = _memory_blocks(e820)[0][1]
     top += [Resource(low_end, 0xFEBFFFFF, "PCI Bus 0000:00"), _IOAPIC, _LOCAL_APIC, _hpet(arch)]
     if arch == "x86_64":

@@ -10,11 +10,19 @@ import errno
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 
+from kmemd.core import stats
 from kmemd.core.context import Context
 from kmemd.errors import KernelError
-from kmemd.mm.sched import Task, TaskTable
+from kmemd.mm import gfp as g
+from kmemd.mm.layout import X86_64, Layout
+from kmemd.mm.page_alloc import PageAllocator
+from kmemd.mm.sched import THREAD_SIZE, Task, TaskTable
+from kmemd.mm.slab_geometry import get_order
 from kmemd.mm.slub import Slub
 from kmemd.mm.stackdepot import StackDepot
+from kmemd.mm.units import KIB_PER_PAGE, PAGE_SIZE
+from kmemd.mm.vmalloc import Vmalloc
+from kmemd.mm.vmstat import VmStat
 
 INIT_PID = 1
 DESCRIPTORS = (
@@ -31,13 +39,56 @@ DESCRIPTORS = (
 
 FORK_FRAMES = ("kernel_clone", "__do_sys_fork", "__x64_sys_fork", "do_syscall_64", "entry_SYSCALL_64_after_hwframe")
 FORK_FRAMES_32 = ("kernel_clone", "__do_sys_fork", "__ia32_sys_fork", "do_int80_syscall_32", "entry_INT80_32")
+GFP_STACK = g.GFP_KERNEL_ACCOUNT | g.F.ZERO
 EXIT_FRAMES = ("free_task", "delayed_put_task_struct", "rcu_core", "__do_softirq")
+
+
+class ThreadStacks:
+    """Kernel stacks: a vmalloc area on x86_64, a block of pages on i386 (``alloc_thread_stack_node``)."""
+
+    def __init__(
+        self, arch: str, page_alloc: PageAllocator, vmalloc: Vmalloc, vmstat: VmStat, layout: Layout, context: Context
+    ) -> None:
+        self._page_alloc = page_alloc
+        self._vmalloc = vmalloc
+        self._vmstat = vmstat
+        self._layout = layout
+        self._context = context
+        self._vmapped = arch == X86_64
+        self._order = get_order(THREAD_SIZE[arch])
+
+    def _count(self, nid: int, stacks: int) -> None:
+        self._vmstat.mod_node(nid, stats.NR_KERNEL_STACK_KB, stacks * KIB_PER_PAGE << self._order)
+
+    def alloc(self, nid: int, site: int) -> int:
+        """The address of a stack on a node, allocated from ``site`` (a stack depot handle). ENOMEM."""
+        self._context.site = site
+        if self._vmapped:
+            size = PAGE_SIZE << self._order
+            address = self._vmalloc.alloc(size, GFP_STACK, nid, align=size, function="").address
+        else:
+            address = self._layout.page_address(self._page_alloc.alloc_pages(GFP_STACK | g.F.COMP, self._order, nid))
+        self._count(nid, 1)
+        return address
+
+    def alloc_pages(self, nid: int, count: int, site: int) -> None:
+        """The pages of ``count`` stacks that no one will free, and no areas. Fewer when memory runs out."""
+        self._context.site = site
+        self._count(nid, count)
+        self._page_alloc.alloc_pages_bulk(GFP_STACK, 0, count << self._order, nid)
+
+    def free(self, address: int, nid: int) -> None:
+        """Give back what ``alloc`` gave on a node. EFAULT when it is gone."""
+        self._count(nid, -1)
+        if self._vmapped:
+            self._vmalloc.vfree(address)
+        else:
+            self._page_alloc.free_pages(self._layout.virt_to_pfn(address), self._order)
 
 
 class Fork:
     """Makes and ends processes.
 
-    ``alloc_stack(nid, site)`` gives a kernel stack's address, ``free_stack(address, nid)`` takes it back;
     ``kernel_data()`` marks what is allocated inside as held by the kernel's own structures.
 
     Invariants: every pid in ``_objects`` is a task that ``fork`` made.
@@ -50,8 +101,7 @@ class Fork:
         context: Context,
         depot: StackDepot,
         cpu_nodes: tuple[int, ...],
-        alloc_stack: Callable[[int, int], int],
-        free_stack: Callable[[int, int], None],
+        stacks: ThreadStacks,
         kernel_data: Callable[[], AbstractContextManager[None]],
         arch: str,
     ) -> None:
@@ -60,8 +110,7 @@ class Fork:
         self._context = context
         self._depot = depot
         self._cpu_nodes = cpu_nodes
-        self._alloc_stack = alloc_stack
-        self._free_stack = free_stack
+        self._stacks = stacks
         self._kernel_data = kernel_data
         self._frames = FORK_FRAMES if arch == "x86_64" else FORK_FRAMES_32
         self._objects: dict[int, list[int]] = {}
@@ -75,7 +124,7 @@ class Fork:
         try:
             with self._kernel_data():
                 self._describe(self._objects[task.pid])
-                task.stack_addr = self._alloc_stack(self._cpu_nodes[task.cpu], site)
+                task.stack_addr = self._stacks.alloc(self._cpu_nodes[task.cpu], site)
         except KernelError:
             self._release(task)
             self._tasks.exit(task.pid)
@@ -106,7 +155,7 @@ class Fork:
                 self._slub.kfree(address)
         if task.stack_addr:
             with suppress(KernelError):
-                self._free_stack(task.stack_addr, self._cpu_nodes[task.cpu])
+                self._stacks.free(task.stack_addr, self._cpu_nodes[task.cpu])
 
     def check(self) -> None:
         """Every process that was made is in the table and has a stack."""

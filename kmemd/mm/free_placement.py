@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-TOP_ORDER = 10
+from kmemd.core.buddy import MAX_ORDER, MIGRATE_MOVABLE
+
+TOP_ORDER = MAX_ORDER - 1
 Range = tuple[int, int]
-MOVABLE = 1
 
 
 @dataclass
@@ -121,13 +122,13 @@ def _place_chunks(
     for migratetype, counts in enumerate(free):
         wanted = counts[TOP_ORDER]
         while wanted and chunks:
-            at = -1 if migratetype == MOVABLE else 0
+            at = -1 if migratetype == MIGRATE_MOVABLE else 0
             low, high = chunks[at]
             taken = min(wanted, (high - low) >> TOP_ORDER)
             wanted -= taken
             size = taken << TOP_ORDER
-            run = (high - size, high) if migratetype == MOVABLE else (low, low + size)
-            rest = (low, high - size) if migratetype == MOVABLE else (low + size, high)
+            run = (high - size, high) if migratetype == MIGRATE_MOVABLE else (low, low + size)
+            rest = (low, high - size) if migratetype == MIGRATE_MOVABLE else (low + size, high)
             if rest[0] < rest[1]:
                 chunks[at] = rest
             else:
@@ -172,7 +173,7 @@ def _place_small(
     _choose_types(placement, room, counted, free, type_counts, pageblock_order)
     pools = [_Pool(pageblock_order) for _ in free]
     for block in sorted(room, reverse=True):
-        target = pools[placement.types[block]] if block in placement.types else pools[MOVABLE]
+        target = pools[placement.types[block]] if block in placement.types else pools[MIGRATE_MOVABLE]
         for order, pfn, guarded in sorted(room[block], key=lambda node: -node[1]):
             target.add(order, pfn, guarded)
     for order in range(pageblock_order - 1, -1, -1):
@@ -210,7 +211,7 @@ def _choose_types(
     for migratetype in wanting:
         taken, untyped = untyped[: quota[migratetype]], untyped[quota[migratetype] :]
         placement.types.update(dict.fromkeys(taken, migratetype))
-    placement.types.update(dict.fromkeys(untyped, MOVABLE))
+    placement.types.update(dict.fromkeys(untyped, MIGRATE_MOVABLE))
 
 
 def _subtract(available: Sequence[Range], placement: Placement) -> list[Range]:

@@ -43,6 +43,11 @@ class F:
 
 GFP_ZONEMASK = F.DMA | F.HIGHMEM | F.DMA32 | F.MOVABLE
 GFP_MOVABLE_MASK = F.RECLAIMABLE | F.MOVABLE
+GFP_RECLAIM_MASK = (
+    F.RECLAIM | F.HIGH | F.IO | F.FS | F.NOWARN | F.RETRY_MAYFAIL | F.NOFAIL | F.NORETRY | F.MEMALLOC
+    | F.NOMEMALLOC | F.ATOMIC
+)  # fmt: skip
+"""What an allocation on behalf of another one takes over from it (mm/internal.h)."""
 
 GFP_ATOMIC = F.HIGH | F.ATOMIC | F.KSWAPD_RECLAIM
 GFP_KERNEL = F.RECLAIM | F.IO | F.FS
@@ -101,8 +106,6 @@ FLAG_NAMES: dict[str, int] = {
 ALL_FLAGS = 0xFFFFFF
 ALIASES: dict[str, int] = {**FLAG_NAMES, "__GFP_DMA": F.DMA, "__GFP_DMA32": F.DMA32}
 
-MIGRATE_UNMOVABLE, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE = 0, 1, 2
-
 
 def format_gfp(gfp: int) -> str:
     """``GFP_KERNEL|F.ZERO``: the text of ``%pGg``, "none" for 0 and hex for what has no name."""
@@ -116,30 +119,6 @@ def format_gfp(gfp: int) -> str:
     if gfp:
         words.append(f"{gfp:#x}")
     return "|".join(words)
-
-
-def parse_gfp(text: str) -> int:
-    """The mask that ``GFP_KERNEL|F.ZERO`` or a number names. EINVAL for an unknown flag."""
-    gfp = 0
-    for word in text.split("|"):
-        name = word.strip()
-        if name in ALIASES:
-            gfp |= ALIASES[name]
-        elif name.lower().startswith("0x") or name.isdigit():
-            gfp |= _number(name)
-        else:
-            raise KernelError(errno.EINVAL, f"{name!r} is no GFP flag")
-    return gfp
-
-
-def _number(text: str) -> int:
-    try:
-        value = int(text, 0)
-    except ValueError:
-        value = -1
-    if not 0 <= value <= ALL_FLAGS:
-        raise KernelError(errno.EINVAL, f"{text!r} is not a GFP mask between 0 and {ALL_FLAGS:#x}")
-    return value
 
 
 def gfp_migratetype(gfp: int) -> int:

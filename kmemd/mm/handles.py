@@ -17,8 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmemd.errors import KernelError
+from kmemd.mm.pace import squeeze
+from kmemd.steps import Steps
 
 Pointers = NDArray[np.uint64]
+
+PIECE = 1 << 13
+SQUEEZED = 1 << 16
+"""Items that are looked at for gaps before others may get in."""
 
 
 class Kind(StrEnum):
@@ -76,12 +82,26 @@ class Handle:
         live: Pointers = self.addresses[self.addresses != 0]
         return live
 
+    def pieces(self) -> Iterator[Pointers]:
+        """``pointers``, ``PIECE`` items at a time."""
+        addresses = self.addresses
+        for start in range(0, len(addresses), PIECE):
+            piece = addresses[start : start + PIECE]
+            yield piece[piece != 0]
+
     def clear(self, positions: NDArray[np.int64]) -> None:
         """Forget the items at ``positions``, without moving the others. ``compact`` ends it."""
         if self.kind is Kind.PAGES:
             self.pfns[positions] = -1
         else:
             self.addresses[positions] = 0
+
+    def compact_steps(self) -> Steps[None]:
+        """``compact`` in slices."""
+        if self.kind is Kind.PAGES:
+            self.pfns = yield from squeeze(self.pfns, -1, SQUEEZED)
+        else:
+            self.addresses = yield from squeeze(self.addresses, 0, SQUEEZED)
 
     def compact(self, emptied: bool = False) -> None:
         """Close the gaps that ``clear`` left; ``emptied`` says that it cleared all items."""
@@ -145,3 +165,8 @@ class Handles:
         """All the pointers that handles hold: what kmemleak scans as module data."""
         arrays = [handle.pointers() for handle in self._handles.values()]
         return np.concatenate(arrays) if arrays else no_pointers()
+
+    def pieces(self) -> Iterator[Pointers]:
+        """``pointers``, some at a time; a handle that is bound or forgotten meanwhile may be missed."""
+        for handle in self.values():
+            yield from handle.pieces()

@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 from kmemd.errors import KernelError
 from kmemd.mm import kstrtox
 from kmemd.mm.params import CommandLine
-from kmemd.mm.sysctl_handlers import PAGE_SIZE, refuse, show_number
+from kmemd.mm.sysctl_handlers import refuse, show_number
 from kmemd.mm.sysfs_handlers import choice, einval, show_choice, store_uint, store_ulong
+from kmemd.mm.units import PAGE_SIZE
 from kmemd.tunable import Tunable, Tuned
 
 ENABLED = ("always", "madvise", "never")

@@ -9,34 +9,35 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import ClassVar, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from kmemd.core import stats
 from kmemd.core.context import Context
 from kmemd.errors import KernelError
 from kmemd.mm import gfp as g
 from kmemd.mm import kstrtox
+from kmemd.mm.layout import STRUCT_PAGE_SIZE, X86_64
+from kmemd.mm.pace import Pace, pieces
+from kmemd.mm.page_supply import PageSupply
 from kmemd.mm.params import CommandLine, memparse
 from kmemd.mm.printk import KERN_ERR, KERN_INFO, KERN_WARNING, Printk
 from kmemd.mm.stackdepot import StackDepot
-from kmemd.mm.sysctl_handlers import (
-    PAGE_SIZE,
-    proc_dobool,
-    proc_dointvec_minmax,
-    proc_doulongvec_minmax,
-    show_number,
-)
+from kmemd.mm.sysctl_handlers import proc_dobool, proc_doulongvec_minmax, vm_knob
+from kmemd.mm.units import MIB, PAGE_SIZE
 from kmemd.mm.vmstat import VmStat
+from kmemd.steps import Steps, finish
 from kmemd.tunable import Tunable, Tuned
 
 PMD_ORDER = {64: 9, 32: 10}
-STRUCT_PAGE_SIZE = {64: 64, 32: 32}
-MIB = 1 << 20
 POOL_FLAGS = g.F.THISNODE | g.F.COMP | g.F.NOWARN
 TRY_HARD = g.F.RETRY_MAYFAIL
+TAKEN = 64
+"""Pages that are taken or given back before others may get in."""
+SINGLES = 32
+"""Likewise, of those that are taken one by one."""
 FRAMES = (
     "alloc_fresh_huge_page",
     "alloc_pool_huge_page",
@@ -45,12 +46,10 @@ FRAMES = (
 )
 
 
-class Allocator(Protocol):
-    """The page allocator as far as pools need it."""
+class Pages(PageSupply, Protocol):
+    """The page allocator, which counts how often it went into its slow path."""
 
-    def alloc_pages(self, gfp: int, order: int = 0, nid: int = -1) -> int: ...
-    def alloc_pages_bulk(self, gfp: int, order: int, n: int, nid: int = -1) -> npt.NDArray[np.int64]: ...
-    def free_pages_bulk(self, pfns: npt.NDArray[np.int64], order: int) -> None: ...
+    slow_paths: int
 
 
 class Zone(Protocol):
@@ -136,22 +135,22 @@ class Hugetlb(Tuned):
     """All pools. ``highmem_pfn`` is where memory without a kernel mapping begins, None where all is mapped."""
 
     TUNABLES: ClassVar[tuple[Tunable, ...]] = (
-        Tunable("proc/sys/vm/nr_hugepages", "nr_hugepages", show_number, proc_doulongvec_minmax),
-        Tunable(
-            "proc/sys/vm/nr_hugepages_mempolicy",
-            "nr_hugepages",
-            show_number,
+        vm_knob("nr_hugepages", proc_doulongvec_minmax, steps="resize_default"),
+        vm_knob(
+            "nr_hugepages_mempolicy",
             proc_doulongvec_minmax,
+            attr="nr_hugepages",
             when="numa",
+            steps="resize_default",
         ),
-        Tunable("proc/sys/vm/nr_overcommit_hugepages", "nr_overcommit", show_number, proc_doulongvec_minmax),
-        Tunable("proc/sys/vm/hugetlb_shm_group", "hugetlb_shm_group", show_number, proc_dointvec_minmax),
-        Tunable("proc/sys/vm/hugetlb_optimize_vmemmap", "optimize_vmemmap", show_number, proc_dobool, when="numa"),
+        vm_knob("nr_overcommit_hugepages", proc_doulongvec_minmax, attr="nr_overcommit"),
+        vm_knob("hugetlb_shm_group"),
+        vm_knob("hugetlb_optimize_vmemmap", proc_dobool, attr="optimize_vmemmap", when="numa"),
     )
 
     def __init__(
         self,
-        page_alloc: Allocator,
+        page_alloc: Pages,
         nodes: Sequence[Node],
         vmstat: VmStat,
         context: Context,
@@ -200,20 +199,33 @@ class Hugetlb(Tuned):
     def nr_overcommit(self, count: int) -> None:
         self.default.overcommit = count
 
+    def holds(self, pfn: int) -> bool:
+        """Whether a page frame begins a free page of a pool."""
+        return any(pfn in pages for pool in self.pools for pages in pool.free_lists)
+
     def total_pages(self) -> int:
         """Base pages in all pools (``hugetlb_total_pages``)."""
         return sum(pool.nr << pool.order for pool in self.pools)
 
     def set_max_huge_pages(self, pool: Pool, count: int, nid: int | None = None) -> None:
-        """Grow or shrink a pool to ``count`` persistent pages, of one node or of all; as far as memory goes."""
+        """``resize_steps`` in one go."""
+        finish(self.resize_steps(pool, count, nid))
+
+    def resize_default(self, count: int) -> Steps[None]:
+        """``resize_steps`` of the default pool."""
+        return self.resize_steps(self.default, count)
+
+    def resize_steps(self, pool: Pool, count: int, nid: int | None = None) -> Steps[None]:
+        """Grow or shrink a pool to ``count`` persistent pages, of one node or of all; as far as memory goes
+        (``set_max_huge_pages``)."""
         nodes = self._nodes if nid is None else (nid,)
         if nid is not None:
             count += pool.nr - pool.nr_node[nid]
         while pool.surplus and count > pool.persistent and self._adjust_surplus(pool, nodes, -1):
             pass
         if count > pool.persistent:
-            self._grow(pool, count - pool.persistent, nodes)
-        self._shrink(pool, count, nodes)
+            yield from self._grow(pool, count - pool.persistent, nodes)
+        yield from self._shrink(pool, count, nodes)
         while count < pool.persistent and self._adjust_surplus(pool, nodes, 1):
             pass
         pool.max_huge_pages = pool.persistent
@@ -239,21 +251,36 @@ class Hugetlb(Tuned):
         """Movable only where huge pages can migrate, which i386's cannot."""
         return POOL_FLAGS | (g.GFP_HIGHUSER_MOVABLE if self.long_bits == 64 else g.GFP_HIGHUSER)
 
-    def _grow(self, pool: Pool, count: int, nodes: Sequence[int]) -> int:
+    def _grow(self, pool: Pool, count: int, nodes: Sequence[int]) -> Steps[int]:
         """Take up to ``count`` pages, an even share from each node, then one by one; the number taken."""
-        self._context.stack = self._depot.extend(self._context.site, FRAMES)
+        stack = self._depot.extend(self._context.site, FRAMES)
         share = count // len(nodes)
         left = count
         if share > 1:
             for nid in nodes:
-                most = min(share, self._managed[nid] >> pool.order)
-                pfns = self._page_alloc.alloc_pages_bulk(self._hard(), pool.order, most, nid)
-                self._enqueue(pool, nid, pfns.tolist())
-                left -= len(pfns)
+                left -= yield from self._take(pool, min(share, self._managed[nid] >> pool.order), nid, stack)
         given_up: set[int] = set()
+        self._context.stack = stack
         while left and self._grow_one(pool, nodes, given_up):
             left -= 1
+            if not left % SINGLES:
+                yield
         return count - left
+
+    def _take(self, pool: Pool, count: int, nid: int, stack: int) -> Steps[int]:
+        """Up to ``count`` pages of one node; the number taken."""
+        pace = Pace(lambda: self._page_alloc.slow_paths, TAKEN)
+        taken = 0
+        while taken < count:
+            want = pace.next(count - taken)
+            self._context.stack = stack
+            pfns = self._page_alloc.alloc_pages_bulk(self._hard(), pool.order, want, nid)
+            self._enqueue(pool, nid, pfns.tolist())
+            taken += len(pfns)
+            yield
+            if len(pfns) < want:
+                break
+        return taken
 
     def _hard(self) -> int:
         return self._gfp() | TRY_HARD
@@ -284,17 +311,20 @@ class Hugetlb(Tuned):
 
     # -- shrinking ---------------------------------------------------------------------------------------
 
-    def _shrink(self, pool: Pool, count: int, nodes: Sequence[int]) -> None:
+    def _shrink(self, pool: Pool, count: int, nodes: Sequence[int]) -> Steps[None]:
         """Give free pages back until ``count`` are left; reserved ones stay, and those in use."""
         target = max(count, pool.resv + pool.nr - pool.free)
-        freed: list[int] = self._free_low(pool, target, nodes)
-        while target < pool.persistent:
-            pfn = self._remove_one(pool, nodes)
-            if pfn is None:
+        for part in pieces(np.array(self._free_low(pool, target, nodes), dtype=np.int64), TAKEN):
+            self._page_alloc.free_pages_bulk(part, pool.order)
+            yield
+        surplus = pool.persistent - target
+        while surplus > 0:
+            freed = list(islice(iter(lambda: self._remove_one(pool, nodes), None), min(surplus, TAKEN)))
+            if not freed:
                 break
-            freed.append(pfn)
-        if freed:
+            surplus -= len(freed)
             self._page_alloc.free_pages_bulk(np.array(freed, dtype=np.int64), pool.order)
+            yield
 
     def _free_low(self, pool: Pool, target: int, nodes: Sequence[int]) -> list[int]:
         """With HIGHMEM, pages that the kernel could use itself go first (``try_to_free_low``)."""
@@ -340,18 +370,18 @@ class Hugetlb(Tuned):
         """Fill the pool as the command line wants it, and say so (``hugetlb_init``)."""
         pool, size = self.default, _size_text(self.default.size)
         for nid, wanted in parameters.per_node.items():
-            got = self._grow(pool, wanted, (nid,))
+            got = finish(self._grow(pool, wanted, (nid,)))
             if got < wanted:
                 text = f"HugeTLB: allocating {wanted} of page size {size} failed node{nid}."
                 self._printk.log(KERN_WARNING, f"{text}  Only allocated {got} hugepages.")
         if not parameters.per_node and parameters.count:
-            got = self._grow(pool, parameters.count, self._nodes)
+            got = finish(self._grow(pool, parameters.count, self._nodes))
             if got < parameters.count:
                 text = f"HugeTLB: allocating {parameters.count} of page size {size} failed."
                 self._printk.log(KERN_WARNING, f"{text}  Only allocated {got} hugepages.")
         pool.max_huge_pages = pool.persistent
         self._printk.log(KERN_INFO, f"HugeTLB: registered {size} page size, pre-allocated {pool.free} pages")
-        vmemmap = (STRUCT_PAGE_SIZE[self.long_bits] << pool.order) - PAGE_SIZE if self.numa else 0
+        vmemmap = (STRUCT_PAGE_SIZE[X86_64] << pool.order) - PAGE_SIZE if self.numa else 0
         self._printk.log(KERN_INFO, f"HugeTLB: {vmemmap // 1024} KiB vmemmap can be freed for a {size} page")
 
 

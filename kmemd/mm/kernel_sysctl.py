@@ -17,9 +17,11 @@ from uuid import UUID
 from kmemd.errors import KernelError
 from kmemd.mm import kstrtox
 from kmemd.mm.clock import HZ
+from kmemd.mm.layout import I386, X86_64
+from kmemd.mm.panic import LETTERS, Taint
 from kmemd.mm.params import CommandLine
+from kmemd.mm.sched import MAX_THREADS, RESERVED_PIDS, max_threads
 from kmemd.mm.sysctl_handlers import (
-    PAGE_SIZE,
     proc_dointvec_jiffies,
     proc_dointvec_minmax,
     proc_dointvec_vector,
@@ -33,14 +35,11 @@ from kmemd.mm.sysctl_handlers import (
     string_of,
     take_all,
 )
+from kmemd.mm.units import PAGE_SIZE
 from kmemd.tunable import Tunable, Tuned
 
 WRITES_LEGACY, WRITES_WARN, WRITES_STRICT = -1, 0, 1
 UTS_SIZE = 65
-THREAD_SIZE = {64: 16384, 32: 8192}
-MAX_THREADS = 0x3FFFFFFF
-MIN_THREADS = 20
-RESERVED_PIDS = 300
 PIDS_PER_CPU_MIN = 8
 PID_MAX_LIMIT = 8 * PAGE_SIZE
 """CONFIG_BASE_SMALL, as on the captured machines."""
@@ -48,7 +47,7 @@ CONSOLE_LOGLEVELS = [7, 4, 1, 7]
 CAP_LAST_CAP = 40
 NGROUPS_MAX = 65536
 POOL_BITS = 256
-TAINT_FLAGS = (1 << 19) - 1
+TAINT_FLAGS = (1 << len(LETTERS)) - 1
 
 
 class Tasks(Protocol):
@@ -122,11 +121,13 @@ class KernelSysctl(Tuned):
         cpus: int,
         totalram_pages: Callable[[], int],
         rng: Random,
+        taint: Taint,
         *,
         long_bits: int = 64,
     ) -> None:
         self._tasks = tasks
         self._cpus = cpus
+        self._taint = taint
         self._uuids = Random(rng.getrandbits(64))
         self.long_bits = long_bits
         self.ostype = "Linux"
@@ -135,8 +136,7 @@ class KernelSysctl(Tuned):
         self.machine = "x86_64" if long_bits == 64 else "i686"
         self.hostname = "(none)"
         self.domainname = "(none)"
-        by_memory = totalram_pages() * PAGE_SIZE // (THREAD_SIZE[long_bits] * 8)
-        self.threads_max = min(max(by_memory, MIN_THREADS), MAX_THREADS)
+        self.threads_max = max_threads(X86_64 if long_bits == 64 else I386, totalram_pages())
         self.ngroups_max = NGROUPS_MAX
         self.cap_last_cap = CAP_LAST_CAP
         self.overflowuid = self.overflowgid = 65534
@@ -148,7 +148,6 @@ class KernelSysctl(Tuned):
         self.panic_print = 0
         self.oops_limit = 10_000
         self.warn_limit = 0
-        self.tainted = 0
         self.printk = [_console_loglevel(cmdline), *CONSOLE_LOGLEVELS[1:]]
         self.printk_ratelimit = 5 * HZ
         self.printk_ratelimit_burst = 10
@@ -164,6 +163,15 @@ class KernelSysctl(Tuned):
     def random_uuid(self) -> str:
         """A new random UUID at each reading, from a generator of its own: reading changes nothing else."""
         return str(UUID(int=self._uuids.getrandbits(128), version=4))
+
+    @property
+    def tainted(self) -> int:
+        """The kernel's taint flags."""
+        return self._taint.mask
+
+    @tainted.setter
+    def tainted(self, mask: int) -> None:
+        self._taint.mask = mask
 
     @property
     def pid_max(self) -> int:

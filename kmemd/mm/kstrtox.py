@@ -1,4 +1,4 @@
-"""Numbers in text, as the kernel reads them (lib/kstrtox.c, lib/vsprintf.c ``simple_strtoul``).
+"""Numbers in text, as the kernel reads them (lib/kstrtox.c).
 
 The ``kstrto*`` family reads a whole NUL-terminated string with at most one newline at its end; a number
 too big gives ERANGE, anything else wrong EINVAL. Input is bytes; what follows a NUL does not exist for C.
@@ -120,16 +120,6 @@ def kstrtobool(data: bytes) -> bool:
     if first.lower() == b"o" and second in (b"n", b"f"):
         return second == b"n"
     raise KernelError(errno.EINVAL, f"{text.decode('latin-1')!r} is neither yes nor no")
-
-
-def simple_strtoul(data: bytes, base: int = 0) -> tuple[int, int]:
-    """A number at the start of a string, whatever follows: (value modulo 2**64, bytes taken)."""
-    text = c_string(data)
-    try:
-        value, taken, _ = parse_integer(text, base)
-    except KernelError:
-        return ULLONG_MAX, len(text)
-    return value, taken
 
 
 def sysfs_streq(data: bytes, word: str) -> bool:

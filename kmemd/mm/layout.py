@@ -11,20 +11,13 @@ from __future__ import annotations
 import errno
 from random import Random
 
-import numpy as np
-import numpy.typing as npt
-
 from kmemd.errors import KernelError
-
-PAGE_SHIFT = 12
-PAGE_SIZE = 1 << PAGE_SHIFT
-PAGE_MASK = ~(PAGE_SIZE - 1)
-MIB = 1 << 20
-GIB = 1 << 30
-TIB = 1 << 40
+from kmemd.mm.units import GIB, MIB, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, TIB
 
 X86_64 = "x86_64"
 I386 = "i386"
+STRUCT_PAGE_SIZE = {X86_64: 64, I386: 40}
+"""Bytes of a ``struct page``."""
 
 # x86_64, 4-level
 PAGE_OFFSET_BASE = 0xFFFF_8880_0000_0000
@@ -39,8 +32,6 @@ PHYSICAL_ALIGN = 2 * MIB
 KERNEL_IMAGE_SIZE = 512 * MIB
 KERNEL_IMAGE_SIZE_KASLR = GIB
 KERNEL_TEXT_SPAN = 32 * MIB
-MODULES_END = 0xFFFF_FFFF_FF00_0000
-STRUCT_PAGE_SIZE = 64
 PUD_SIZE = GIB
 MEMORY_PHYSICAL_PADDING_TB = 0
 
@@ -50,8 +41,8 @@ VMALLOC_OFFSET_32 = 8 * MIB
 VMALLOC_RESERVE_32 = 128 * MIB
 PKMAP_BASE_32 = 0xFF00_0000
 VMALLOC_END_32 = PKMAP_BASE_32 - 2 * PAGE_SIZE
-MAXMEM_32 = VMALLOC_END_32 - PAGE_OFFSET_32 - VMALLOC_RESERVE_32
-STRUCT_PAGE_SIZE_32 = 32
+MAX_LOW_PFN_32 = (VMALLOC_END_32 - PAGE_OFFSET_32 - VMALLOC_RESERVE_32) >> PAGE_SHIFT
+"""The end of the direct map on i386: what vmalloc, pkmap and the fixmap leave of 1 GiB (MAXMEM)."""
 
 
 class Layout:
@@ -69,6 +60,7 @@ class Layout:
         self.arch = arch
         self.max_pfn = max_pfn
         self.pointer_size = 8 if arch == X86_64 else 4
+        self.struct_page_size = STRUCT_PAGE_SIZE[arch]
         self.kaslr = kaslr is not None
         if arch == X86_64:
             self._lay_out_64(kaslr)
@@ -80,7 +72,6 @@ class Layout:
         self.max_low_pfn = self.max_pfn
         self.page_offset, self.vmalloc_start, self.vmemmap_start = self._regions(kaslr)
         self.vmalloc_end = self.vmalloc_start + VMALLOC_SIZE - 1 & PAGE_MASK
-        self.struct_page_size = STRUCT_PAGE_SIZE
         self.text_base = START_KERNEL_MAP + PHYSICAL_START
         self.modules_start = START_KERNEL_MAP + KERNEL_IMAGE_SIZE
         if kaslr is not None:
@@ -89,7 +80,6 @@ class Layout:
             # get_module_load_offset(): one to 1024 pages, drawn at the first module
             offset = kaslr.randrange(1024) + 1
             self.modules_start = START_KERNEL_MAP + KERNEL_IMAGE_SIZE_KASLR + offset * PAGE_SIZE
-        self.modules_end = MODULES_END
 
     def _regions(self, kaslr: Random | None) -> tuple[int, int, int]:
         """Bases of the direct map, vmalloc and vmemmap (``kernel_randomize_memory``)."""
@@ -97,7 +87,7 @@ class Layout:
             return PAGE_OFFSET_BASE, VMALLOC_BASE, VMEMMAP_BASE
         physmem = -(-(self.max_pfn << PAGE_SHIFT) // TIB) + MEMORY_PHYSICAL_PADDING_TB
         physmem = min(physmem * TIB, PHYSMEM_SIZE)
-        vmemmap = -(-((physmem >> PAGE_SHIFT) * STRUCT_PAGE_SIZE) // TIB) * TIB
+        vmemmap = -(-((physmem >> PAGE_SHIFT) * self.struct_page_size) // TIB) * TIB
         sizes = (physmem, VMALLOC_SIZE, vmemmap)
         spare = CPU_ENTRY_AREA_BASE - PAGE_OFFSET_BASE - sum(sizes)
         address = PAGE_OFFSET_BASE
@@ -111,19 +101,18 @@ class Layout:
         return bases[0], bases[1], bases[2]
 
     def _lay_out_32(self, kaslr: Random | None) -> None:
-        self.max_low_pfn = min(self.max_pfn, MAXMEM_32 >> PAGE_SHIFT)
+        self.max_low_pfn = min(self.max_pfn, MAX_LOW_PFN_32)
         self.page_offset = PAGE_OFFSET_32
         self.vmalloc_start = PAGE_OFFSET_32 + (self.max_low_pfn << PAGE_SHIFT) + VMALLOC_OFFSET_32
         self.vmalloc_end = VMALLOC_END_32
-        self.struct_page_size = STRUCT_PAGE_SIZE_32
         # flat memory map: the struct pages are the last thing that memblock took from low memory
-        span = self.max_pfn * STRUCT_PAGE_SIZE_32
+        span = self.max_pfn * self.struct_page_size
         self.vmemmap_start = self.page_offset + ((self.max_low_pfn << PAGE_SHIFT) - span & PAGE_MASK)
         self.text_base = PAGE_OFFSET_32 + PHYSICAL_START
         if kaslr is not None:
             room = KERNEL_IMAGE_SIZE - PHYSICAL_START - KERNEL_TEXT_SPAN
             self.text_base += kaslr.randrange(room // PHYSICAL_ALIGN + 1) * PHYSICAL_ALIGN
-        self.modules_start, self.modules_end = self.vmalloc_start, self.vmalloc_end
+        self.modules_start = self.vmalloc_start
 
     @property
     def vmalloc_total(self) -> int:
@@ -136,10 +125,6 @@ class Layout:
         if pfn >= self.max_low_pfn:
             return 0
         return self.page_offset + (pfn << PAGE_SHIFT)
-
-    def page_addresses(self, pfns: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-        """``page_address`` of many low-memory frames at once."""
-        return (pfns.astype(np.uint64) << np.uint64(PAGE_SHIFT)) + np.uint64(self.page_offset)
 
     def virt_addr_valid(self, address: int) -> bool:
         """Whether ``address`` lies in the direct map of existing memory."""

@@ -51,18 +51,12 @@ class LeakObserver(Protocol):
     def free_bulk(self, addresses: Addresses) -> None:
         """Many objects are gone."""
 
-    def scan_area(self, address: int, size: int | None = None) -> None:
-        """Only this part of the object that ``address`` lies in holds pointers (to its end: None)."""
-
-    def not_leak(self, address: int) -> None:
-        """The object is never to be reported."""
-
     def store(self, address: int, value: int) -> bool:
         """A pointer was written to memory. Whether it lies in an object."""
 
 
 class NullObserver:
-    """Nobody listens."""
+    """Nobody listens: what an allocator says is dropped."""
 
     enabled = False
 
@@ -89,12 +83,6 @@ class NullObserver:
         """Nothing."""
 
     def free_bulk(self, addresses: Addresses) -> None:
-        """Nothing."""
-
-    def scan_area(self, address: int, size: int | None = None) -> None:
-        """Nothing."""
-
-    def not_leak(self, address: int) -> None:
         """Nothing."""
 
     def store(self, address: int, value: int) -> bool:

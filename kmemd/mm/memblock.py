@@ -10,8 +10,7 @@ import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-PAGE_SHIFT = 12
-PAGE_SIZE = 1 << PAGE_SHIFT
+from kmemd.mm.units import PAGE_SHIFT, PAGE_SIZE
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ class Mempolicy(Tuned):
     """``numa``: built for NUMA; ``nr_nodes``: nodes online. Balancing is on where there is more than one."""
 
     TUNABLES: ClassVar[tuple[Tunable, ...]] = (
-        Tunable("sys/kernel/mm/numa/demotion_enabled", "demotion_enabled", show_word, store_bool, when="has_tiers"),
+        Tunable("sys/kernel/mm/numa/demotion_enabled", "demotion_enabled", show_word, store_bool, when="numa"),
         Tunable(
             "proc/sys/kernel/numa_balancing",
             "numa_balancing",
@@ -33,7 +33,6 @@ class Mempolicy(Tuned):
 
     def __init__(self, nr_nodes: int, *, numa: bool, long_bits: int = 64) -> None:
         self.numa = numa
-        self.has_tiers = numa
         self.long_bits = long_bits
         self.demotion_enabled = False
         self.numa_balancing = NUMA_BALANCING_NORMAL if numa and nr_nodes > 1 else NUMA_BALANCING_DISABLED

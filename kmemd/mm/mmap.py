@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from kmemd.mm.sysctl_handlers import PAGE_SIZE, proc_dointvec_minmax, proc_doulongvec_minmax, show_number
+from kmemd.mm.sysctl_handlers import proc_doulongvec_minmax, vm_knob
+from kmemd.mm.units import KIB_PER_PAGE
 from kmemd.tunable import Tunable, Tuned
 
-KB_PER_PAGE = PAGE_SIZE // 1024
 KB_PER_GIB = 1 << 20
 INIT_USED_KB = 4620
 INIT_USED_KB_PER_CPU = 2672
@@ -38,24 +38,20 @@ def free_kb_at_init(total_kb: int, cpus: int, hash_tables_kb: int) -> int:
     return max(total_kb - used - hash_tables_kb, 0)
 
 
-def _row(name: str, parse: Any, **more: Any) -> Tunable:
-    return Tunable(f"proc/sys/vm/{name}", name, show_number, parse, **more)
-
-
 class Mmap(Tuned):
     """``free_kb`` is ``free_kb_at_init``'s; the callables give pages: of RAM, in huge page pools, of swap."""
 
     TUNABLES: ClassVar[tuple[Tunable, ...]] = (
-        _row("overcommit_memory", proc_dointvec_minmax, min=0, max=2),
-        _row("overcommit_ratio", proc_dointvec_minmax, on_change="on_overcommit_ratio"),
-        _row("overcommit_kbytes", proc_doulongvec_minmax, on_change="on_overcommit_kbytes"),
-        _row("max_map_count", proc_dointvec_minmax, min=0),
-        _row("legacy_va_layout", proc_dointvec_minmax, min=0),
-        _row("mmap_min_addr", proc_doulongvec_minmax),
-        _row("vdso_enabled", proc_dointvec_minmax, when="has_vdso_switch"),
-        _row("user_reserve_kbytes", proc_doulongvec_minmax),
-        _row("admin_reserve_kbytes", proc_doulongvec_minmax),
-        _row("mmap_rnd_bits", proc_dointvec_minmax, mode=0o600),
+        vm_knob("overcommit_memory", min=0, max=2),
+        vm_knob("overcommit_ratio", on_change="on_overcommit_ratio"),
+        vm_knob("overcommit_kbytes", proc_doulongvec_minmax, on_change="on_overcommit_kbytes"),
+        vm_knob("max_map_count", min=0),
+        vm_knob("legacy_va_layout", min=0),
+        vm_knob("mmap_min_addr", proc_doulongvec_minmax),
+        vm_knob("vdso_enabled", when="has_vdso_switch"),
+        vm_knob("user_reserve_kbytes", proc_doulongvec_minmax),
+        vm_knob("admin_reserve_kbytes", proc_doulongvec_minmax),
+        vm_knob("mmap_rnd_bits", mode=0o600),
     )
 
     def __init__(
@@ -103,7 +99,7 @@ class Mmap(Tuned):
     def commit_limit(self) -> int:
         """Pages that may be promised in all under strict overcommit (``vm_commit_limit``)."""
         if self.overcommit_kbytes:
-            allowed = self.overcommit_kbytes // KB_PER_PAGE
+            allowed = self.overcommit_kbytes // KIB_PER_PAGE
         else:
             modulus = 1 << self.long_bits
             ordinary = self._totalram_pages() - self._hugetlb_pages()

@@ -8,16 +8,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kmemd.core import stats
-from kmemd.core.buddy import EXTENTS, MAX_ORDER, NR_MIGRATETYPES
+from kmemd.core.buddy import MAX_ORDER, NR_MIGRATETYPES
 from kmemd.mm.mmzone_layout import NodeLayout, ZoneLayout
 from kmemd.mm.vmstat import VmStat, calculate_normal_threshold
 
 if TYPE_CHECKING:
     from kmemd.core.buddy import Buddy
 
-__all__ = ["EXTENTS", "MAX_ORDER", "MIGRATETYPE_NAMES", "Node", "Zone"]
-
 MIGRATETYPE_NAMES = ("Unmovable", "Movable", "Reclaimable", "HighAtomic", "CMA", "Isolate")
+PAGE_ALLOC_COSTLY_ORDER = 3
+"""Blocks beyond this order may fail without the kernel trying everything."""
 _LISTS = 7  # core/buddy: six migratetypes, and the blocks behind the frontier
 
 

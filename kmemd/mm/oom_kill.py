@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 
 from kmemd.errors import KernelError
 from kmemd.mm import kstrtox
-from kmemd.mm.sysctl_handlers import proc_dointvec_minmax, show_number
+from kmemd.mm.sysctl_handlers import vm_knob
 from kmemd.tunable import Tunable, Tuned
 
 OOM_DISABLE = -17
@@ -29,14 +29,9 @@ class OomKill(Tuned):
     """Settings of the OOM killer."""
 
     TUNABLES: ClassVar[tuple[Tunable, ...]] = (
-        Tunable("proc/sys/vm/panic_on_oom", "panic_on_oom", show_number, proc_dointvec_minmax, min=0, max=2),
-        Tunable(
-            "proc/sys/vm/oom_kill_allocating_task",
-            "oom_kill_allocating_task",
-            show_number,
-            proc_dointvec_minmax,
-        ),
-        Tunable("proc/sys/vm/oom_dump_tasks", "oom_dump_tasks", show_number, proc_dointvec_minmax),
+        vm_knob("panic_on_oom", min=0, max=2),
+        vm_knob("oom_kill_allocating_task"),
+        vm_knob("oom_dump_tasks"),
     )
 
     def __init__(self, *, long_bits: int = 64) -> None:

@@ -32,21 +32,44 @@ from kmemd.core.buddy import (
     Buddy,
 )
 from kmemd.core.context import Context
+from kmemd.core.pages import (
+    ALLOCATED,
+    PG_ACTIVE,
+    PG_HEAD,
+    PG_LOCKED,
+    PG_LRU,
+    PG_MLOCKED,
+    PG_PRIVATE,
+    PG_PRIVATE_2,
+    PG_RESERVED,
+    PG_SLAB,
+    PG_UNEVICTABLE,
+    PG_WRITEBACK,
+)
 from kmemd.errors import KernelError
 from kmemd.mm import gfp as g
 from kmemd.mm.clock import NSEC_PER_SEC
 from kmemd.mm.dump_stack import DumpStack
-from kmemd.mm.mmzone import Node, Zone
+from kmemd.mm.mmzone import PAGE_ALLOC_COSTLY_ORDER, Node, Zone
+from kmemd.mm.panic import TAINT_BAD_PAGE
 from kmemd.mm.printk import KERN_ALERT, KERN_WARNING, Printk
 from kmemd.mm.stackdepot import StackDepot
+from kmemd.mm.units import NUMA_NO_NODE
 
-NUMA_NO_NODE = -1
-PAGE_ALLOC_COSTLY_ORDER = 3
 MAX_RECLAIM_RETRIES = 16
 ALL_NODES = (1 << 64) - 1
 PENALTY_FOR_NODE_WITH_CPUS = 1
 WARN_INTERVAL_NS = 10 * NSEC_PER_SEC
 PFNS = npt.NDArray[np.int64]
+
+CHECK_AT_FREE = sum(
+    1 << bit
+    for bit in (
+        *(PG_LRU, PG_LOCKED, PG_PRIVATE, PG_PRIVATE_2, PG_WRITEBACK),
+        *(PG_RESERVED, PG_SLAB, PG_ACTIVE, PG_UNEVICTABLE, PG_MLOCKED),
+    )
+)
+"""Flags of a page that somebody still uses (PAGE_FLAGS_CHECK_AT_FREE)."""
 
 FRAMES = ("post_alloc_hook", "prep_new_page", "get_page_from_freelist", "__alloc_pages")
 
@@ -86,7 +109,7 @@ class Relief(Protocol):
 
 
 class PageAllocator:
-    """``alloc_pages`` and ``free_pages`` over all zones."""
+    """``alloc_pages`` and ``free_pages`` over all zones. ``slow_paths`` counts the ways through the slow path."""
 
     def __init__(
         self,
@@ -99,7 +122,9 @@ class PageAllocator:
         dump_stack: DumpStack,
         relief: Relief,
         show_mem: Callable[[int], None],
+        zero_ns: int = 0,
     ) -> None:
+        """``zero_ns`` is what clearing a page costs."""
         self._buddy = buddy
         self._zones = zones
         self._nodes = nodes
@@ -109,9 +134,11 @@ class PageAllocator:
         self._dump_stack = dump_stack
         self._relief = relief
         self._show_mem = show_mem
+        self._zero_ns = zero_ns
         self._names = tuple(zone.name for zone in nodes[0].zones)
         self._normal = self._names.index("Normal")
         self._next_warning_ns = 0
+        self.slow_paths = 0
         self.zonelists = self._build_zonelists()
         self._rows = [[zones[index] for index in self._zones_of(row)] for row in self._row_orders()]
         self._several_nodes = sum(node.has_memory for node in nodes) > 1
@@ -212,6 +239,7 @@ class PageAllocator:
         self._context.stack = 0
         if pfn < 0:
             raise KernelError(errno.ENOMEM, f"no free block of order {order} for {g.format_gfp(gfp)}")
+        self._prepare(gfp, order, pfn, 1)
         return pfn
 
     def alloc_pages_bulk(
@@ -233,7 +261,15 @@ class PageAllocator:
             out[got] = pfn
             got += 1
         self._context.stack = 0
+        self._prepare(gfp, order, out[:got], got)
         return out[:got]
+
+    def _prepare(self, gfp: int, order: int, heads: int | PFNS, blocks: int) -> None:
+        """Clear the pages and make compound ones of blocks (prep_new_page)."""
+        if gfp & g.F.ZERO:
+            self._context.charge(self._zero_ns * blocks << order)
+        if gfp & g.F.COMP and order:
+            self._buddy.pages.flags[heads] |= np.uint32(1 << PG_HEAD)
 
     def _enter(self) -> None:
         """Put the allocator's own frames on the stack that is recorded."""
@@ -265,6 +301,7 @@ class PageAllocator:
 
     def _slow_path(self, request: Request) -> int:
         """Go on until there is a block or nothing more to try (__alloc_pages_slowpath). -1: none."""
+        self.slow_paths += 1
         gfp = request.gfp
         if gfp & (g.F.ATOMIC | g.F.DIRECT_RECLAIM) == g.F.ATOMIC | g.F.DIRECT_RECLAIM:
             request.gfp = gfp = gfp & ~g.F.ATOMIC
@@ -278,7 +315,7 @@ class PageAllocator:
         no_progress = 0
         while pfn == -1:
             pfn, flags, no_progress = self._attempt(request, flags, no_progress)
-        if pfn < 0 and gfp & g.F.NOFAIL:
+        if pfn < 0 and gfp & g.F.NOFAIL and gfp & g.F.DIRECT_RECLAIM:
             pfn = self._no_fail(request)
         if pfn < 0:
             self._warn_alloc(request)
@@ -386,7 +423,10 @@ class PageAllocator:
         lowmem = request.highest < self._normal
         if request.order > PAGE_ALLOC_COSTLY_ORDER or gfp & (g.F.RETRY_MAYFAIL | g.F.THISNODE) or lowmem:
             return -2
-        return -1 if self._relief.out_of_memory(request) else -2
+        killed = self._relief.out_of_memory(request)
+        if gfp & g.F.NOFAIL:
+            pfn = self._try(request, ALLOC_NO_WATERMARKS)
+        return pfn if pfn >= 0 else -1 if killed else -2
 
     def _no_fail(self, request: Request) -> int:
         """__GFP_NOFAIL: dig into the reserves. Linux would loop for ever where this gives -1."""
@@ -412,11 +452,19 @@ class PageAllocator:
         self._printk.log(KERN_ALERT, f"BUG: Bad page state in process {self._context.comm}  pfn:{pfn:05x}")
         self._printk.log(KERN_ALERT, f"page dumped because: {reason}")
         self._dump_stack(("bad_page", "free_unref_page", "__free_pages"), KERN_ALERT)
+        self._dump_stack.taint.add(TAINT_BAD_PAGE)
 
     # -- freeing -----------------------------------------------------------------------------------------
 
     def free_pages(self, pfn: int, order: int = 0) -> None:
-        """Give a block back (__free_pages). EFAULT and a bad page report when none is allocated there."""
+        """Give a block back (__free_pages). EFAULT and a bad page report when none is allocated there, or it is in use.
+
+        Invariants: what is in a slab or on an LRU list never gets on a free list.
+        """
+        pages = self._buddy.pages
+        if 0 <= pfn < pages.max_pfn and pages.kind[pfn] == ALLOCATED and int(pages.flags[pfn]) & CHECK_AT_FREE:
+            self._bad_page(pfn, "PAGE_FLAGS_CHECK_AT_FREE flag(s) set")
+            raise KernelError(errno.EFAULT, f"pfn {pfn} is in use: in a slab, or on an LRU list")
         if not self._buddy.free_pages(pfn, order):
             self._bad_page(pfn, "nonzero _refcount" if self._is_free(pfn) else "page_type")
             raise KernelError(errno.EFAULT, f"no block of order {order} is allocated at pfn {pfn}")

@@ -20,9 +20,9 @@ from kmemd.mm import kstrtox
 from kmemd.mm.sysctl_handlers import (
     proc_dointvec_minmax,
     proc_dointvec_vector,
-    show_number,
     show_string,
     show_vector,
+    vm_knob,
 )
 from kmemd.tunable import PartialWriteError, Tunable
 
@@ -56,78 +56,13 @@ def parse_numa_zonelist_order(text: str, current: str, tunable: Tunable) -> tupl
 
 
 PAGE_ALLOC_TUNABLES = (
-    Tunable(
-        "proc/sys/vm/min_free_kbytes",
-        "min_free_kbytes",
-        show_number,
-        proc_dointvec_minmax,
-        min=0,
-        on_change="on_min_free_kbytes",
-    ),
-    Tunable(
-        "proc/sys/vm/watermark_boost_factor",
-        "watermark_boost_factor",
-        show_number,
-        proc_dointvec_minmax,
-        min=0,
-    ),
-    Tunable(
-        "proc/sys/vm/watermark_scale_factor",
-        "watermark_scale_factor",
-        show_number,
-        proc_dointvec_minmax,
-        min=1,
-        max=3000,
-        on_change="on_watermark_scale_factor",
-    ),
-    Tunable(
-        "proc/sys/vm/lowmem_reserve_ratio",
-        "lowmem_reserve_ratio",
-        show_vector,
-        parse_lowmem_reserve_ratio,
-        on_change="on_lowmem_reserve_ratio",
-    ),
-    Tunable(
-        "proc/sys/vm/percpu_pagelist_high_fraction",
-        "percpu_pagelist_high_fraction",
-        show_number,
-        parse_high_fraction,
-        min=0,
-        on_change="on_percpu_pagelist_high_fraction",
-    ),
-    Tunable(
-        "proc/sys/vm/numa_zonelist_order",
-        "numa_zonelist_order",
-        show_string,
-        parse_numa_zonelist_order,
-        when="numa",
-    ),
-    Tunable(
-        "proc/sys/vm/numa_stat",
-        "numa_stat",
-        show_number,
-        proc_dointvec_minmax,
-        min=0,
-        max=1,
-        on_change="on_numa_stat",
-        when="numa",
-    ),
-    Tunable(
-        "proc/sys/vm/min_unmapped_ratio",
-        "min_unmapped_ratio",
-        show_number,
-        proc_dointvec_minmax,
-        min=0,
-        max=100,
-        when="numa",
-    ),
-    Tunable(
-        "proc/sys/vm/min_slab_ratio",
-        "min_slab_ratio",
-        show_number,
-        proc_dointvec_minmax,
-        min=0,
-        max=100,
-        when="numa",
-    ),
+    vm_knob("min_free_kbytes", min=0, on_change="on_min_free_kbytes"),
+    vm_knob("watermark_boost_factor", min=0),
+    vm_knob("watermark_scale_factor", min=1, max=3000, on_change="on_watermark_scale_factor"),
+    vm_knob("lowmem_reserve_ratio", parse_lowmem_reserve_ratio, show_vector, on_change="on_lowmem_reserve_ratio"),
+    vm_knob("percpu_pagelist_high_fraction", parse_high_fraction, min=0, on_change="on_percpu_pagelist_high_fraction"),
+    vm_knob("numa_zonelist_order", parse_numa_zonelist_order, show_string, when="numa"),
+    vm_knob("numa_stat", min=0, max=1, on_change="on_numa_stat", when="numa"),
+    vm_knob("min_unmapped_ratio", min=0, max=100, when="numa"),
+    vm_knob("min_slab_ratio", min=0, max=100, when="numa"),
 )

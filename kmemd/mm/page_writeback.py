@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 from kmemd.core import stats
 from kmemd.errors import KernelError
 from kmemd.mm.sysctl_handlers import (
-    PAGE_SIZE,
     UINT_MAX,
     proc_dointvec_jiffies,
-    proc_dointvec_minmax,
     proc_doulongvec_minmax,
     show_jiffies,
-    show_number,
+    vm_knob,
 )
+from kmemd.mm.units import PAGE_SIZE
 from kmemd.tunable import Tunable, Tuned
 
 
@@ -51,10 +50,6 @@ def _parse_bytes(text: str, current: int, tunable: Tunable) -> tuple[int, int]:
     return value, taken
 
 
-def _row(name: str, parse: Any = proc_dointvec_minmax, **more: Any) -> Tunable:
-    return Tunable(f"proc/sys/vm/{name}", name, more.pop("show", show_number), parse, **more)
-
-
 class PageWriteback(Tuned):
     """Dirty limits. ``totalreserve_pages()`` is what the allocator keeps back; ``highmem``: i386 with HIGHMEM.
 
@@ -62,15 +57,15 @@ class PageWriteback(Tuned):
     """
 
     TUNABLES: ClassVar[tuple[Tunable, ...]] = (
-        _row("dirty_background_ratio", min=0, max=100, on_change="on_background_ratio"),
-        _row("dirty_background_bytes", _parse_bytes, min=1, on_change="on_background_bytes"),
-        _row("dirty_ratio", min=0, max=100),
-        _row("dirty_bytes", _parse_bytes, min=2 * PAGE_SIZE),
-        _row("dirty_writeback_centisecs"),
-        _row("dirty_expire_centisecs", min=0),
-        _row("dirtytime_expire_seconds", min=0),
-        _row("highmem_is_dirtyable", min=0, max=1, when="highmem"),
-        _row("laptop_mode", proc_dointvec_jiffies, show=show_jiffies),
+        vm_knob("dirty_background_ratio", min=0, max=100, on_change="on_background_ratio"),
+        vm_knob("dirty_background_bytes", _parse_bytes, min=1, on_change="on_background_bytes"),
+        vm_knob("dirty_ratio", min=0, max=100),
+        vm_knob("dirty_bytes", _parse_bytes, min=2 * PAGE_SIZE),
+        vm_knob("dirty_writeback_centisecs"),
+        vm_knob("dirty_expire_centisecs", min=0),
+        vm_knob("dirtytime_expire_seconds", min=0),
+        vm_knob("highmem_is_dirtyable", min=0, max=1, when="highmem"),
+        vm_knob("laptop_mode", proc_dointvec_jiffies, show_jiffies),
     )
 
     def __init__(

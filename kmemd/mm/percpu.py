@@ -8,25 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Protocol
-
-import numpy as np
-import numpy.typing as npt
 
 from kmemd.core.context import Context
 from kmemd.mm.gfp import GFP_KERNEL, F
+from kmemd.mm.page_supply import PageSupply
 from kmemd.mm.setup import PERCPU_PAGES
 from kmemd.mm.stackdepot import StackDepot
 
 POPULATED_BY_BOOT = {"x86_64": 6, "i386": 3}
 """Pages per CPU of further chunks when boot is over, as on the captured machines."""
 FRAMES = ("pcpu_populate_chunk", "pcpu_balance_workfn", "process_one_work", "worker_thread", "kthread")
-
-
-class Allocator(Protocol):
-    """What is asked of the page allocator."""
-
-    def alloc_pages_bulk(self, gfp: int, order: int, n: int, nid: int = -1) -> npt.NDArray[np.int64]: ...
 
 
 class Percpu:
@@ -37,7 +28,7 @@ class Percpu:
         self.populated: list[int] = []
 
     def boot(
-        self, arch: str, cpu_nodes: Sequence[int], page_alloc: Allocator, context: Context, depot: StackDepot
+        self, arch: str, cpu_nodes: Sequence[int], page_alloc: PageSupply, context: Context, depot: StackDepot
     ) -> None:
         """Take the pages that boot takes; ``cpu_nodes`` is the node of each CPU. ENOMEM."""
         for nid, cpus in sorted(Counter(cpu_nodes).items()):

@@ -7,6 +7,7 @@ position, go on.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kmemd.core.context import Context
@@ -34,12 +35,16 @@ class Printk:
         self._context = context
         self._records: deque[Record] = deque(maxlen=self.CAPACITY)
         self.next_seq = 0
-        self.clear_seq = 0
         self.syslog_seq = 0
 
     def log(self, level: int, text: str) -> None:
         """Append ``text``, one record per line."""
         for line in text.splitlines() or [""]:
+            self.emit(level, line)
+
+    def log_all(self, lines: Iterable[tuple[int, str]]) -> None:
+        """Append lines, each with its level."""
+        for level, line in lines:
             self.emit(level, line)
 
     def emit(self, level: int, text: str, facility: int = 0) -> None:

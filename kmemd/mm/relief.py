@@ -8,10 +8,10 @@ Linux's does. What kswapd does without reclaiming is here: it takes the watermar
 from __future__ import annotations
 
 from kmemd.core import stats
-from kmemd.core.buddy import Buddy
+from kmemd.core.buddy import ALLOC_CMA, Buddy
 from kmemd.mm import gfp as g
 from kmemd.mm.clock import Clock
-from kmemd.mm.mmzone import Node
+from kmemd.mm.mmzone import PAGE_ALLOC_COSTLY_ORDER, Node
 from kmemd.mm.page_alloc import MAX_RECLAIM_RETRIES, Request
 from kmemd.mm.vmstat import VmStat
 
@@ -71,10 +71,21 @@ class MemoryPressure:
         return 0
 
     def try_to_compact_pages(self, request: Request, alloc_flags: int) -> bool:
-        """Direct compaction: tries, and fails, for want of pages that could move."""
-        if request.gfp & g.F.IO:
+        """Direct compaction: tries where there is room for it, and fails, for want of pages that could move."""
+        if request.gfp & g.F.IO and self._has_room(request):
             self._vmstat.count(stats.COMPACTSTALL)
             self._vmstat.count(stats.COMPACTFAIL)
+        return False
+
+    def _has_room(self, request: Request) -> bool:
+        """Whether a zone has the free pages that compaction moves others to (compaction_suitable)."""
+        nid, alone = divmod(request.row, 2)
+        nodes = [self._nodes[nid]] if alone else self._nodes
+        for zone in (zone for node in nodes for zone in node.zones[: request.highest + 1] if zone.managed):
+            mark = zone.watermark_low if request.order > PAGE_ALLOC_COSTLY_ORDER else zone.watermark_min
+            mark += 2 << request.order
+            if self._buddy.watermark_ok(zone.index, 0, mark, request.highest, ALLOC_CMA):
+                return True
         return False
 
     def reclaimable_pages(self, zi: int) -> int:

@@ -2,8 +2,7 @@
 
 Models the table of processes and kernel threads with the figures that ``/proc/PID`` shows, and pid numbers as
 Linux hands them out. A process' memory is a list of ``Mapping`` with resident pages counted per kind; page tables and
-faults belong to an address space, which ``Task.mm`` has room for. It leaves out threads of one process, sessions,
-signals and scheduling classes.
+faults are left out, and so are threads of one process, sessions, signals and scheduling classes.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from typing import Any
 
 from kmemd.core.context import Context
 from kmemd.errors import KernelError
+from kmemd.mm.units import PAGE_SIZE
 
 PF_KTHREAD = 0x00200000
 PF_NOFREEZE = 0x00008000
@@ -30,7 +30,16 @@ PID_MAX_DEFAULT = 4096
 PIDS_PER_CPU_DEFAULT = 1024
 RESERVED_PIDS = 300
 USER_HZ = 100
+THREAD_SIZE = {"x86_64": 16384, "i386": 8192}
+"""Bytes of a kernel stack."""
+MAX_THREADS = 0x3FFFFFFF
+MIN_THREADS = 20
 MAX_VISITORS = 256
+
+
+def max_threads(arch: str, totalram_pages: int) -> int:
+    """As many threads as an eighth of memory has stacks for (kernel/fork.c ``set_max_threads``)."""
+    return min(max(totalram_pages * PAGE_SIZE // (THREAD_SIZE[arch] * 8), MIN_THREADS), MAX_THREADS)
 
 
 @dataclass(slots=True)
@@ -70,7 +79,7 @@ class Mapping:
 class Task:
     """One process or kernel thread. Times in ns of model time, memory in pages.
 
-    ``mm`` is the address space where there is one; ``stack_pfns`` are the pages of the kernel stack.
+    ``stack_addr`` is the address of the kernel stack, 0 where it is not known.
     """
 
     pid: int
@@ -95,7 +104,6 @@ class Task:
     page_table_pages: int = 0
     swap_pages: int = 0
     stack_addr: int = 0
-    mm: Any = None
 
     @property
     def is_kthread(self) -> bool:
@@ -164,10 +172,6 @@ class TaskTable:
             raise KernelError(errno.ESRCH, f"no process {pid}")
         return task
 
-    def get(self, pid: int) -> Task | None:
-        """The task ``pid`` or None."""
-        return self._tasks.get(pid)
-
     def spawn(self, comm: str, ppid: int = 0, *, cpu: int | None = None, flags: int = 0, **rest: Any) -> Task:
         """A new task with the next free pid. EAGAIN when all are in use, ESRCH for a parent that is gone."""
         if ppid:
@@ -227,10 +231,6 @@ class TaskTable:
     def processes(self) -> list[Task]:
         """Tasks with user memory, in order of pid."""
         return [task for task in self if not task.is_kthread]
-
-    def children(self, pid: int) -> list[Task]:
-        """The tasks whose parent is ``pid``."""
-        return [task for task in self if task.ppid == pid]
 
     def check(self) -> None:
         """Every parent exists, and no pid is above the limit."""

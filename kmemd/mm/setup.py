@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kmemd.mm.memblock import PAGE_SIZE, Memblock
+from kmemd.mm.layout import MAX_LOW_PFN_32, STRUCT_PAGE_SIZE
+from kmemd.mm.memblock import Memblock
 from kmemd.mm.mmzone_layout import NodeLayout, ZoneLayout
 from kmemd.mm.params import CommandLine
+from kmemd.mm.units import GIB, KIB, MIB, PAGE_SIZE
 from kmemd.mm.zone_sizes import (
-    I386_MAX_LOW_PFN,
     MAX_DMA32_PFN,
-    STRUCT_PAGE_SIZE,
     ZoneSpan,
     hash_entries,
     movable_start_pfns,
@@ -25,10 +25,6 @@ from kmemd.mm.zone_sizes import (
     zone_limits,
     zone_spans,
 )
-
-KIB = 1 << 10
-MIB = 1 << 20
-GIB = 1 << 30
 
 LOW_RESERVED = MIB
 """The first MiB is never given out (``reserve_real_mode`` and friends)."""
@@ -59,11 +55,6 @@ class KernelImage:
 
     parts: tuple[tuple[str, int, int], ...]
     kept: tuple[tuple[int, int], ...]
-    code_kib: int
-    rwdata_kib: int
-    rodata_kib: int
-    init_kib: int
-    bss_kib: int
 
 
 KERNEL_IMAGES = {
@@ -75,11 +66,6 @@ KERNEL_IMAGES = {
             ("Kernel bss", 0x1BF6000, 0x1FFFFFF),
         ),
         ((0x1000000, 0x1602000), (0x1800000, 0x19B2000), (0x1A00000, 0x1B2B000), (0x1BF6000, 0x2000000)),
-        6148,
-        1160,
-        1736,
-        796,
-        4136,
     ),
     "i386": KernelImage(
         (
@@ -89,11 +75,6 @@ KERNEL_IMAGES = {
             ("Kernel bss", 0x1511000, 0x1706FFF),
         ),
         ((0x1000000, 0x14B1000), (0x1511000, 0x1707000)),
-        2594,
-        733,
-        1444,
-        372,
-        2008,
     ),
 }
 
@@ -118,6 +99,11 @@ class HashTable:
     early: bool
 
 
+def memory_block_size(end_pfn: int) -> int:
+    """Bytes of a block that memory hotplug handles: 2 GiB from 64 GiB on, else a section (probe_memory_block_size)."""
+    return 2 * GIB if end_pfn * PAGE_SIZE >= 64 * GIB else SECTION_SIZE
+
+
 @dataclass(frozen=True)
 class BootMemory:
     """Everything known about memory when the page allocator takes over."""
@@ -128,6 +114,13 @@ class BootMemory:
     kernel_pages: int
     late: tuple[tuple[int, int], ...] = ()
     """Pages that the page allocator gets last, as (PFN, pages)."""
+
+    def late_tables_kb(self, arch: str) -> int:
+        """KiB of the VFS hash tables that a machine with several nodes takes from the page allocator."""
+        if len(self.nodes) == 1:
+            return 0
+        tables = hash_tables(arch, self.kernel_pages, self.kernel_pages, numa=True)
+        return sum(table.size for table in tables if not table.early) >> 10
 
 
 def setup_memory(arch: str, nodes: Sequence[NodeMemory], cmdline: CommandLine) -> BootMemory:
@@ -152,7 +145,7 @@ def setup_memory(arch: str, nodes: Sequence[NodeMemory], cmdline: CommandLine) -
 
 def late_pages(arch: str, memblock: Memblock) -> tuple[tuple[int, int], ...]:
     """The pages of the kernel image and of the initrd that are free when boot is over and not before."""
-    limit = I386_MAX_LOW_PFN * PAGE_SIZE if arch == "i386" else 4 * GIB
+    limit = MAX_LOW_PFN_32 * PAGE_SIZE if arch == "i386" else 4 * GIB
     end = max((min(region.end, limit) for region in memblock.memory if region.start < limit), default=0)
     initrd = INITRD_PAGES[arch]
     return ((KERNEL_IMAGES[arch].kept[0][0] // PAGE_SIZE, LATE_IMAGE_PAGES[arch]), (end // PAGE_SIZE - initrd, initrd))
@@ -196,7 +189,7 @@ def hash_tables(arch: str, kernel_pages: int, all_pages: int, numa: bool) -> tup
 def _reserve(memblock: Memblock, arch: str, nodes: Sequence[NodeMemory], tables: Sequence[HashTable]) -> None:
     """Make boot's reservations, in its order."""
     if arch == "i386":
-        memblock.current_limit = I386_MAX_LOW_PFN * PAGE_SIZE
+        memblock.current_limit = MAX_LOW_PFN_32 * PAGE_SIZE
     populated = [node for node in nodes if memblock.node_pfn_ranges(node.nid)]
     memblock.reserve(0, LOW_RESERVED, "low memory")
     for start, end in KERNEL_IMAGES[arch].kept:

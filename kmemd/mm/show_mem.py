@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator
 
 from kmemd.core import stats
 from kmemd.core.buddy import MAX_ORDER, NR_MIGRATETYPES
+from kmemd.core.context import Context
 from kmemd.mm.mmzone import Node, Zone
+from kmemd.mm.printk import KERN_WARNING, Printk
 from kmemd.mm.vmstat import VmStat
 
 TYPE_LETTERS = "UMEHCI"
@@ -35,7 +37,25 @@ def kb(pages: int) -> int:
     return pages * 4
 
 
-def show_mem(zones: list[Zone], nodes: list[Node], vmstat: VmStat, cpu: int, highest: int) -> Iterator[str]:
+class ShowMem:
+    """Logs the report: ``show_mem(highest)`` for requests up to that zone of a node."""
+
+    def __init__(self, zones: list[Zone], nodes: list[Node], vmstat: VmStat, context: Context, printk: Printk) -> None:
+        self._zones = zones
+        self._nodes = nodes
+        self._vmstat = vmstat
+        self._context = context
+        self._printk = printk
+
+    def __call__(self, highest: int) -> None:
+        """Log what memory there is and how it is used."""
+        for line in mem_info(self._zones, self._nodes, self._vmstat, self._context.cpu, highest):
+            self._printk.log(KERN_WARNING, line)
+        for line in ram_info(self._zones, sum(zone.cma_pages for zone in self._zones)):
+            self._printk.log(KERN_WARNING, line)
+
+
+def mem_info(zones: list[Zone], nodes: list[Node], vmstat: VmStat, cpu: int, highest: int) -> Iterator[str]:
     """The lines of the report, for requests up to zone ``highest`` of a node."""
     yield "Mem-Info:"
     shown = [zone for zone in zones if zone.populated and zone.kind <= highest]
@@ -50,7 +70,7 @@ def show_mem(zones: list[Zone], nodes: list[Node], vmstat: VmStat, cpu: int, hig
         yield _free_list_line(zone)
 
 
-def show_ram(zones: Iterable[Zone], cma: int) -> Iterator[str]:
+def ram_info(zones: Iterable[Zone], cma: int) -> Iterator[str]:
     """The closing lines: how much memory the machine has."""
     populated = [zone for zone in zones if zone.populated]
     total = sum(zone.present for zone in populated)

@@ -6,11 +6,8 @@ DEBUG_OBJECTS; mm/slub.c ``setup_slub_debug``, ``parse_slub_debug_flags``, ``kme
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from dataclasses import dataclass
-
-from kmemd.errors import KernelError
 
 SLAB_CONSISTENCY_CHECKS = 0x00000100
 SLAB_RED_ZONE = 0x00000400
@@ -73,20 +70,6 @@ _LETTERS = {
     "t": SLAB_TRACE,
     "a": SLAB_FAILSLAB,
 }
-
-
-def parse_slab_flags(text: str) -> int:
-    """The mask that ``SLAB_HWCACHE_ALIGN|SLAB_PANIC`` or a number names. EINVAL for an unknown flag."""
-    flags = 0
-    for word in filter(None, (part.strip() for part in text.split("|"))):
-        if word in FLAG_NAMES:
-            flags |= FLAG_NAMES[word]
-            continue
-        try:
-            flags |= int(word, 0)
-        except ValueError:
-            raise KernelError(errno.EINVAL, f"{word!r} is no slab flag") from None
-    return flags
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kmemd.core.buddy import MAX_ORDER
 from kmemd.mm import slab_flags as sf
 from kmemd.mm.gfp import F
+from kmemd.mm.mmzone import PAGE_ALLOC_COSTLY_ORDER
+from kmemd.mm.units import PAGE_SHIFT, PAGE_SIZE
 
-PAGE_SHIFT = 12
-PAGE_SIZE = 1 << PAGE_SHIFT
-MAX_ORDER = 11
 MAX_OBJS_PER_PAGE = 32767
-PAGE_ALLOC_COSTLY_ORDER = 3
 MIN_PARTIAL = 5
 MAX_PARTIAL = 10
 SLAB_MINALIGN = 8

@@ -12,6 +12,7 @@ import errno
 import numpy as np
 import numpy.typing as npt
 
+from kmemd.core.buddy import MAX_ORDER
 from kmemd.core.context import Context
 from kmemd.core.pages import PageMap
 from kmemd.core.stats import NR_SLAB_UNRECLAIMABLE_B
@@ -19,6 +20,7 @@ from kmemd.errors import KernelError
 from kmemd.mm import slab_flags as sf
 from kmemd.mm.gfp import GFP_KERNEL, GFP_NOWAIT, F, format_gfp
 from kmemd.mm.leak_observer import Addresses, LeakObserver
+from kmemd.mm.page_supply import PageSupply
 from kmemd.mm.params import CommandLine
 from kmemd.mm.printk import KERN_INFO, Printk
 from kmemd.mm.slab_common import (
@@ -36,17 +38,16 @@ from kmemd.mm.slab_common import (
     kmalloc_name,
     kmalloc_type,
 )
-from kmemd.mm.slab_geometry import MAX_ORDER, PAGE_SIZE, get_order
+from kmemd.mm.slab_geometry import get_order
 from kmemd.mm.slub_caches import (
     GFP_SLAB_BUG_MASK,
-    NUMA_NO_NODE,
-    PageSupply,
     SlabCaches,
 )
 from kmemd.mm.slub_check import check_slub
 from kmemd.mm.slub_machine import SlubMachine
 from kmemd.mm.slub_report import ReportTools
 from kmemd.mm.stackdepot import StackDepot
+from kmemd.mm.units import NUMA_NO_NODE, PAGE_SIZE
 
 KMALLOC_FRAMES = ("__kmem_cache_alloc_node", "__kmalloc")
 LARGE_FRAMES = ("__kmalloc_large_node", "__kmalloc")
@@ -57,11 +58,7 @@ CACHE_STRUCT_BYTES = {8: 200, 4: 128}
 
 
 class Slub(SlabCaches):
-    """The slab allocator of one kernel.
-
-    ``boot_supply`` gives the pages of the caches that exist from the start, when they do not come from
-    ``page_alloc``.
-    """
+    """The slab allocator of one kernel."""
 
     def __init__(
         self,
@@ -75,15 +72,12 @@ class Slub(SlabCaches):
         machine: SlubMachine,
         cmdline: CommandLine,
         observer: LeakObserver | None = None,
-        boot_supply: PageSupply | None = None,
     ) -> None:
         super().__init__(page_alloc, pages, node_stat, context, depot, printk, tools, machine, cmdline, observer)
         self._large: dict[int, int] = {}
         self._kmalloc: dict[tuple[int, int], KmemCache] = {}
         self._nokmem = "nokmem" in (cmdline.get("cgroup.memory") or "").split(",")
-        self._supply = boot_supply or page_alloc
         self._boot()
-        self._supply = page_alloc
 
     # -- boot --------------------------------------------------------------------------------------------
 
@@ -188,7 +182,7 @@ class Slub(SlabCaches):
         order = get_order(size)
         if order >= MAX_ORDER:
             if not gfp & F.NOWARN:
-                self.reports.warning("mm/page_alloc.c:5634", ("__alloc_pages", *LARGE_FRAMES), once=True)
+                self.reports.warn_once(("__alloc_pages", *LARGE_FRAMES))
             raise KernelError(errno.ENOMEM, f"kmalloc of {size} bytes is more than a block of order {MAX_ORDER - 1}")
         if gfp & GFP_SLAB_BUG_MASK:
             gfp = self.reports.fix_flags(gfp, GFP_SLAB_BUG_MASK)
@@ -254,18 +248,12 @@ class Slub(SlabCaches):
             raise KernelError(errno.EINVAL, f"{address:#x} was not allocated by kmalloc")
         return PAGE_SIZE << self._large[pfn]
 
-    def kmalloc_size_roundup(self, size: int) -> int:
-        """Bytes that a request of ``size`` bytes would really get."""
-        if size > KMALLOC_MAX_CACHE_SIZE:
-            return PAGE_SIZE << get_order(size)
-        return self._kmalloc[KMALLOC_NORMAL, kmalloc_index(size)].object_size if size else 0
-
     @property
     def large(self) -> dict[int, int]:
         """PFN and order of every block that kmalloc took from the page allocator."""
         return self._large
 
-    # -- knobs, population, proof ------------------------------------------------------------------------
+    # -- knobs, proof ------------------------------------------------------------------------------------
 
     def set_min_partial(self, cache: KmemCache, slabs: int) -> None:
         """Partial slabs that a node keeps even when they are empty."""
@@ -293,35 +281,6 @@ class Slub(SlabCaches):
         check_slub(self, [cache])
         lists = (self.lists.partial, self.lists.full)
         return sum(len(slabs(cache.index, nid)) for nid in self.slab_nodes for slabs in lists)
-
-    def populate(self, cache: KmemCache, active: int, slabs: int, supply: PageSupply | None = None) -> Addresses:
-        """Fill a cache so that slabinfo shows ``active`` objects in ``slabs`` slabs; the objects in use.
-
-        ``supply`` gives the pages, when they do not come from the page allocator. kmemleak is not told. ENOMEM.
-        """
-        self._supply = supply or self._page_alloc
-        try:
-            total = slabs * cache.objects
-            out = self._allocate(cache, GFP_KERNEL, total, NUMA_NO_NODE, ("kmem_cache_alloc",))
-        finally:
-            self._supply = self._page_alloc
-        if len(out) < total:
-            raise KernelError(errno.ENOMEM, f"no memory for {slabs} slabs of {cache.name}")
-        surplus = max(0, total - active)
-        gone = np.zeros(total, dtype=bool)
-        order = np.arange(total).reshape(slabs, cache.objects)[:, ::-1]  # the last object of a slab goes first
-        most = max(0, min(surplus, slabs * (cache.objects - 1)))
-        gone[order[:, : cache.objects - 1].reshape(-1)[:most]] = True
-        gone[order[:, -1][: surplus - most]] = True
-        self._free(out[gone], cache.index, ("kmem_cache_free",), False)
-        if surplus:
-            self.flush_all(cache)
-        return out[~gone]
-
-    def clear_stats(self, cache: KmemCache) -> None:
-        """Zero a cache's statistics."""
-        width = self.core.ncpus * 26
-        self.core.arrays["stats"][cache.index * width : (cache.index + 1) * width] = 0
 
     def check(self) -> None:
         """Recompute every count and list from the slabs. AssertionError on a difference."""

@@ -9,7 +9,6 @@ objects, which Linux allocates for a new cache, failslab, memory cgroups' charge
 from __future__ import annotations
 
 import errno
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +21,9 @@ from kmemd.core.slab_lists import SlabLists
 from kmemd.core.stats import NR_SLAB_RECLAIMABLE_B, NR_SLAB_UNRECLAIMABLE_B
 from kmemd.errors import KernelError
 from kmemd.mm import slab_flags as sf
-from kmemd.mm.gfp import GFP_KERNEL, F, format_gfp, gfp_zone
+from kmemd.mm.gfp import GFP_KERNEL, GFP_RECLAIM_MASK, F, format_gfp, gfp_zone
 from kmemd.mm.leak_observer import FILL_POISON, FILL_ZERO, Addresses, LeakObserver, NullObserver
+from kmemd.mm.page_supply import PageSupply
 from kmemd.mm.params import CommandLine
 from kmemd.mm.printk import KERN_ERR, KERN_WARNING, Printk
 from kmemd.mm.slab_common import KmemCache, Merging, check_geometry_request
@@ -31,13 +31,8 @@ from kmemd.mm.slab_geometry import Geometry, calculate_sizes, get_order
 from kmemd.mm.slub_machine import SlubMachine
 from kmemd.mm.slub_report import ReportTools, SlubReports
 from kmemd.mm.stackdepot import StackDepot
+from kmemd.mm.units import NUMA_NO_NODE
 
-NUMA_NO_NODE = -1
-
-GFP_RECLAIM_MASK = (
-    F.RECLAIM | F.HIGH | F.IO | F.FS | F.NOWARN | F.RETRY_MAYFAIL | F.NOFAIL | F.NORETRY | F.MEMALLOC
-    | F.NOMEMALLOC | F.ATOMIC
-)  # fmt: skip
 GFP_CONSTRAINT_MASK = F.HARDWALL | F.THISNODE
 GFP_SLAB_BUG_MASK = F.DMA32 | F.HIGHMEM
 PAGE_FRAMES = ("allocate_slab", "new_slab", "___slab_alloc")
@@ -48,19 +43,6 @@ MOST_PAGES = 256
 """Pages taken from the page allocator at once."""
 OOM_INTERVAL_NS = 5_000_000_000
 OOM_BURST = 10
-
-
-class PageSupply(Protocol):
-    """Where pages come from: ``mm.page_alloc.PageAllocator``."""
-
-    def alloc_pages(self, gfp: int, order: int = 0, nid: int = NUMA_NO_NODE) -> int:
-        """The PFN of a block. ENOMEM."""
-
-    def alloc_pages_bulk(self, gfp: int, order: int, n: int, nid: int = NUMA_NO_NODE) -> npt.NDArray[np.int64]:
-        """The PFNs of ``n`` blocks, fewer when memory ran out."""
-
-    def free_pages_bulk(self, pfns: npt.NDArray[np.int64], order: int = 0) -> None:
-        """Give blocks back."""
 
 
 class SlabCaches:
@@ -84,7 +66,6 @@ class SlabCaches:
         observer: LeakObserver | None = None,
     ) -> None:
         self._page_alloc = page_alloc
-        self._supply = page_alloc
         self.node_stat = node_stat
         self._context = context
         self._depot = depot
@@ -401,12 +382,12 @@ class SlabCaches:
             easy = (easy | F.NOMEMALLOC) & ~F.RECLAIM
         need = 1 if nid != NUMA_NO_NODE else min(MOST_PAGES, -(-objects // geometry.objects))
         self._context.stack = stack
-        pfns: list[int] = self._supply.alloc_pages_bulk(easy, geometry.order, need, nid).tolist()
+        pfns: list[int] = self._page_alloc.alloc_pages_bulk(easy, geometry.order, need, nid).tolist()
         if pfns:
             return pfns, geometry.order, False
         self._context.stack = stack
         try:
-            return [self._supply.alloc_pages(gfp, geometry.min_order, nid)], geometry.min_order, True
+            return [self._page_alloc.alloc_pages(gfp, geometry.min_order, nid)], geometry.min_order, True
         except KernelError as error:
             if error.errno != errno.ENOMEM:
                 raise

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,25 +21,17 @@ from kmemd.core.slab_lists import SlabLists
 from kmemd.errors import KernelError
 from kmemd.mm import slab_flags as sf
 from kmemd.mm.clock import HZ, NSEC_PER_SEC
+from kmemd.mm.dump_stack import DumpStack
 from kmemd.mm.gfp import format_gfp
+from kmemd.mm.panic import TAINT_BAD_PAGE
 from kmemd.mm.printk import KERN_ERR, KERN_WARNING, Printk
 from kmemd.mm.slab_common import KmemCache
 from kmemd.mm.stackdepot import StackDepot
 
-TAINT_BAD_PAGE = 5  # place of the letter B
 POISON_FREE, POISON_END, POISON_INUSE = 0x6B, 0xA5, 0x5A
-RED_INACTIVE, RED_ACTIVE = 0xBB, 0xCC
+RED_INACTIVE = 0xBB
 _RULE = "=" * 77
 _LINE = "-" * 77
-
-
-class Dump(Protocol):
-    """``mm.dump_stack.DumpStack``."""
-
-    taint: str
-
-    def __call__(self, inner: tuple[str, ...] = (), level: int = KERN_WARNING) -> None:
-        """Log the stack."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +42,7 @@ class ReportTools:
     ``page_struct`` the address of a frame's struct page; ``valid`` whether an address is in the direct map.
     """
 
-    dump_stack: Dump
+    dump_stack: DumpStack
     symbolize: Callable[[str], str]
     page_flags: Callable[[int], str]
     page_struct: Callable[[int], int]
@@ -81,7 +72,8 @@ class SlubReports:
         self._printk = printk
         self._tools = tools
         self._word = word
-        self._warned: set[str] = set()
+        self._warned: set[tuple[str, str]] = set()
+        self._said_pointer = False
         self.allocated: dict[int, Track] = {}
         self.freed: dict[int, Track] = {}
 
@@ -120,19 +112,11 @@ class SlubReports:
         self._say(text, KERN_WARNING)
         self._tools.dump_stack()
 
-    def warning(self, place: str, frames: tuple[str, ...], text: str = "", once: bool = False) -> None:
-        """``WARN``: ``place`` is the source line; ``once`` says it a single time."""
-        if once and place in self._warned:
-            return
-        self._warned.add(place)
-        at = self._context
-        self._say("------------[ cut here ]------------", KERN_WARNING)
-        if text:
-            self._say(text, KERN_WARNING)
-        where = self._tools.symbolize(frames[0])
-        self._say(f"WARNING: CPU: {at.cpu} PID: {at.pid} at {place} {where}", KERN_WARNING)
-        self._tools.dump_stack(frames)
-        self._say("---[ end trace 0000000000000000 ]---", KERN_WARNING)
+    def warn_once(self, frames: tuple[str, ...], text: str = "") -> None:
+        """``WARN_ONCE`` in ``frames[0]``: said a single time."""
+        if (frames[0], text) not in self._warned:
+            self._warned.add((frames[0], text))
+            self._tools.dump_stack.warn(frames, text)
 
     def duplicate_directory(self, directory: str) -> None:
         """sysfs has such a directory already (``sysfs_warn_dup``)."""
@@ -155,7 +139,7 @@ class SlubReports:
         """A cache that cannot be destroyed."""
         caller = self._caller()
         text = f"kmem_cache_destroy {cache.name}: Slab cache still has objects when called from {caller}"
-        self.warning("mm/slab_common.c:493", ("kmem_cache_destroy",), text)
+        self._tools.dump_stack.warn(("kmem_cache_destroy",), text)
 
     def objects_remaining(self, cache: KmemCache, slab: int) -> None:
         """The objects that keep a slab from going (``list_slab_objects``)."""
@@ -183,23 +167,22 @@ class SlubReports:
             return KernelError(errno.EINVAL, f"{text} of {owner.name} is free already")
         name = cache.name if cache is not None else "kmalloc"
         message = f"cache_from_obj: Wrong slab cache. {name} but object is from {owner.name}"
-        self.warning("mm/slab.h:665", ("kmem_cache_free",), message)
+        self._tools.dump_stack.warn(("kmem_cache_free",), message)
         self._print_tracking(owner, address)
         return KernelError(errno.EINVAL, f"{text} is an object of {owner.name}, not of {name}")
 
     def _not_slab(self, address: int, cache: KmemCache | None) -> KernelError:
         if not self._tools.valid(address):
-            self._say(f"BUG: unable to handle page fault for address: {address:0{self._word * 2}x}")
-            self._say("#PF: supervisor read access in kernel mode\n#PF: error_code(0x0000) - not-present page")
-            self._tools.dump_stack(("kfree",) if cache is None else ("kmem_cache_free",))
+            frames = ("kfree",) if cache is None else ("kmem_cache_free",)
+            self._tools.dump_stack.oops(address, self._word, frames, write=False)
             return KernelError(errno.EFAULT, f"{address:#x} is no address of kernel memory")
         if cache is not None:
             text = "virt_to_cache: Object is not a Slab page!"
-            self.warning("mm/slab.h:630", ("kmem_cache_free",), text, once=True)
+            self.warn_once(("kmem_cache_free",), text)
             return KernelError(errno.EINVAL, f"{address:#x} is in no slab")
-        self.warning("mm/slab_common.c:904", ("free_large_kmalloc", "kfree"), once=True)
-        if "object pointer" not in self._warned:
-            self._warned.add("object pointer")
+        self.warn_once(("free_large_kmalloc", "kfree"))
+        if not self._said_pointer:
+            self._said_pointer = True
             self._say(f"object pointer: {self._pointer(address)}", KERN_WARNING)
         return KernelError(errno.EINVAL, f"{address:#x} was not allocated by kmalloc")
 
@@ -208,7 +191,7 @@ class SlubReports:
         frames = ("print_trailer", "object_err", "free_to_partial_list", "__slab_free", *caller)
         self._print_trailer(cache, slab, address, RED_INACTIVE)
         self._tools.dump_stack(frames)
-        self._taint()
+        self._tools.dump_stack.taint.add(TAINT_BAD_PAGE)
         self._fix(cache, f"Object at {self._pointer(address)} not freed")
 
     def slab_err(self, cache: KmemCache, slab: int, text: str, frames: tuple[str, ...]) -> None:
@@ -216,25 +199,18 @@ class SlubReports:
         self._bug(cache, text)
         self._print_slab_info(slab)
         self._tools.dump_stack(frames)
-        self._taint()
+        self._tools.dump_stack.taint.add(TAINT_BAD_PAGE)
 
     # -- parts of a report -------------------------------------------------------------------------------
 
     def _bug(self, cache: KmemCache, text: str) -> None:
         self._say(_RULE)
-        self._say(f"BUG {cache.name} ({self._tools.dump_stack.taint}): {text}")
+        self._say(f"BUG {cache.name} ({self._tools.dump_stack.taint.text}): {text}")
         self._say(_LINE)
         self._say("")
 
     def _fix(self, cache: KmemCache, text: str) -> None:
         self._say(f"FIX {cache.name}: {text}")
-
-    def _taint(self) -> None:
-        """``add_taint(TAINT_BAD_PAGE)``."""
-        dump = self._tools.dump_stack
-        letters = list(dump.taint.removeprefix("Tainted: ") if dump.taint != "Not tainted" else "G".ljust(19))
-        letters[TAINT_BAD_PAGE] = "B"
-        dump.taint = "Tainted: " + "".join(letters)
 
     def _pointer(self, address: int) -> str:
         return f"0x{address:0{self._word * 2}x}"

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from kmemd.mm.sysctl_handlers import PAGE_SIZE, proc_dointvec_minmax, show_number
+from kmemd.mm.sysctl_handlers import vm_knob
 from kmemd.mm.sysfs_handlers import show_word, store_bool
+from kmemd.mm.units import PAGE_SIZE
 from kmemd.tunable import Tunable, Tuned
 
 SMALL_MEMORY_PAGES = 16 << 8
@@ -48,7 +49,7 @@ class Swap(Tuned):
     """The swap areas of a machine; ``totalram_pages()`` decides readahead at boot."""
 
     TUNABLES: ClassVar[tuple[Tunable, ...]] = (
-        Tunable("proc/sys/vm/page-cluster", "page_cluster", show_number, proc_dointvec_minmax, min=0),
+        vm_knob("page-cluster", attr="page_cluster", min=0),
         Tunable("sys/kernel/mm/swap/vma_ra_enabled", "vma_ra_enabled", show_word, store_bool),
     )
 

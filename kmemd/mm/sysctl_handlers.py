@@ -16,9 +16,9 @@ from typing import Any
 from kmemd.errors import KernelError
 from kmemd.mm import kstrtox
 from kmemd.mm.clock import HZ
+from kmemd.mm.units import PAGE_SIZE
 from kmemd.tunable import PartialWriteError, Tunable
 
-PAGE_SIZE = 4096
 KMALLOC_MAX_SIZE = 1 << 22
 TMPBUFLEN = 22
 INT_MAX = kstrtox.INT_MAX
@@ -26,6 +26,8 @@ UINT_MAX = kstrtox.UINT_MAX
 WHITE_SPACE = b" \t\n"
 
 Convert = Callable[[int, bool, Tunable], Any]
+Parse = Callable[[str, Any, Tunable], tuple[Any, int]]
+Show = Callable[[Any], str]
 
 
 def show_number(value: Any) -> str:
@@ -125,23 +127,17 @@ def _one(text: str, current: Any, tunable: Tunable, convert: Convert) -> tuple[A
     return values[0], taken
 
 
-def _check(value: int, tunable: Tunable) -> int:
-    if (tunable.min is not None and value < tunable.min) or (tunable.max is not None and value > tunable.max):
-        raise KernelError(errno.EINVAL, f"{value} is out of range {tunable.min}..{tunable.max} of {tunable.path}")
-    return value
-
-
 def to_int(value: int, negative: bool, tunable: Tunable) -> int:
     """A C int within the row's bounds. EINVAL."""
     if value > INT_MAX + negative:
         raise KernelError(errno.EINVAL, f"{value} does not fit an int")
-    return _check(-value if negative else value, tunable)
+    return tunable.bounded(-value if negative else value)
 
 
 def _to_ulong(value: int, negative: bool, tunable: Tunable) -> int:
     if negative:
         raise KernelError(errno.EINVAL, f"{tunable.path} is never negative")
-    return _check(value, tunable)
+    return tunable.bounded(value)
 
 
 def _to_jiffies(value: int, negative: bool, _tunable: Tunable) -> int:
@@ -187,7 +183,12 @@ def proc_douintvec_minmax(text: str, current: int, tunable: Tunable) -> tuple[in
     value, negative, _ = get_long(window[start:], tunable.long_bits)
     if negative or value > UINT_MAX:
         raise KernelError(errno.EINVAL, f"{tunable.path} takes 0..{UINT_MAX}")
-    return _check(value, tunable), len(data)
+    return tunable.bounded(value), len(data)
+
+
+def vm_knob(name: str, parse: Parse = proc_dointvec_minmax, show: Show = show_number, **more: Any) -> Tunable:
+    """The row of /proc/sys/vm/``name``, kept in the owner's attribute of that name unless ``attr`` says another."""
+    return Tunable(f"proc/sys/vm/{name}", more.pop("attr", name), show, parse, **more)
 
 
 def string_of(size: int) -> Callable[[str, str, Tunable], tuple[str, int]]:

@@ -45,22 +45,16 @@ def choice(*words: str) -> Parse:
     return store
 
 
-def _bounded(value: int, tunable: Tunable) -> int:
-    if (tunable.min is not None and value < tunable.min) or (tunable.max is not None and value > tunable.max):
-        raise KernelError(errno.EINVAL, f"{value} is out of range {tunable.min}..{tunable.max} of {tunable.path}")
-    return value
-
-
 def store_ulong(text: str, _current: int, tunable: Tunable) -> tuple[int, int]:
     """``kstrtoul`` in decimal, errors as they are; out of bounds is EINVAL."""
     data = kstrtox.to_bytes(text)
-    return _bounded(kstrtox.kstrtoul(data, 10, tunable.long_bits), tunable), len(data)
+    return tunable.bounded(kstrtox.kstrtoul(data, 10, tunable.long_bits)), len(data)
 
 
 def store_int(text: str, _current: int, tunable: Tunable) -> tuple[int, int]:
     """``kstrtoint`` in decimal, errors as they are; out of bounds is EINVAL."""
     data = kstrtox.to_bytes(text)
-    return _bounded(kstrtox.kstrtoint(data), tunable), len(data)
+    return tunable.bounded(kstrtox.kstrtoint(data)), len(data)
 
 
 def store_bool(text: str, _current: bool, _tunable: Tunable) -> tuple[bool, int]:
@@ -86,7 +80,7 @@ def uint_of_base(base: int) -> Parse:
 
     def store(text: str, _current: int, tunable: Tunable) -> tuple[int, int]:
         data = kstrtox.to_bytes(text)
-        return _bounded(kstrtox.kstrtouint(data, base), tunable), len(data)
+        return tunable.bounded(kstrtox.kstrtouint(data, base)), len(data)
 
     return einval(store)
 

@@ -3,6 +3,9 @@
 Areas with a guard page, taken from below; lazily freed ranges that a purge gives back when more than
 ``lazy_max_pages`` have gathered or space runs out; pages in bulk, the array of page pointers itself from the
 slab allocator or, above a page, from vmalloc; huge mappings where the caller allows them.
+What takes long is a generator of slices (``alloc_steps``, ``vfree_steps``); an area's pages come and go in between,
+and it is told which node they are on once it is complete, as in Linux.
+
 Left out: the page tables themselves, vm_map_ram's per-CPU blocks, KASAN, deferred vfree from interrupts;
 blocks of a huge mapping are not split, and are freed whole.
 """
@@ -11,7 +14,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Protocol
 
@@ -22,13 +25,16 @@ from kmemd.core.context import Context
 from kmemd.errors import KernelError
 from kmemd.mm import gfp as g
 from kmemd.mm.dump_stack import DumpStack
-from kmemd.mm.layout import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, X86_64, Layout
+from kmemd.mm.layout import X86_64, Layout
 from kmemd.mm.leak_observer import LeakObserver, NullObserver
 from kmemd.mm.mmzone import Zone
-from kmemd.mm.page_alloc import NUMA_NO_NODE, PageAllocator
+from kmemd.mm.pace import Pace, pieces, room
+from kmemd.mm.page_alloc import PageAllocator
 from kmemd.mm.printk import KERN_ERR, KERN_WARNING, Printk
 from kmemd.mm.stackdepot import StackDepot
+from kmemd.mm.units import NUMA_NO_NODE, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 from kmemd.mm.vmap_area import FreeSpace, Ranges
+from kmemd.steps import Steps, finish
 
 VM_IOREMAP, VM_ALLOC, VM_MAP, VM_USERMAP, VM_DMA_COHERENT = 0x1, 0x2, 0x4, 0x8, 0x10
 PMD_ORDER = 9
@@ -39,21 +45,15 @@ VM_STRUCT_SIZE = 64
 VM_STRUCT_ADDR, VM_STRUCT_PAGES = 8, 32
 VM_STRUCT_SIZE_32 = 36
 VM_STRUCT_ADDR_32, VM_STRUCT_PAGES_32 = 4, 16
-GFP_RECLAIM_MASK = (
-    g.F.RECLAIM
-    | g.F.HIGH
-    | g.F.IO
-    | g.F.FS
-    | g.F.NOWARN
-    | g.F.RETRY_MAYFAIL
-    | g.F.NOFAIL
-    | g.F.NORETRY
-    | g.F.MEMALLOC
-    | g.F.NOMEMALLOC
-    | g.F.ATOMIC
-)
 FRAMES = ("__vmalloc_node_range", "__vmalloc_node")
 AREA_FRAMES = ("__get_vm_area_node", *FRAMES)
+
+SLICE_PAGES = 512
+"""Pages that an area gets or gives back before others may get in."""
+FREED_PAGES = 1 << 13
+COUNTED_BLOCKS = 1 << 15
+SLICE_RANGES = 512
+"""Lazily freed ranges that a purge gives back before others may get in."""
 
 PFNs = npt.NDArray[np.int64]
 
@@ -66,6 +66,18 @@ class SlabAllocator(Protocol):
 
     def kfree(self, address: int) -> None:
         """Give it back."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """How an area is wanted. ``align`` in bytes; ``function`` is the entry point that the caller used ("" for
+    ``__vmalloc_node`` itself); ``interleave``: the nodes that an interleaving policy spreads the pages over, as at boot."""
+
+    gfp: int = g.GFP_KERNEL
+    nid: int = NUMA_NO_NODE
+    align: int = 1
+    function: str = "vmalloc"
+    interleave: tuple[int, ...] = ()
 
 
 @dataclass
@@ -101,8 +113,8 @@ class VmStruct:
 class Vmalloc:
     """The vmalloc area of one kernel.
 
-    ``observer`` hears of areas; ``slab`` gives the descriptors (none: they take no memory); ``symbolize``
-    turns a frame into ``%pS`` text, ``show_pointer`` an address into ``%p``; ``area_ns`` and ``page_ns`` are
+    ``observer`` hears of areas; ``slab`` gives the descriptors (none: they take no memory); ``show_pointer``
+    turns an address into ``%p``; ``area_ns`` and ``page_ns`` are
     what an area and a page of it cost in model time.
 
     Invariants: busy, lazily freed and free ranges are apart and together are the whole area; ``nr_pages`` is
@@ -122,7 +134,6 @@ class Vmalloc:
         cpus: int = 1,
         slab: SlabAllocator | None = None,
         observer: LeakObserver | None = None,
-        symbolize: Callable[[str], str] = str,
         show_pointer: Callable[[int], str] = hex,
         area_ns: int = 0,
         page_ns: int = 0,
@@ -136,7 +147,6 @@ class Vmalloc:
         self._dump_stack = dump_stack
         self._slab = slab
         self._observer: LeakObserver = observer or NullObserver()
-        self._symbolize = symbolize
         self._show_pointer = show_pointer
         self._area_ns, self._page_ns = area_ns, page_ns
         self.lazy_max_pages = cpus.bit_length() * LAZY_UNIT_PAGES
@@ -164,94 +174,113 @@ class Vmalloc:
         function: str = "vmalloc",
         interleave: Sequence[int] = (),
     ) -> VmStruct:
+        """``alloc_steps`` in one go."""
+        request = Request(gfp, nid, align, function, tuple(interleave))
+        return finish(self.alloc_steps(size, request, huge=huge))
+
+    def alloc_steps(self, size: int, request: Request, *, huge: bool = False) -> Steps[VmStruct]:
         """An area with pages (``__vmalloc_node_range``). ENOMEM, EINVAL for a size of 0.
 
-        ``function`` is the entry point that the caller used ("" for ``__vmalloc_node`` itself), ``align`` in
-        bytes. ``huge``: the caller allows PMD mappings (VM_ALLOW_HUGE_VMAP). ``interleave``: the nodes that an
-        interleaving policy spreads the pages over, as at boot.
+        ``huge``: the caller allows PMD mappings (VM_ALLOW_HUGE_VMAP).
         """
         if size <= 0:
-            self._warn(None, f"{function} of {size} bytes", "__vmalloc_node_range", FRAMES[1:])
+            function = request.function
+            self._dump_stack.warn(FRAMES, f"{function} of {size} bytes")
             raise KernelError(errno.EINVAL, f"{function} of {size} bytes")
         if size >> PAGE_SHIFT > sum(zone.managed for zone in self._zones):
-            self._warn_alloc(gfp, f"vmalloc error: size {size}, exceeds total pages")
+            self._warn_alloc(request.gfp, f"vmalloc error: size {size}, exceeds total pages")
             raise KernelError(errno.ENOMEM, f"{size} bytes are more than the memory of the machine")
-        if huge and self._huge_fits(size, nid):
+        if huge and self._huge_fits(size, request.nid):
             try:
                 whole = -(-size // PMD_SIZE) * PMD_SIZE
-                return self._alloc(whole, gfp, nid, max(align, PMD_SIZE), PMD_ORDER, function, interleave)
+                wide = replace(request, align=max(request.align, PMD_SIZE))
+                return (yield from self._alloc(whole, wide, PMD_ORDER))
             except KernelError:
                 pass  # small pages are tried instead, as in Linux
-        return self._alloc(size, gfp, nid, align, 0, function, interleave)
+        return (yield from self._alloc(size, request, 0))
 
     def _huge_fits(self, size: int, nid: int) -> bool:
         nodes = len({zone.nid for zone in self._zones}) if nid == NUMA_NO_NODE else 1
         return self._layout.arch == X86_64 and size // nodes >= PMD_SIZE
 
-    def _alloc(
-        self, size: int, gfp: int, nid: int, align: int, order: int, function: str, interleave: Sequence[int]
-    ) -> VmStruct:
-        stack = self._stack(FRAMES, function)
+    def _alloc(self, size: int, request: Request, order: int) -> Steps[VmStruct]:
+        stack = self._stack(FRAMES, request.function)
         try:
-            area = self._get_vm_area(size, VM_ALLOC, align, gfp, nid, function)
+            area = self._get_vm_area(size, VM_ALLOC, request.align, request.gfp, request.nid, request.function)
         except KernelError:
-            self._warn_alloc(gfp, f"vmalloc error: size {size}, vm_struct allocation failed")
+            self._warn_alloc(request.gfp, f"vmalloc error: size {size}, vm_struct allocation failed")
             raise
         try:
-            self._populate(area, gfp, nid, order, stack, interleave)
+            yield from self._populate(area, request, order, stack)
         except KernelError:
-            self._remove(area)
+            yield from self._remove(area)
             raise
         self._observer.vmalloc(area.address, -(-size // PAGE_SIZE) * PAGE_SIZE, area.struct, stack)
         return area
 
-    def _populate(self, area: VmStruct, gfp: int, nid: int, order: int, stack: int, interleave: Sequence[int]) -> None:
+    def _populate(self, area: VmStruct, request: Request, order: int, stack: int) -> Steps[None]:
         """Page array and pages (``__vmalloc_area_node``). ENOMEM, with nothing kept but the area."""
         count = (area.size >> PAGE_SHIFT) - 1
-        self._make_page_array(area, count * self._layout.pointer_size, gfp, nid)
+        yield from self._make_page_array(area, count * self._layout.pointer_size, request)
+        gfp = request.gfp | g.F.NOWARN
         if not gfp & (g.F.DMA | g.F.DMA32):
             gfp |= g.F.HIGHMEM
         area.order = order
-        area.blocks = self._take_pages(gfp | g.F.NOWARN, order, count >> order, nid, stack, interleave)
-        self.nr_pages += area.nr_pages
+        yield from self._take_pages(area, gfp, count >> order, request, stack)
         if area.nr_pages < count:
-            self._drop_pages(area)
+            yield from self._drop_pages(area)
             raise KernelError(errno.ENOMEM, f"no memory for {count} pages of a vmalloc area")
-        area.node_pages = self._count_nodes(area)
+        area.node_pages = yield from self._count_nodes(area)
         self._context.charge(self._area_ns + self._page_ns * count)
 
-    def _make_page_array(self, area: VmStruct, size: int, gfp: int, nid: int) -> None:
-        nested = gfp & GFP_RECLAIM_MASK | g.F.ZERO
+    def _make_page_array(self, area: VmStruct, size: int, request: Request) -> Steps[None]:
+        nested = request.gfp & g.GFP_RECLAIM_MASK | g.F.ZERO
         if size > PAGE_SIZE:
-            area.page_array = self.alloc(size, nested, nid, function=area.caller[1]).address
+            array = yield from self.alloc_steps(size, Request(nested, request.nid, function=area.caller[1]))
+            area.page_array = array.address
         elif self._slab is not None:
             self._context.stack = self._stack(FRAMES, area.caller[1])
-            area.page_array = self._slab.kmalloc(size, nested, nid)
+            area.page_array = self._slab.kmalloc(size, nested, request.nid)
         if area.struct:
             offset = VM_STRUCT_PAGES if self._layout.pointer_size == 8 else VM_STRUCT_PAGES_32
             self._observer.store(area.struct + offset, area.page_array)
 
-    def _take_pages(self, gfp: int, order: int, count: int, nid: int, stack: int, interleave: Sequence[int]) -> PFNs:
-        """``count`` blocks of ``order``; fewer when memory ran out (``vm_area_alloc_pages``)."""
-        shares = [(nid, count)]
-        if len(interleave) > 1 and nid == NUMA_NO_NODE:
-            each, more = divmod(count, len(interleave))
-            shares = [(node, each + (index < more)) for index, node in enumerate(interleave)]
-        taken = []
+    def _take_pages(self, area: VmStruct, gfp: int, count: int, request: Request, stack: int) -> Steps[None]:
+        """``count`` blocks for an area; fewer when memory ran out (``vm_area_alloc_pages``)."""
+        shares = [(request.nid, count)]
+        nodes = request.interleave
+        if len(nodes) > 1 and request.nid == NUMA_NO_NODE:
+            each, more = divmod(count, len(nodes))
+            shares = [(node, each + (index < more)) for index, node in enumerate(nodes)]
+        blocks = room(count, np.int64)
+        pace = Pace(lambda: self._page_alloc.slow_paths, SLICE_PAGES >> area.order)
+        got = 0
         for node, share in shares:
-            if share:
+            end = got + share
+            while got < end:
+                want = pace.next(end - got)
                 self._context.stack = stack
-                taken.append(self._page_alloc.alloc_pages_bulk(gfp, order, share, node))
-        return np.concatenate(taken)
+                found = self._page_alloc.alloc_pages_bulk(gfp, area.order, want, node)
+                blocks[got : got + len(found)] = found
+                got += len(found)
+                area.blocks = blocks[:got]
+                self.nr_pages += len(found) << area.order
+                if len(found) < want:
+                    break
+                if got < end:
+                    yield
 
-    def _count_nodes(self, area: VmStruct) -> dict[int, int]:
+    def _count_nodes(self, area: VmStruct) -> Steps[dict[int, int]]:
         """Pages of an area per node."""
         counts: dict[int, int] = {}
-        for zone in self._zones:
-            inside = (area.blocks >= zone.start_pfn) & (area.blocks < zone.start_pfn + zone.spanned)
-            found = int(np.count_nonzero(inside)) << area.order
-            if found:
-                counts[zone.nid] = counts.get(zone.nid, 0) + found
+        for part in pieces(area.blocks, COUNTED_BLOCKS):
+            for zone in self._zones:
+                inside = (part >= zone.start_pfn) & (part < zone.start_pfn + zone.spanned)
+                found = int(np.count_nonzero(inside)) << area.order
+                if found:
+                    counts[zone.nid] = counts.get(zone.nid, 0) + found
+            if len(part) == COUNTED_BLOCKS:
+                yield
         return dict(sorted(counts.items()))
 
     def _get_vm_area(self, size: int, flags: int, align: int, gfp: int, nid: int, function: str) -> VmStruct:
@@ -284,7 +313,7 @@ class Vmalloc:
             return 0
         size = VM_STRUCT_SIZE if self._layout.pointer_size == 8 else VM_STRUCT_SIZE_32
         self._context.stack = self._stack(AREA_FRAMES, function)
-        return self._slab.kmalloc(size, gfp & GFP_RECLAIM_MASK | g.F.ZERO, nid)
+        return self._slab.kmalloc(size, gfp & g.GFP_RECLAIM_MASK | g.F.ZERO, nid)
 
     def _alloc_range(self, size: int, align: int) -> int:
         """A free range, after a purge if need be; -1 when there is none (``alloc_vmap_area``)."""
@@ -333,15 +362,19 @@ class Vmalloc:
 
     def vfree(self, address: int) -> None:
         """Give an area and its pages back. EFAULT and a warning when none begins there."""
+        finish(self.vfree_steps(address))
+
+    def vfree_steps(self, address: int) -> Steps[None]:
+        """``vfree`` in slices."""
         self._observer.free(address)
         area = self._find(address, "vfree")
         self._context.charge(self._area_ns + self._page_ns * area.nr_pages)
-        self._drop_pages(area)
-        self._remove(area)
+        yield from self._drop_pages(area)
+        yield from self._remove(area)
 
     def vunmap(self, address: int, *, function: str = "vunmap") -> None:
         """Give a mapping back, not its pages. EFAULT and a warning when none begins there."""
-        self._remove(self._find(address & PAGE_MASK if function == "iounmap" else address, function))
+        finish(self._remove(self._find(address & PAGE_MASK if function == "iounmap" else address, function)))
 
     def iounmap(self, address: int) -> None:
         """Give back what ``ioremap`` returned."""
@@ -349,48 +382,71 @@ class Vmalloc:
 
     def _find(self, address: int, function: str) -> VmStruct:
         if address & (PAGE_SIZE - 1):
-            self._warn(None, f"Trying to vfree() bad address ({self._show_pointer(address)})", "__vunmap", (function,))
+            text = f"Trying to vfree() bad address ({self._show_pointer(address)})"
+            self._dump_stack.warn(("__vunmap", function), text)
             raise KernelError(errno.EFAULT, f"{address:#x} is not page-aligned")
         area = self._areas.get(address)
         if area is None:
             text = f"Trying to vfree() nonexistent vm area ({self._show_pointer(address)})"
-            self._warn(KERN_ERR, text, "__vunmap", (function,))
+            self._dump_stack.warn(("__vunmap", function), text, KERN_ERR)
             raise KernelError(errno.EFAULT, f"no vmalloc area begins at {address:#x}")
         return area
 
-    def _drop_pages(self, area: VmStruct) -> None:
-        if len(area.blocks):
-            self._page_alloc.free_pages_bulk(area.blocks, area.order)
-            self.nr_pages -= area.nr_pages
-            area.blocks = area.blocks[:0]
+    def _drop_pages(self, area: VmStruct) -> Steps[None]:
+        piece = max(FREED_PAGES >> area.order, 1)
+        area.node_pages = {}
+        while len(area.blocks):
+            part, area.blocks = area.blocks[:piece], area.blocks[piece:]
+            self._page_alloc.free_pages_bulk(part, area.order)
+            self.nr_pages -= len(part) << area.order
+            if len(area.blocks):
+                yield
 
-    def _remove(self, area: VmStruct) -> None:
+    def _remove(self, area: VmStruct) -> Steps[None]:
         """Take an area out; its range waits for a purge (``free_vmap_area_noflush``)."""
         del self._areas[area.address]
         self._lazy.add(area.address, area.end)
         self.nr_lazy += area.size >> PAGE_SHIFT
         if area.page_array and self._layout.is_vmalloc_addr(area.page_array):
-            self.vfree(area.page_array)
+            yield from self.vfree_steps(area.page_array)
         elif area.page_array and self._slab is not None:
             self._slab.kfree(area.page_array)
         if area.struct and self._slab is not None:
             self._slab.kfree(area.struct)
         if self.nr_lazy > self.lazy_max_pages:
-            self.purge()
+            yield from self._purge()
 
     def purge(self) -> bool:
         """Give the lazily freed ranges back (``__purge_vmap_area_lazy``). Whether there were any."""
-        ranges = self._lazy.take_all()
-        for start, end in ranges:
-            self._free.release(start, end)
-        self.nr_lazy = 0
-        return bool(ranges)
+        found = len(self._lazy) > 0
+        finish(self._purge())
+        return found
+
+    def _purge(self) -> Steps[None]:
+        """``purge`` of the ranges that wait now, from below, in slices."""
+        left = len(self._lazy)
+        while left > 0 and len(self._lazy):
+            ranges = self._lazy.take(min(left, SLICE_RANGES))
+            left -= len(ranges)
+            for start, end in ranges:
+                self._free.release(start, end)
+                self.nr_lazy -= (end - start) >> PAGE_SHIFT
+            if left:
+                yield
 
     # -- looking ---------------------------------------------------------------------------------------------
 
     def find_vm_area(self, address: int) -> VmStruct | None:
         """The area that begins at ``address``."""
         return self._areas.get(address)
+
+    def unmapped(self, addresses: npt.NDArray[np.uint64]) -> int | None:
+        """The first of some vmalloc addresses that faults: between areas, or in the guard page behind one."""
+        starts = np.array(sorted(self._areas), dtype=np.uint64)
+        ends = np.array([self._areas[int(start)].end - PAGE_SIZE for start in starts], dtype=np.uint64)
+        place = np.searchsorted(starts, addresses, side="right")
+        faults = (place == 0) | (addresses >= np.append(ends, np.uint64(0))[place - 1])
+        return int(addresses[faults][0]) if faults.any() else None
 
     def areas(self) -> Iterator[VmStruct]:
         """The areas by address."""
@@ -409,16 +465,6 @@ class Vmalloc:
             mode = f"mode:{gfp:#x}({g.format_gfp(gfp)}), nodemask=(null)"
             self._printk.log(KERN_WARNING, f"{self._context.comm}: {text}, {mode}")
             self._dump_stack(("warn_alloc", *FRAMES))
-
-    def _warn(self, level: int | None, text: str, where: str, outer: tuple[str, ...]) -> None:
-        """WARN(): the message and where the kernel was."""
-        log, at = self._printk.log, self._context
-        log(KERN_WARNING, "------------[ cut here ]------------")
-        log(KERN_WARNING if level is None else level, text)
-        log(KERN_WARNING, f"WARNING: CPU: {at.cpu} PID: {at.pid} at {self._symbolize(where)}")
-        log(KERN_WARNING, "Modules linked in:")
-        self._dump_stack((where, *outer))
-        log(KERN_WARNING, "---[ end trace 0000000000000000 ]---")
 
     def check(self) -> None:
         """Ranges are apart and complete, and the counters are right."""

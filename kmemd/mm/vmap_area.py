@@ -40,9 +40,10 @@ class Ranges:
             start = ranges.pop(index)[0]
         ranges.insert(index, (start, end))
 
-    def take_all(self) -> list[tuple[int, int]]:
-        """All ranges; none are left."""
-        taken, self._ranges = self._ranges, []
+    def take(self, count: int) -> list[tuple[int, int]]:
+        """The ``count`` lowest ranges, which are no longer there."""
+        taken = self._ranges[:count]
+        del self._ranges[:count]
         return taken
 
 

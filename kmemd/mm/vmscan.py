@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from kmemd.mm import kstrtox
 from kmemd.mm.clock import HZ
-from kmemd.mm.sysctl_handlers import proc_dointvec_minmax, show_number
+from kmemd.mm.sysctl_handlers import vm_knob
 from kmemd.mm.sysfs_handlers import uint_of_base
 from kmemd.tunable import Tunable, Tuned
 
@@ -55,17 +55,10 @@ class Vmscan(Tuned):
     """Reclaim's settings. ``numa``: built for NUMA; ``lru_gen``: built with the multi-generational LRU."""
 
     TUNABLES: ClassVar[tuple[Tunable, ...]] = (
-        Tunable("proc/sys/vm/swappiness", "swappiness", show_number, proc_dointvec_minmax, min=0, max=200),
-        Tunable(
-            "proc/sys/vm/zone_reclaim_mode",
-            "zone_reclaim_mode",
-            show_number,
-            proc_dointvec_minmax,
-            min=0,
-            when="numa",
-        ),
-        Tunable("proc/sys/vm/vfs_cache_pressure", "vfs_cache_pressure", show_number, proc_dointvec_minmax, min=0),
-        Tunable("proc/sys/vm/page_lock_unfairness", "page_lock_unfairness", show_number, proc_dointvec_minmax, min=0),
+        vm_knob("swappiness", min=0, max=200),
+        vm_knob("zone_reclaim_mode", min=0, when="numa"),
+        vm_knob("vfs_cache_pressure", min=0),
+        vm_knob("page_lock_unfairness", min=0),
         Tunable("sys/kernel/mm/lru_gen/enabled", "lru_gen_caps", _show_caps, _parse_caps, when="lru_gen"),
         Tunable("sys/kernel/mm/lru_gen/min_ttl_ms", "lru_gen_min_ttl", _show_min_ttl, _parse_min_ttl, when="lru_gen"),
     )

@@ -38,6 +38,22 @@ _MAY_BE_NEGATIVE_ZONE = (stats.NR_ZONE_WRITE_PENDING, stats.NR_FREE_CMA_PAGES)
 _MAY_BE_NEGATIVE_NODE = (stats.NR_WRITEBACK,)
 
 
+@dataclass(frozen=True)
+class BuddyStats:
+    """The counters and their numbers as the buddy core takes them.
+
+    ``pgalloc`` is the number of each zone's PGALLOC event.
+    """
+
+    events: Counters
+    zone_stat: Counters
+    numa_stat: Counters
+    pgalloc: Sequence[int]
+    nr_free_pages: int = stats.NR_FREE_PAGES
+    nr_free_cma: int = stats.NR_FREE_CMA_PAGES
+    pgfree: int = stats.PGFREE
+
+
 class VmStat:
     """The counters of one machine.
 
@@ -69,6 +85,12 @@ class VmStat:
             item for item in range(stats.NR_VM_NODE_STAT_ITEMS) if numa or item not in _NUMA_BALANCING_NODE_ITEMS
         )
 
+    def buddy_stats(self) -> BuddyStats:
+        """What the buddy core counts into."""
+        kinds = range(stats.ZONES_PER_NODE)
+        pgalloc = [stats.PGALLOC + kind for kind in kinds] * len(self.node_stat)
+        return BuddyStats(self.events, self.zone_stat, self.numa_stat, pgalloc)
+
     def count(self, event: int, n: int = 1) -> None:
         """``n`` more of a VM event (``count_vm_events``)."""
         self.events[event] += n
@@ -80,10 +102,6 @@ class VmStat:
     def mod_node(self, nid: int, item: int, n: int) -> None:
         """Change a node's gauge by ``n`` (``mod_node_page_state``); slab items in pages."""
         self.node_stat[nid, item] += n
-
-    def count_numa(self, zi: int, item: int, n: int = 1) -> None:
-        """``n`` more of a zone's NUMA event (``__count_numa_events``)."""
-        self.numa_stat[zi, item] += n
 
     def zone_total(self, item: int) -> int:
         """The item summed over all zones (``global_zone_page_state``), never below 0."""
@@ -184,17 +202,6 @@ def calculate_normal_threshold(managed_pages: int, nr_cpus: int) -> int:
     return min(MAX_THRESHOLD, 2 * nr_cpus.bit_length() * (1 + mem.bit_length()))
 
 
-def calculate_pressure_threshold(low: int, min_: int, nr_cpus: int) -> int:
-    """The same while kswapd is awake: drift may not hide a breach of the min watermark."""
-    return min(MAX_THRESHOLD, max(1, (low - min_) // nr_cpus))
-
-
-def percpu_drift_mark(threshold: int, low: int, min_: int, high: int, nr_cpus: int) -> int:
-    """Free pages below which exact counts are needed; 0 when drift cannot matter."""
-    max_drift = nr_cpus * threshold
-    return high + max_drift if max_drift > low - min_ else 0
-
-
 @dataclass(frozen=True)
 class ContigPageInfo:
     """Free memory of a zone as seen by a request of one order (``fill_contig_page_info``)."""
@@ -234,11 +241,3 @@ def unusable_free_index(nr_free: Sequence[int], order: int) -> int:
     if not info.free_pages:
         return 1000
     return (info.free_pages - (info.free_blocks_suitable << order)) * 1000 // info.free_pages
-
-
-def extfrag_for_order(nr_free: Sequence[int], order: int) -> int:
-    """Percent of the free pages that lie in blocks smaller than ``order``."""
-    info = ContigPageInfo.of(nr_free, order)
-    if not info.free_pages:
-        return 0
-    return (info.free_pages - (info.free_blocks_suitable << order)) * 100 // info.free_pages

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from kmemd.mm.clock import HZ
-from kmemd.mm.sysctl_handlers import proc_dointvec_jiffies, show_jiffies, show_nothing, take_all
+from kmemd.mm.sysctl_handlers import proc_dointvec_jiffies, show_jiffies, show_nothing, take_all, vm_knob
 from kmemd.tunable import Tunable, Tuned
 
 
@@ -17,8 +17,8 @@ class VmStatSysctl(Tuned):
     """When Linux folds its per-CPU counters."""
 
     TUNABLES: ClassVar[tuple[Tunable, ...]] = (
-        Tunable("proc/sys/vm/stat_interval", "stat_interval", show_jiffies, proc_dointvec_jiffies),
-        Tunable("proc/sys/vm/stat_refresh", "stat_refresh", show_nothing, take_all, mode=0o600),
+        vm_knob("stat_interval", proc_dointvec_jiffies, show_jiffies),
+        vm_knob("stat_refresh", take_all, show_nothing, mode=0o600),
     )
 
     def __init__(self, *, long_bits: int = 64) -> None:

@@ -7,13 +7,14 @@ mm/page_alloc.c ``__setup_per_zone_wmarks``, ``setup_per_zone_lowmem_reserve``, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, ClassVar
 
-from kmemd.core.pages import PAGE_SIZE
 from kmemd.mm.mmzone import Node, Zone
 from kmemd.mm.page_alloc_tunables import PAGE_ALLOC_TUNABLES
 from kmemd.mm.printk import KERN_INFO, KERN_WARNING, Printk
+from kmemd.mm.units import KIB_PER_PAGE, PAGE_SIZE
 from kmemd.tunable import Tunable, Tuned
 
 if TYPE_CHECKING:
@@ -23,10 +24,8 @@ SWAP_CLUSTER_MAX = 32
 PCP_BATCH_MAX_BYTES = 1 << 20
 MIGRATE_PCPTYPES = 3
 DEFAULT_RATIO = {"DMA": 256, "DMA32": 256, "Normal": 32, "HighMem": 0, "Movable": 0}
-KB_PER_PAGE = PAGE_SIZE // 1024
-
-
 Late = Sequence[tuple[int, int]]
+Counts = list[int]
 
 
 class Watermarks(Tuned):
@@ -51,8 +50,12 @@ class Watermarks(Tuned):
         self.numa_zonelist_order = "Node"
         self.min_unmapped_ratio = 1
         self.min_slab_ratio = 5
-        self.hugepage_flags_enabled = False
         self.totalreserve_pages = 0
+        self._marks_late: Counts = []
+        self._protection_late: Counts = []
+        self._reserve_late: Counts = []
+        self._reserve_boost: Counts = []
+        self._pageset_from = [(0, 0)] * len(zones)
         self._late = [sum(pages for pfn, pages in late if zone.holds(pfn)) for zone in zones]
         self.calculate_min_free_kbytes()
         self.setup_per_zone_wmarks()
@@ -122,17 +125,16 @@ class Watermarks(Tuned):
 
     def calculate_min_free_kbytes(self) -> None:
         """min_free_kbytes from the square root of low memory, unless the user set a larger one."""
-        fresh = math.isqrt(self.nr_free_buffer_pages() * KB_PER_PAGE * 16)
+        fresh = math.isqrt(self.nr_free_buffer_pages() * KIB_PER_PAGE * 16)
         if fresh > self.user_min_free_kbytes:
             self.min_free_kbytes = min(max(fresh, 128), 262144)
         else:
             text = f"min_free_kbytes is not updated to {fresh} because user defined value {self.user_min_free_kbytes}"
             self._printk.log(KERN_WARNING, f"{text} is preferred")
 
-    def set_recommended_min_free_kbytes(self, hugepage_flags_enabled: bool) -> None:
+    def set_recommended_min_free_kbytes(self, enabled: bool) -> None:
         """khugepaged starts, stops or is told anew: keep enough free for it (or go back to the default)."""
-        self.hugepage_flags_enabled = hugepage_flags_enabled
-        if not hugepage_flags_enabled:
+        if not enabled:
             self.calculate_min_free_kbytes()
         else:
             self._raise_min_free_kbytes()
@@ -143,7 +145,7 @@ class Watermarks(Tuned):
         nr_zones = sum(zone.populated and zone.kind <= limit for zone in self._zones)
         blocks = (2 + MIGRATE_PCPTYPES * MIGRATE_PCPTYPES) * nr_zones
         pages = min(blocks << self._buddy.pageblock_order, self.nr_free_buffer_pages() // 20)
-        recommended = pages * KB_PER_PAGE
+        recommended = pages * KIB_PER_PAGE
         if recommended <= self.min_free_kbytes:
             return
         if self.user_min_free_kbytes >= 0:
@@ -153,48 +155,85 @@ class Watermarks(Tuned):
 
     def setup_per_zone_wmarks(self) -> None:
         """Distribute min_free_kbytes over the zones; sets low, high and the per-cpu lists from it."""
-        pages_min = self.min_free_kbytes // KB_PER_PAGE
-        lowmem = sum(self._managed(zone) for zone in self._zones if not zone.is_highmem) or 1
+        self._marks_late = self._late
+        for zone, marks in zip(self._zones, self._zone_wmarks(self._late), strict=True):
+            self._buddy.wmark[zone.index] = marks
+            self._buddy.boost[zone.index] = 0
+            self._set_pageset(zone)
+        self._calculate_totalreserve_pages()
+
+    def _zone_wmarks(self, late: Counts) -> Iterator[Counts]:
+        """Each zone's min, low, high and promotion watermark."""
+        pages_min = self.min_free_kbytes // KIB_PER_PAGE
+        known = [max(0, zone.managed - late[zone.index]) for zone in self._zones]
+        lowmem = sum(known[zone.index] for zone in self._zones if not zone.is_highmem) or 1
         for zone in self._zones:
-            managed = self._managed(zone)
+            managed = known[zone.index]
             share = pages_min * managed // lowmem
             minimum = share
             if zone.is_highmem:
                 minimum = min(max(managed // 1024, SWAP_CLUSTER_MAX), 128)
             gap = max(share >> 2, managed * self.watermark_scale_factor // 10000)
-            self._buddy.wmark[zone.index] = [minimum + gap * step for step in range(4)]
-            self._buddy.boost[zone.index] = 0
-            self._set_pageset(zone)
-        self._calculate_totalreserve_pages()
+            yield [minimum + gap * step for step in range(4)]
 
     def setup_per_zone_lowmem_reserve(self) -> None:
         """Protect low zones from requests that could have used higher ones."""
+        self._protection_late = self._late
+        for zone, row in self._zone_reserves(self._late):
+            self._buddy.reserve[zone.index, zone.kind + 1 :] = row
+        self._calculate_totalreserve_pages()
+
+    def _zone_reserves(self, late: Counts) -> Iterator[tuple[Zone, Counts]]:
+        """What each zone but the last keeps from requests that may use the zones above it."""
         for node in self._nodes:
             for i, zone in enumerate(node.zones[:-1]):
                 ratio = self.lowmem_reserve_ratio[i]
-                above = 0
-                for j in range(i + 1, len(node.zones)):
-                    above += self._managed(node.zones[j])
-                    self._buddy.reserve[zone.index, j] = above // ratio if ratio and zone.managed else 0
-        self._calculate_totalreserve_pages()
+                above = accumulate(max(0, other.managed - late[other.index]) for other in node.zones[i + 1 :])
+                yield zone, [pages // ratio if ratio and zone.managed else 0 for pages in above]
 
     def _calculate_totalreserve_pages(self) -> None:
+        self._reserve_late = self._late
+        self._reserve_boost = [zone.boost for zone in self._zones]
+        self.totalreserve_pages = self._total_reserve()
+
+    def _total_reserve(self) -> int:
+        """Pages that no user gets (totalreserve_pages)."""
         total = 0
-        for zone in self._zones:
-            most = max(0, *zone.protection[zone.kind :]) + zone.watermark_high + zone.boost
-            total += min(most, self._managed(zone))
-        self.totalreserve_pages = total
+        for zone, late, boost in zip(self._zones, self._reserve_late, self._reserve_boost, strict=True):
+            most = max(0, *zone.protection[zone.kind :]) + zone.watermark_high + boost
+            total += min(most, max(0, zone.managed - late))
+        return total
 
     def _set_pageset(self, zone: Zone) -> None:
         """zone_set_pageset_high_and_batch."""
-        batch = max(1, zone_batchsize(self._managed(zone)))
+        self._pageset_from[zone.index] = self._late[zone.index], zone.boost
+        self._buddy.pcp_high[zone.index], self._buddy.pcp_batch[zone.index] = self._pageset(zone)
+
+    def _pageset(self, zone: Zone) -> tuple[int, int]:
+        """High and batch of the zone's per-cpu lists."""
+        late, boost = self._pageset_from[zone.index]
+        managed = max(0, zone.managed - late)
+        batch = max(1, zone_batchsize(managed))
         if not self.percpu_pagelist_high_fraction:
-            pages = zone.watermark_low + zone.boost
+            pages = zone.watermark_low + boost
         else:
-            pages = self._managed(zone) // self.percpu_pagelist_high_fraction
+            pages = managed // self.percpu_pagelist_high_fraction
         cpus = len(self._nodes[zone.nid].cpus) or self._buddy.ncpus
-        self._buddy.pcp_batch[zone.index] = batch
-        self._buddy.pcp_high[zone.index] = max(pages // cpus, batch << 2) if zone.populated else 0
+        return max(pages // cpus, batch << 2) if zone.populated else 0, batch
+
+    def check(self) -> None:
+        """AssertionError where a threshold is not what the sysctls and managed pages give."""
+        for zone, marks in zip(self._zones, self._zone_wmarks(self._marks_late), strict=True):
+            where = f"node {zone.nid} {zone.name}"
+            have = self._buddy.wmark[zone.index].tolist()
+            assert have == marks, f"{where}: watermarks are {have}, should be {marks}"
+            lists, right = zone.pageset(0)[1:], self._pageset(zone)
+            assert lists == right, f"{where}: high and batch of the per-cpu lists are {lists}, should be {right}"
+        for zone, row in self._zone_reserves(self._protection_late):
+            kept = list(zone.protection[zone.kind + 1 :])
+            assert kept == row, f"node {zone.nid} {zone.name}: protection is {kept}, should be {row}"
+        total = self._total_reserve()
+        assert self.totalreserve_pages == total, f"totalreserve_pages is {self.totalreserve_pages}, should be {total}"
 
 
 def zone_batchsize(managed: int) -> int:

@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from kmemd.mm.layout import MAX_LOW_PFN_32, STRUCT_PAGE_SIZE
 from kmemd.mm.mmzone_layout import ZONE_NAMES
 from kmemd.mm.params import CommandLine, memparse
+from kmemd.mm.units import GIB, MIB, PAGE_SHIFT
 
 MAX_ORDER_NR_PAGES = 1 << 10
-MAX_DMA_PFN = (16 << 20) >> 12
-MAX_DMA32_PFN = 1 << 20
-STRUCT_PAGE_SIZE = {"x86_64": 64, "i386": 40}
-I386_MAX_LOW_PFN = 0x36FFE
-"""The end of the direct map on i386: what VMALLOC_RESERVE (128 MiB), pkmap and the fixmap leave of 1 GiB."""
+MAX_DMA_PFN = (16 * MIB) >> PAGE_SHIFT
+MAX_DMA32_PFN = (4 * GIB) >> PAGE_SHIFT
 
 Ranges = Sequence[tuple[int, int]]
 
@@ -35,7 +34,7 @@ class ZoneSpan:
 
 def zone_limits(arch: str, max_pfn: int) -> list[tuple[int, int]]:
     """Lowest and highest possible PFN of each zone but Movable, in zone order; empty when low == high."""
-    low = min(max_pfn, I386_MAX_LOW_PFN)
+    low = min(max_pfn, MAX_LOW_PFN_32)
     if arch == "i386":
         tops = [min(MAX_DMA_PFN, low), low, max_pfn]
     else:

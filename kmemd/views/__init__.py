@@ -1,6 +1,7 @@
 """Every pseudo file of the mount. Importing the package declares them all."""
 
 from kmemd.views import (
+    block,
     buddyinfo,
     control_files,
     cpu,
@@ -13,6 +14,7 @@ from kmemd.views import (
     meminfo,
     memory_blocks,
     mm_sysfs,
+    modules,
     node,
     pid_oom,
     slab,
@@ -25,6 +27,7 @@ from kmemd.views import (
 )
 
 __all__ = [
+    "block",
     "buddyinfo",
     "control_files",
     "cpu",
@@ -37,6 +40,7 @@ __all__ = [
     "meminfo",
     "memory_blocks",
     "mm_sysfs",
+    "modules",
     "node",
     "pid_oom",
     "slab",

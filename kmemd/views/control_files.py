@@ -14,6 +14,7 @@ from kmemd.control.interpreter import Interpreter
 from kmemd.control.session import Session
 from kmemd.control.verbs import listing
 from kmemd.errors import KernelError
+from kmemd.mm.clock import NSEC_PER_SEC
 from kmemd.mm.handles import Handle, Kind
 from kmemd.views.tree import Caller, kmemd
 
@@ -38,7 +39,7 @@ def error_log(kernel: Kernel) -> Iterator[str]:
 
 
 def _failed_line(failed: FailedLine) -> Iterator[str]:
-    seconds, ns = divmod(failed.ts_ns, 10**9)
+    seconds, ns = divmod(failed.ts_ns, NSEC_PER_SEC)
     yield f"[{seconds:5d}.{ns // 1000:06d}] {failed.error}\n"
     column = failed.error.column
     first = max(0, (column or 0) - SHOWN_COLUMNS // 2)
@@ -86,13 +87,15 @@ def seed(kernel: Kernel) -> str:
 
 @kmemd.file("machine", mode=0o444)
 def machine(kernel: Kernel) -> Iterator[str]:
-    """The machine that booted: its name, architecture, CPUs, and memory per node."""
+    """The machine that booted: its name, architecture, CPUs, memory per node, and where a twin is not its original."""
     booted = kernel.machine
     yield f"name={booted.name} arch={booted.arch} cpus={booted.cpus} memory={booted.memory_bytes}\n"
     for node in booted.nodes:
         size = sum(end - start for start, end in node.ranges)
         cpus = ",".join(map(str, node.cpus)) or "none"
         yield f"node={node.nid} memory={size} cpus={cpus}\n"
+    for note in booted.capture.notes if booted.capture is not None else booted.notes:
+        yield f"note={note}\n"
 
 
 @kmemd.file("cpu", mode=0o444)

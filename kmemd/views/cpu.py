@@ -18,6 +18,8 @@ NR_CPUS = 8
 CACHES = ((1, "Data", 64, 2), (1, "Instruction", 64, 2), (2, "Unified", 512, 16))
 """Level, type, KiB, ways."""
 CACHE_LINE = 64
+VENDORS = {"GenuineIntel": 0, "AuthenticAMD": 2}
+"""X86_VENDOR_*, arch/x86/include/asm/processor.h."""
 
 
 def _cpus(kernel: Kernel) -> range:
@@ -64,8 +66,11 @@ def subsystem(kernel: Kernel, cpu: int, caller: Caller) -> str:
 
 @sysfs.file(f"{CPU}/uevent", mode=0o644)
 def uevent(kernel: Kernel, cpu: int) -> str:
-    """The driver that a CPU has."""
-    return f"DRIVER=processor\nMODALIAS=cpu:type:x86,ven0002fam000Fmod006B:feature:,{cpu:04X}\n"
+    """The driver that a CPU has, and what it is; the numbers of its features are left out."""
+    model = kernel.machine.cpu_model
+    vendor = VENDORS[model.vendor]
+    alias = f"cpu:type:x86,ven{vendor:04X}fam{model.family:04X}mod{model.model:04X}:feature:"
+    return f"DRIVER=processor\nMODALIAS={alias}\n"
 
 
 @sysfs.keys(f"{CPU}/node{{nid}}", fixed=True)

@@ -10,16 +10,13 @@ from kmemd.views.stream import StreamFile
 from kmemd.views.tree import Caller, debugfs
 
 
-@debugfs.device("page_owner", mode=0o400)
+@debugfs.device("page_owner", mode=0o400, exists=lambda kernel: kernel.page_owner.enabled)
 def page_owner(kernel: Kernel, caller: Caller) -> StreamFile:
     """Who allocated each page in use; the file is there when booted with page_owner=on."""
     return StreamFile(kernel.page_owner.text)
 
 
-page_owner.exists = lambda kernel: kernel.page_owner.enabled
-
-
 @debugfs.device("kmemleak", mode=0o644)
 def kmemleak(kernel: Kernel, caller: Caller) -> StreamFile:
     """Suspected leaks; a write is a command."""
-    return StreamFile(kernel.kmemleak.report, kernel.kmemleak.write)
+    return StreamFile(kernel.kmemleak.report, kernel.kmemleak.write_steps)

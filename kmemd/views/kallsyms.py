@@ -6,19 +6,13 @@ from collections.abc import Iterator
 
 from kmemd.debug.kallsyms import show_values
 from kmemd.kernel import Kernel
-from kmemd.mm.kernel_sysctl import KernelSysctl
 from kmemd.views.tree import Caller, proc
-
-
-def kernel_sysctl(kernel: Kernel) -> KernelSysctl:
-    """The knobs of /proc/sys/kernel, which say who may see addresses and the log."""
-    return next(tuned for tuned in kernel.tuned if isinstance(tuned, KernelSysctl))
 
 
 @proc.file("kallsyms", caller=True)
 def kallsyms(kernel: Kernel, caller: Caller) -> Iterator[str]:
     """Address, type and name of each symbol, and its module."""
-    knobs = kernel_sysctl(kernel)
+    knobs = kernel.kernel_sysctl
     shown = show_values(caller.uid, knobs.kptr_restrict, knobs.perf_event_paranoid)
     show = kernel.layout.format_address
     for symbol in kernel.kallsyms.symbols():

@@ -14,8 +14,8 @@ from kmemd.errors import KernelError
 from kmemd.kernel import Kernel
 from kmemd.mm.clock import NSEC_PER_SEC
 from kmemd.mm.printk import KERN_WARNING, Record
-from kmemd.views.kallsyms import kernel_sysctl
-from kmemd.views.tree import Caller, Steps, dev, kmemd, proc
+from kmemd.steps import Steps
+from kmemd.views.tree import Caller, dev, kmemd, proc
 
 LOG_LINE_MAX = 1024 - 32
 RATELIMIT_BURST = 10
@@ -74,7 +74,7 @@ class KmsgFile:
         """Whether a read would not wait."""
         return self._seq < self._kernel.printk.next_seq
 
-    def write(self, data: bytes) -> Steps:
+    def write(self, data: bytes) -> Steps[int]:
         """Add a record; ``<N>`` before it says facility and level. EINVAL when it is too long."""
         if len(data) > LOG_LINE_MAX:
             raise KernelError(errno.EINVAL, f"a record has at most {LOG_LINE_MAX} bytes")
@@ -138,7 +138,7 @@ class ProcKmsgFile:
         """Whether a read would not wait."""
         return self._kernel.printk.syslog_seq < self._kernel.printk.next_seq
 
-    def write(self, data: bytes) -> Steps:
+    def write(self, data: bytes) -> Steps[int]:
         """EIO: the file cannot be written."""
         raise KernelError(errno.EIO, "/proc/kmsg cannot be written")
         yield
@@ -149,7 +149,7 @@ class ProcKmsgFile:
 
 def _check_permission(kernel: Kernel, caller: Caller) -> None:
     """EPERM: with dmesg_restrict only root reads the log (``check_syslog_permissions``)."""
-    if kernel_sysctl(kernel).dmesg_restrict and caller.uid != 0:
+    if kernel.kernel_sysctl.dmesg_restrict and caller.uid != 0:
         raise KernelError(errno.EPERM, "kernel.dmesg_restrict keeps the log for root")
 
 
@@ -165,13 +165,12 @@ def proc_kmsg(kernel: Kernel, caller: Caller) -> ProcKmsgFile:
     return ProcKmsgFile(kernel)
 
 
-@kmemd.file("dmesg", caller=True)
-def dmesg(kernel: Kernel, caller: Caller) -> str:
-    """The whole log in the old format, for ``dmesg -F``."""
-    _check_permission(kernel, caller)
+def _syslog(kernel: Kernel) -> str:
     return "".join(map(syslog_record, kernel.printk.since(0)))
 
 
-dmesg.length = lambda kernel: len(
-    "".join(map(syslog_record, kernel.printk.since(0))).encode("utf-8", "surrogateescape")
-)
+@kmemd.file("dmesg", caller=True, length=lambda kernel: len(_syslog(kernel).encode("utf-8", "surrogateescape")))
+def dmesg(kernel: Kernel, caller: Caller) -> str:
+    """The whole log in the old format, for ``dmesg -F``."""
+    _check_permission(kernel, caller)
+    return _syslog(kernel)

@@ -12,6 +12,7 @@ from kmemd.kernel import Kernel
 from kmemd.mm.clock import NSEC_PER_SEC
 from kmemd.mm.firmware import FILESYSTEMS, mounts_of
 from kmemd.mm.sched import USER_HZ
+from kmemd.mm.sysinfo import highmem_pages
 from kmemd.views.tree import Caller, proc
 
 NS_PER_TICK = NSEC_PER_SEC // USER_HZ
@@ -116,10 +117,15 @@ def mounts(kernel: Kernel, caller: Caller) -> str:
 
 def mount_lines(kernel: Kernel) -> Iterator[str]:
     """What is mounted, as /proc/PID/mounts shows it."""
-    pages = sum(zone.managed for zone in kernel.zones)
-    high = sum(zone.managed for zone in kernel.zones if zone.is_highmem)
-    for device, point, kind, options in mounts_of(kernel.machine.arch, pages, high):
+    high, _ = highmem_pages(kernel.zones)
+    for device, point, kind, options in mounts_of(kernel.machine.arch, kernel.totalram_pages(), high):
         yield f"{device} {point} {kind} {options} 0 0\n"
+
+
+@proc.link("net")
+def net(kernel: Kernel, caller: Caller) -> str:
+    """The network of the process that looks: the model has none, a visitor the host's."""
+    return "self/net"
 
 
 @proc.link("self")

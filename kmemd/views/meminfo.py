@@ -9,20 +9,19 @@ from collections.abc import Iterator
 
 from kmemd.core import stats
 from kmemd.kernel import Kernel
-from kmemd.mm.sysinfo import highmem_pages, si_mem_available, totalram_pages
+from kmemd.mm.sysinfo import highmem_pages, si_mem_available
+from kmemd.mm.units import KIB_PER_PAGE
 from kmemd.views.tree import proc
 
-KIB_PER_PAGE = 4
+
+def show_val_kb(label: str, kib: int, width: int = 16) -> str:
+    """A line of what is counted in KiB; the label takes ``width`` columns."""
+    return f"{label + ':':<{width}}{kib:>8} kB\n"
 
 
 def line(label: str, pages: int) -> str:
-    """A line in KiB, as ``show_val_kb`` prints it."""
-    return f"{label + ':':<16}{pages * KIB_PER_PAGE:>8} kB\n"
-
-
-def line_kib(label: str, kib: int) -> str:
-    """A line of what is counted in KiB."""
-    return f"{label + ':':<16}{kib:>8} kB\n"
+    """A line of what is counted in pages, in KiB."""
+    return show_val_kb(label, pages * KIB_PER_PAGE)
 
 
 @proc.file("meminfo")
@@ -38,13 +37,13 @@ def meminfo(kernel: Kernel) -> Iterator[str]:
     yield from _commit(kernel)
     yield from _huge_pages(kernel)
     yield from _hugetlb(kernel)
-    yield from (f"{label + ':':<16}{kib:>8} kB\n" for label, kib in kernel.direct_map.lines)
+    yield from (show_val_kb(label, kib) for label, kib in kernel.direct_map.lines)
 
 
 def _totals(kernel: Kernel) -> Iterator[str]:
     vmstat = kernel.vmstat
     swapcache = vmstat.node_total(stats.NR_SWAPCACHE)
-    yield line("MemTotal", totalram_pages(kernel.zones))
+    yield line("MemTotal", kernel.totalram_pages())
     yield line("MemFree", vmstat.zone_total(stats.NR_FREE_PAGES))
     yield line("MemAvailable", si_mem_available(vmstat, kernel.zones, kernel.watermarks.totalreserve_pages))
     yield line("Buffers", 0)
@@ -74,15 +73,15 @@ def _highmem(kernel: Kernel) -> Iterator[str]:
     high_total, high_free = highmem_pages(kernel.zones)
     yield line("HighTotal", high_total)
     yield line("HighFree", high_free)
-    yield line("LowTotal", totalram_pages(kernel.zones) - high_total)
+    yield line("LowTotal", kernel.totalram_pages() - high_total)
     yield line("LowFree", kernel.vmstat.zone_total(stats.NR_FREE_PAGES) - high_free)
 
 
 def _swap(kernel: Kernel) -> Iterator[str]:
     yield line("SwapTotal", kernel.swap.total_pages)
     yield line("SwapFree", kernel.swap.free_pages)
-    yield line_kib("Zswap", 0)
-    yield line_kib("Zswapped", 0)
+    yield show_val_kb("Zswap", 0)
+    yield show_val_kb("Zswapped", 0)
 
 
 def _page_cache(kernel: Kernel) -> Iterator[str]:
@@ -106,7 +105,7 @@ def _slab(kernel: Kernel) -> Iterator[str]:
 
 def _kernel_memory(kernel: Kernel) -> Iterator[str]:
     vmstat = kernel.vmstat
-    yield line_kib("KernelStack", vmstat.node_total(stats.NR_KERNEL_STACK_KB))
+    yield show_val_kb("KernelStack", vmstat.node_total(stats.NR_KERNEL_STACK_KB))
     yield line("PageTables", vmstat.node_total(stats.NR_PAGETABLE))
     yield line("SecPageTables", vmstat.node_total(stats.NR_SECONDARY_PAGETABLE))
     yield line("NFS_Unstable", 0)
@@ -117,7 +116,7 @@ def _kernel_memory(kernel: Kernel) -> Iterator[str]:
 def _commit(kernel: Kernel) -> Iterator[str]:
     yield line("CommitLimit", kernel.mmap.commit_limit())
     yield line("Committed_AS", kernel.mmap.committed)
-    yield line_kib("VmallocTotal", kernel.layout.vmalloc_total >> 10)
+    yield show_val_kb("VmallocTotal", kernel.layout.vmalloc_total >> 10)
     yield line("VmallocUsed", kernel.vmalloc.nr_pages)
     yield line("VmallocChunk", 0)
     yield line("Percpu", kernel.percpu.nr_pages)
@@ -143,5 +142,5 @@ def _hugetlb(kernel: Kernel) -> Iterator[str]:
         ("HugePages_Surp", pool.surplus),
     ):
         yield f"{label + ':':<18} {pages:>5}\n"
-    yield line_kib("Hugepagesize", pool.size >> 10)
-    yield line_kib("Hugetlb", kernel.hugetlb.total_pages() * KIB_PER_PAGE)
+    yield show_val_kb("Hugepagesize", pool.size >> 10)
+    yield show_val_kb("Hugetlb", kernel.hugetlb.total_pages() * KIB_PER_PAGE)

@@ -11,26 +11,24 @@ from collections.abc import Iterable
 
 from kmemd.errors import KernelError
 from kmemd.kernel import Kernel
-from kmemd.mm.setup import GIB, MIB, SECTION_SIZE
+from kmemd.mm.setup import memory_block_size
+from kmemd.mm.units import PAGE_SIZE
 from kmemd.views.tree import Caller, sysfs
 
 BASE = "devices/system/memory"
 BLOCK = f"{BASE}/memory{{block}}"
-LARGE_MACHINE = 64 * GIB
-LARGE_BLOCK = 2 * GIB
 
 
 def _has_blocks(kernel: Kernel) -> bool:
-    return kernel.machine.arch == "x86_64"
+    return kernel.machine.numa
 
 
-sysfs.dir(BASE).exists = _has_blocks
+sysfs.dir(BASE, exists=_has_blocks)
 
 
 def block_size(kernel: Kernel) -> int:
-    """Bytes of a block: a section, or 2 GiB on machines of 64 GiB and more (probe_memory_block_size)."""
-    end = max(zone.end_pfn for zone in kernel.zones) << 12
-    return LARGE_BLOCK if end >= LARGE_MACHINE else max(SECTION_SIZE, 128 * MIB)
+    """Bytes of a block."""
+    return memory_block_size(max(zone.end_pfn for zone in kernel.zones))
 
 
 @sysfs.file(f"{BASE}/block_size_bytes")
@@ -60,7 +58,7 @@ def blocks(kernel: Kernel) -> Iterable[int]:
 
 def node_blocks(kernel: Kernel, nid: int) -> list[int]:
     """The blocks that hold memory of one node."""
-    pages = block_size(kernel) >> 12
+    pages = block_size(kernel) // PAGE_SIZE
     found: set[int] = set()
     for zone in kernel.nodes[nid].zones:
         for low, high in zone.online:
@@ -124,7 +122,7 @@ def removable(kernel: Kernel, block: int) -> str:
 @sysfs.file(f"{BLOCK}/valid_zones")
 def valid_zones(kernel: Kernel, block: int) -> str:
     """The zone that the whole block is in, or none."""
-    pages = block_size(kernel) >> 12
+    pages = block_size(kernel) // PAGE_SIZE
     zones = {
         zone.index: zone.name
         for zone in kernel.zones

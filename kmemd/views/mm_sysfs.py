@@ -14,19 +14,20 @@ from kmemd.errors import KernelError
 from kmemd.mm import kstrtox
 from kmemd.mm.hugetlb import Pool
 from kmemd.mm.psi import FIXED_1, FSHIFT, RESOURCES, parse_trigger
+from kmemd.mm.units import KIB_PER_PAGE, PAGE_SIZE
+from kmemd.steps import Steps
 from kmemd.views.sysctl import one_page
-from kmemd.views.tree import PAGE_SIZE, Caller, File, OpenFile, Steps, proc, sysfs
+from kmemd.views.tree import Caller, File, OpenFile, proc, sysfs
 
 POOL = "kernel/mm/hugepages/{pool}"
 NODE = "devices/system/node/node{nid}"
 NODE_POOL = f"{NODE}/hugepages/{{pool}}"
-KIB_PER_PAGE = 4
 PATH_WIDTH = 40
 WIDE = 10_000_000
 
-sysfs.dir("kernel/mm/lru_gen").exists = lambda kernel: kernel.vmscan.lru_gen
-sysfs.dir("kernel/mm/numa").exists = lambda kernel: kernel.vmscan.numa
-sysfs.dir(f"{NODE}/hugepages").exists = lambda kernel, nid: kernel.nodes[nid].has_memory
+sysfs.dir("kernel/mm/lru_gen", exists=lambda kernel: kernel.vmscan.lru_gen)
+sysfs.dir("kernel/mm/numa", exists=lambda kernel: kernel.vmscan.numa)
+sysfs.dir(f"{NODE}/hugepages", exists=lambda kernel, nid: kernel.nodes[nid].has_memory)
 
 
 def _pool(kernel: Any, name: str) -> Pool:
@@ -56,16 +57,16 @@ def nr_hugepages(kernel: Any, pool: str) -> str:
 
 
 @nr_hugepages.store
-def nr_hugepages_store(kernel: Any, pool: str, text: str) -> int:
+def nr_hugepages_store(kernel: Any, pool: str, text: str) -> Steps[int]:
     """Resize the pool. EINVAL, ERANGE."""
-    return _resize(kernel, _pool(kernel, pool), text, None)
+    return (yield from _resize(kernel, _pool(kernel, pool), text, None))
 
 
-def _resize(kernel: Any, pool: Pool, text: str, nid: int | None) -> int:
+def _resize(kernel: Any, pool: Pool, text: str, nid: int | None) -> Steps[int]:
     data = kstrtox.to_bytes(one_page(text))
     if data:
         count = kstrtox.kstrtoul(data, 10, kernel.hugetlb.long_bits)
-        kernel.hugetlb.set_max_huge_pages(pool, count, nid)
+        yield from kernel.hugetlb.resize_steps(pool, count, nid)
     return len(data)
 
 
@@ -126,9 +127,9 @@ def node_nr_hugepages(kernel: Any, nid: int, pool: str) -> str:
 
 
 @node_nr_hugepages.store
-def node_nr_hugepages_store(kernel: Any, nid: int, pool: str, text: str) -> int:
+def node_nr_hugepages_store(kernel: Any, nid: int, pool: str, text: str) -> Steps[int]:
     """Resize the node's part of the pool. EINVAL, ERANGE."""
-    return _resize(kernel, _pool(kernel, pool), text, nid)
+    return (yield from _resize(kernel, _pool(kernel, pool), text, nid))
 
 
 @sysfs.file(f"{NODE_POOL}/free_hugepages")
@@ -162,7 +163,7 @@ class PressureFile:
             self._snapshot = "".join(_pressure(self._kernel, self._resource)).encode()
         return self._snapshot[offset : offset + size]
 
-    def write(self, data: bytes) -> Steps:
+    def write(self, data: bytes) -> Steps[int]:
         """Set the trigger. EINVAL; EBUSY when there is one."""
         if not data:
             raise KernelError(errno.EINVAL, "a trigger is 'some' or 'full', threshold and window in microseconds")
@@ -245,7 +246,7 @@ class PageIdleBitmap:
     def _end(self) -> int:
         return -(-self._max_pfn // 64) * self.CHUNK
 
-    def write(self, data: bytes) -> Steps:
+    def write(self, data: bytes) -> Steps[int]:
         """Mark pages idle, of the first page written. EINVAL when it is not of words, ENXIO behind the last page."""
         data = data[:PAGE_SIZE]
         if len(data) % self.CHUNK:

@@ -13,19 +13,20 @@ from kmemd.core import stats
 from kmemd.errors import KernelError
 from kmemd.kernel import Kernel
 from kmemd.mm.mmzone import Node
+from kmemd.mm.units import KIB_PER_PAGE
 from kmemd.views.bitmap import format_list, format_mask
+from kmemd.views.meminfo import show_val_kb
 from kmemd.views.tree import Caller, sysfs
 
 BASE = "devices/system/node"
 NODE = f"{BASE}/node{{nid}}"
-KIB_PER_PAGE = 4
 
 
 def _has_nodes(kernel: Kernel) -> bool:
     return kernel.vmstat.numa
 
 
-sysfs.dir(BASE).exists = _has_nodes
+sysfs.dir(BASE, exists=_has_nodes)
 
 
 @sysfs.keys(NODE, fixed=True)
@@ -163,9 +164,9 @@ def node_meminfo(kernel: Kernel, nid: int) -> Iterator[str]:
     total = sum(zone.managed for zone in kernel.nodes[nid].zones)
     free = kernel.vmstat.sum_zone_node_page_state(nid, stats.NR_FREE_PAGES)
     for label, pages in (("MemTotal", total), ("MemFree", free), ("MemUsed", total - free)):
-        yield f"Node {nid} {label + ':':<16}{pages * KIB_PER_PAGE:>8} kB\n"
+        yield f"Node {nid} {show_val_kb(label, pages * KIB_PER_PAGE)}"
     for label, width, kib in _node_lines(kernel, nid):
-        yield f"Node {nid} {label + ':':<{width}}{kib:>8} kB\n"
+        yield f"Node {nid} {show_val_kb(label, kib, width)}"
     pool = kernel.hugetlb.default
     for label, pages in (
         ("HugePages_Total", pool.nr_node[nid]),

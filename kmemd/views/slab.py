@@ -26,7 +26,7 @@ from kmemd.errors import KernelError
 from kmemd.mm import kstrtox
 from kmemd.mm import slab_flags as sf
 from kmemd.mm.slab_common import KmemCache
-from kmemd.views.tree import File, proc, sysfs
+from kmemd.views.tree import proc, sysfs
 
 if TYPE_CHECKING:
     from kmemd.kernel import Kernel
@@ -169,7 +169,7 @@ def _slabs_cpu_partial(kernel: Kernel, cache: KmemCache) -> str:
 
 
 def _ctor(kernel: Kernel, cache: KmemCache) -> str:
-    return f"{kernel.kallsyms.frame(f'{cache.ctor}+0x0')[1]}\n" if cache.ctor else ""
+    return f"{kernel.kallsyms.frame_text(f'{cache.ctor}+0x0')}\n" if cache.ctor else ""
 
 
 def _flag(flag: int) -> Show:
@@ -237,13 +237,13 @@ ATTRIBUTES: dict[str, tuple[Show, Store | None]] = {
 }
 
 
-def _declare(name: str, show: Show, store: Store | None) -> File:
+def _declare(name: str, show: Show, store: Store | None, exists: Callable[..., bool] | None = None) -> None:
     """One attribute of every cache. An empty write reaches no store."""
 
     def showing(kernel: Kernel, directory: str) -> str:
         return show(kernel, kernel.slub.directories[directory])
 
-    declared = sysfs.file(f"{_BASE}/{name}", 0o600 if store else 0o400)(showing)
+    declared = sysfs.file(f"{_BASE}/{name}", 0o600 if store else 0o400, exists=exists)(showing)
     if store is not None:
 
         def storing(kernel: Kernel, directory: str, text: str) -> None:
@@ -251,7 +251,6 @@ def _declare(name: str, show: Show, store: Store | None) -> File:
                 store(kernel, kernel.slub.directories[directory], kstrtox.to_bytes(text))
 
         declared.store(storing)
-    return declared
 
 
 def _statistic(item: int) -> tuple[Show, Store]:
@@ -282,4 +281,5 @@ _declare(
     "remote_node_defrag_ratio",
     lambda kernel, cache: f"{cache.defrag_ratio // 10}\n",
     _store_defrag_ratio,
-).exists = lambda kernel, directory: kernel.slub.machine.numa
+    exists=lambda kernel, directory: kernel.slub.machine.numa,
+)

@@ -97,7 +97,7 @@ def _show(kernel: Kernel, cache: KmemCache, tracks: dict[int, Track], *, waste: 
         yield "No data\n"
     for location in locations:
         frames = kernel.depot.frames(location.handle)
-        caller = kernel.kallsyms.frame(caller_of(frames))[1] if frames else "<not-available>"
+        caller = kernel.kallsyms.frame_text(caller_of(frames)) if frames else "<not-available>"
         yield f"{location.count:7d} {caller}{_details(kernel, location)}\n"
         if frames:
             yield "".join(f"        {text}\n" for text in kernel.kallsyms.stack(location.handle))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import inspect
 from collections.abc import Callable, Iterator
 
 from kmemd.errors import KernelError
-from kmemd.views.tree import Steps
+from kmemd.steps import Steps
 
 KEPT = 1 << 20
 
@@ -15,10 +16,10 @@ class StreamFile:
     """An open file over ``make()``, which gives the text from its start.
 
     The last ``KEPT`` bytes stay readable; a read before them, or at 0, starts anew, as seq_file does.
-    ``write`` takes what is written, as text.
+    ``write`` takes what is written, as text; it may be a generator that yields between slices.
     """
 
-    def __init__(self, make: Callable[[], Iterator[str]], write: Callable[[str], None] | None = None) -> None:
+    def __init__(self, make: Callable[[], Iterator[str]], write: Callable[[str], object] | None = None) -> None:
         self._make = make
         self._store = write
         self._pieces: Iterator[str] | None = None
@@ -46,13 +47,14 @@ class StreamFile:
             del self._window[:drop]
             self._start += drop
 
-    def write(self, data: bytes) -> Steps:
+    def write(self, data: bytes) -> Steps[int]:
         """Hand ``data`` to the file's store. EINVAL where there is none."""
         if self._store is None:
             raise KernelError(errno.EINVAL, "the file cannot be written")
-        self._store(data.decode("utf-8", "surrogateescape"))
+        steps = self._store(data.decode("utf-8", "surrogateescape"))
+        if inspect.isgenerator(steps):
+            yield from steps
         return len(data)
-        yield
 
     def close(self) -> None:
         """Nothing is kept."""

@@ -26,11 +26,13 @@ from kmemd.mm.page_writeback import PageWriteback
 from kmemd.mm.printk import KERN_WARNING
 from kmemd.mm.swap import Swap
 from kmemd.mm.sysctl_handlers import KMALLOC_MAX_SIZE
+from kmemd.mm.units import PAGE_SIZE
 from kmemd.mm.vmscan import Vmscan
 from kmemd.mm.vmstat_sysctl import VmStatSysctl
 from kmemd.mm.watermarks import Watermarks
+from kmemd.steps import Steps
 from kmemd.tunable import Tunable, Tuned
-from kmemd.views.tree import PAGE_SIZE, File, proc, sysfs
+from kmemd.views.tree import File, proc, sysfs
 
 OWNERS: tuple[type[Tuned], ...] = (
     Watermarks,
@@ -63,7 +65,7 @@ def _show(owner: type[Tuned], row: Tunable, kernel: Any) -> str:
     return row.show(getattr(_owner(kernel, owner), row.attr))
 
 
-def _store_sysctl(owner: type[Tuned], row: Tunable, kernel: Any, text: str, position: int = 0) -> int:
+def _store_sysctl(owner: type[Tuned], row: Tunable, kernel: Any, text: str, position: int = 0) -> Steps[int]:
     """A write to /proc/sys at a file offset. ENOMEM, and what the row's handler raises."""
     size = len(to_bytes(text))
     if size >= KMALLOC_MAX_SIZE:
@@ -76,13 +78,14 @@ def _store_sysctl(owner: type[Tuned], row: Tunable, kernel: Any, text: str, posi
     if position and row.text:
         _continue_string(kernel, found, here, text, position)
         return size
-    return int(found.tune(here, text))
+    taken: int = yield from found.tune_steps(here, text)
+    return taken
 
 
 def _continue_string(kernel: Any, owner: Any, row: Tunable, text: str, position: int) -> None:
     """A string goes on at the offset, unless it ended before; without strictness it starts anew."""
     current = getattr(owner, row.attr)
-    if _owner(kernel, KernelSysctl).sysctl_writes_strict != WRITES_STRICT:
+    if kernel.kernel_sysctl.sysctl_writes_strict != WRITES_STRICT:
         owner.tune(row, text)
     elif position <= len(to_bytes(current)):
         owner.tune(row, current[:position] + text)
@@ -90,7 +93,7 @@ def _continue_string(kernel: Any, owner: Any, row: Tunable, text: str, position:
 
 def _ignores_offset(kernel: Any, row: Tunable) -> bool:
     """Whether numbers at an offset are dropped; in the mode between, the log says that it will come to that."""
-    strict = _owner(kernel, KernelSysctl).sysctl_writes_strict
+    strict = kernel.kernel_sysctl.sysctl_writes_strict
     if strict == WRITES_WARN:
         name = row.path.rpartition("/")[2]
         text = f"{kernel.context.comm} wrote to {name} when file position was not 0!"
@@ -98,13 +101,14 @@ def _ignores_offset(kernel: Any, row: Tunable) -> bool:
     return bool(strict == WRITES_STRICT) and not row.text
 
 
-def _store_sysfs(owner: type[Tuned], row: Tunable, kernel: Any, text: str) -> int:
+def _store_sysfs(owner: type[Tuned], row: Tunable, kernel: Any, text: str) -> Steps[int]:
     """A write to a sysfs attribute: the first page of it, if there is anything."""
     page = one_page(text)
     if not page:
         return 0
     found = _owner(kernel, owner)
-    return int(found.tune(found.knob(row), page))
+    taken: int = yield from found.tune_steps(found.knob(row), page)
+    return taken
 
 
 def one_page(text: str) -> str:
@@ -127,6 +131,11 @@ def _mount(owner: type[Tuned], row: Tunable) -> None:
     (proc if tree == "proc" else sysfs).add(name, file)
 
 
-for _class in OWNERS:
-    for _row in _class.TUNABLES:
-        _mount(_class, _row)
+def _listed(knob: tuple[type[Tuned], Tunable]) -> str:
+    """/proc/sys lists its names in order; the rest stays as declared."""
+    path = knob[1].path
+    return path if path.startswith("proc/sys/") else ""
+
+
+for _class, _row in sorted(((owner, row) for owner in OWNERS for row in owner.TUNABLES), key=_listed):
+    _mount(_class, _row)

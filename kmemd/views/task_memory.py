@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 from kmemd.kernel import Kernel
 from kmemd.mm.sched import Mapping, Task
+from kmemd.mm.units import KIB_PER_PAGE
+from kmemd.views.meminfo import show_val_kb
 
-KIB_PER_PAGE = 4
 NAME_COLUMN = {"x86_64": 73, "i386": 49}
 ROOTFS_DEVICE = "00:02"
 SPECIAL = ("[vvar]", "[vdso]")
@@ -74,17 +75,13 @@ def smaps(kernel: Kernel, task: Task) -> Iterator[str]:
     """Each mapping with what of it is resident."""
     for mapping in task.mappings:
         yield map_line(kernel.machine.arch, mapping)
-        yield _line("Size", mapping.pages * KIB_PER_PAGE)
-        yield _line("KernelPageSize", KIB_PER_PAGE)
-        yield _line("MMUPageSize", KIB_PER_PAGE)
+        yield show_val_kb("Size", mapping.pages * KIB_PER_PAGE)
+        yield show_val_kb("KernelPageSize", KIB_PER_PAGE)
+        yield show_val_kb("MMUPageSize", KIB_PER_PAGE)
         figures = counts(mapping)
         for name in SMAPS_FIELDS:
-            yield _line(name, figures.get(name, 0))
+            yield show_val_kb(name, figures.get(name, 0))
         yield f"THPeligible:    0\nVmFlags: {vm_flags(mapping)}\n"
-
-
-def _line(name: str, kib: int) -> str:
-    return f"{name + ':':<16}{kib:>8} kB\n"
 
 
 def smaps_rollup(kernel: Kernel, task: Task) -> Iterator[str]:
@@ -97,7 +94,7 @@ def smaps_rollup(kernel: Kernel, task: Task) -> Iterator[str]:
     names = list(SMAPS_FIELDS)
     names[3:3] = ROLLUP_EXTRA
     for name in names:
-        yield _line(name, sum(figure.get(name, 0) for figure in figures))
+        yield show_val_kb(name, sum(figure.get(name, 0) for figure in figures))
 
 
 def numa_maps(kernel: Kernel, task: Task) -> Iterator[str]:

@@ -13,18 +13,21 @@ from typing import Any
 from kmemd.errors import KernelError
 from kmemd.kernel import Kernel
 from kmemd.mm.oom_score import oom_score
-from kmemd.mm.sched import Mapping, Task
+from kmemd.mm.sched import Mapping, Task, max_threads
+from kmemd.mm.units import KIB_PER_PAGE
 from kmemd.views import task_memory
 from kmemd.views.bitmap import format_list, format_mask
 from kmemd.views.machine_files import NS_PER_TICK, mount_lines
-from kmemd.views.tree import proc
+from kmemd.views.tree import Caller, proc
 
 PROC, THREAD = "{pid}", "{pid}/task/{tid}"
-KIB = 4
 STATES = {"R": "R (running)", "S": "S (sleeping)", "D": "D (disk sleep)", "I": "I (idle)", "Z": "Z (zombie)"}
 ALL_CAPABILITIES = 0x1FFFFFFFFFF
 SIGCHLD = 17
 EXECUTABLE = "/bin/busybox"
+OUTSIDE = ".outside"
+OWN = ("exe", "cwd", "root", "fd", "fdinfo", "net", "ns", "uid_map", "gid_map", "setgroups")
+"""What only the host knows of a visitor; its network, too, stays the host's."""
 Show = Callable[[Kernel, Task], Any]
 Store = Callable[[Kernel, Task, str], Any]
 
@@ -34,14 +37,17 @@ def task_of(kernel: Kernel, pid: int) -> Task:
     return kernel.tasks.visitor(pid) or kernel.tasks.find(pid)
 
 
-def _has_pid(kernel: Kernel, text: str) -> int | None:
+def _has_pid(kernel: Kernel, text: str, caller: Caller) -> int | None:
+    """A task of the model, or the program that looks, if it asks for its own pid (os.getpid())."""
     if not text.isascii() or not text.isdigit() or text.startswith("0") or len(text) > 10:
         return None
     pid = int(text)
-    return pid if pid in kernel.tasks or kernel.tasks.visitor(pid) else None
+    if pid in kernel.tasks or kernel.tasks.visitor(pid):
+        return pid
+    return kernel.tasks.visit(pid, caller.uid) if pid == caller.pid else None
 
 
-@proc.keys(PROC, has=_has_pid)
+@proc.keys(PROC, has=_has_pid, caller=True)
 def pids(kernel: Kernel) -> Iterable[int]:
     """All tasks."""
     return kernel.tasks.pids()
@@ -208,15 +214,13 @@ def _status_memory(task: Task) -> Iterator[str]:
         ("HugetlbPages", 0),
     )
     for name, pages in lines:
-        yield f"{name}:\t{pages * KIB:8d} kB\n"
+        yield f"{name}:\t{pages * KIB_PER_PAGE:8d} kB\n"
     yield "CoreDumping:\t0\nTHP_enabled:\t1\n"
 
 
 def _max_pending(kernel: Kernel) -> int:
     """RLIMIT_SIGPENDING: half of the threads that an eighth of memory has stacks for (fork_init)."""
-    pages = sum(zone.managed for zone in kernel.zones)
-    stack_pages = 4 if kernel.machine.arch == "x86_64" else 2
-    return pages // (8 * stack_pages) // 2
+    return max_threads(kernel.machine.arch, kernel.totalram_pages()) // 2
 
 
 @_task_file("maps")
@@ -248,8 +252,7 @@ def numa_maps(kernel: Kernel, task: Task) -> Iterator[str]:
 @_task_file("oom_score")
 def oom_score_file(kernel: Kernel, task: Task) -> str:
     """How likely the OOM killer is to choose the task, 0..2000."""
-    ram = sum(zone.managed for zone in kernel.zones)
-    return f"{oom_score(task, ram + kernel.swap.total_pages)}\n"
+    return f"{oom_score(task, kernel.totalram_pages() + kernel.swap.total_pages)}\n"
 
 
 @_task_file("mounts")
@@ -329,7 +332,7 @@ def _task_link(name: str, target: Callable[[Kernel, Task], str]) -> None:
             return target(kernel, task_of(kernel, pid))
 
         of_task.__doc__ = f"/proc/PID/{name}."
-        proc.link(f"{path}/{name}")(of_task)
+        proc.link(f"{path}/{name}")(of_task).exists = _is_task
 
 
 def _executable(kernel: Kernel, task: Task) -> str:
@@ -339,9 +342,35 @@ def _executable(kernel: Kernel, task: Task) -> str:
     return EXECUTABLE
 
 
+def _is_task(kernel: Kernel, pid: int, *tid: int) -> bool:
+    return kernel.tasks.visitor(pid) is None
+
+
 _task_link("exe", _executable)
 _task_link("cwd", lambda kernel, task: "/")
 _task_link("root", lambda kernel, task: "/")
 for _path in (PROC, THREAD):
-    proc.dir(f"{_path}/fd", 0o500)
-    proc.dir(f"{_path}/fdinfo", 0o555)
+    proc.dir(f"{_path}/fd", 0o500).exists = _is_task
+    proc.dir(f"{_path}/fdinfo", 0o555).exists = _is_task
+
+
+def _has_outside(kernel: Kernel, text: str) -> str | None:
+    return text if text == OUTSIDE else None
+
+
+@proc.keys("{outside}", has=_has_outside, fixed=True)
+def outside(kernel: Kernel) -> Iterable[str]:
+    """Where ``kmemd run`` puts the host's /proc, for what visitors have open. In no listing."""
+    return ()
+
+
+@proc.link(f"{PROC}/{{own}}")
+def own_link(kernel: Kernel, pid: int, name: str, caller: Caller) -> str:
+    """What a visitor has of its own: without it /dev/stdin and the shell's <(...) would lead nowhere."""
+    return f"/proc/{OUTSIDE}/{pid}/{name}"
+
+
+@proc.keys(f"{PROC}/{{own}}", fixed=True)
+def own_links(kernel: Kernel, pid: int) -> Iterable[str]:
+    """Only visitors have them."""
+    return () if _is_task(kernel, pid) else OWN

@@ -23,18 +23,16 @@ from __future__ import annotations
 import errno
 import inspect
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from kmemd.errors import KernelError
+from kmemd.mm.units import PAGE_SIZE
+from kmemd.steps import Steps
 
 Text = str | bytes | Iterable[str]
-Steps = Generator[None, None, int]
-"""Work in slices: each ``yield`` is a point where others may run; the value returned is the bytes taken."""
-
 DIR_MODE = 0o555
-PAGE_SIZE = 4096
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class OpenFile(Protocol):
     def read(self, offset: int, size: int) -> bytes | None:
         """Bytes at ``offset``; ``b""`` is the end; None would block."""
 
-    def write(self, data: bytes) -> Steps:
+    def write(self, data: bytes) -> Steps[int]:
         """Take ``data``, in slices."""
 
     def close(self) -> None:
@@ -137,18 +135,20 @@ class Pattern:
     keys: Callable[..., Iterable[Any]] | None = None
     has: Callable[..., Any] | None = None
     fixed: bool = False
+    takes_caller: bool = False
 
     def name(self, key: Any) -> str:
         """The directory entry for a key."""
         return f"{self.prefix}{key}{self.suffix}"
 
-    def match(self, kernel: Any, parameters: tuple[Any, ...], name: str) -> Any:
-        """The key that ``name`` stands for, or None."""
+    def match(self, kernel: Any, parameters: tuple[Any, ...], name: str, caller: Caller = Caller()) -> Any:
+        """The key that ``name`` stands for, to ``caller``, or None."""
         if not (name.startswith(self.prefix) and name.endswith(self.suffix)):
             return None
         text = name[len(self.prefix) : len(name) - len(self.suffix)]
         if self.has is not None:
-            return self.has(kernel, *parameters, text)
+            extra = {"caller": caller} if self.takes_caller else {}
+            return self.has(kernel, *parameters, text, **extra)
         if self.keys is None:
             return None
         return next((key for key in self.keys(kernel, *parameters) if str(key) == text), None)
@@ -169,21 +169,33 @@ class Root:
         self.size = size
         self.dir("")
 
-    def dir(self, path: str, mode: int | None = None) -> Directory:
-        """Declare a directory (those above a declared file need no declaration)."""
+    def dir(self, path: str, mode: int | None = None, *, exists: Callable[..., bool] | None = None) -> Directory:
+        """Declare a directory (those above a declared file need no declaration).
+
+        ``exists(kernel, *parameters)``, here and for files: whether a machine has it, settled at boot.
+        """
         directory = self._walk(path)
         if mode is not None:
             directory.mode = mode
+        if exists is not None:
+            directory.exists = exists
         return directory
 
     def file(
-        self, path: str, mode: int = 0o444, *, size: int | None = None, caller: bool = False
+        self,
+        path: str,
+        mode: int = 0o444,
+        *,
+        caller: bool = False,
+        exists: Callable[..., bool] | None = None,
+        length: Callable[..., int] | None = None,
     ) -> Callable[[Callable[..., Text]], File]:
-        """Decorator: the function renders the file. ``caller``: it also takes ``caller=``."""
+        """Decorator: the function renders the file; ``caller``: it takes ``caller=``. ``length``: see ``Entry``."""
 
         def declare(show: Callable[..., Text]) -> File:
             readable = bool(mode & 0o444)
-            declared = File(mode, self.size if size is None else size, show if readable else None, takes_caller=caller)
+            render = show if readable else None
+            declared = File(mode, self.size, render, takes_caller=caller, exists=exists, length=length)
             if not readable:
                 declared.write = show
             self._put(path, declared)
@@ -209,11 +221,13 @@ class Root:
 
         return declare
 
-    def device(self, path: str, mode: int, *, pollable: bool = False) -> Callable[[Callable[..., OpenFile]], Device]:
+    def device(
+        self, path: str, mode: int, *, pollable: bool = False, exists: Callable[..., bool] | None = None
+    ) -> Callable[[Callable[..., OpenFile]], Device]:
         """Decorator: the function opens the file and returns its ``OpenFile``."""
 
         def declare(opener: Callable[..., OpenFile]) -> Device:
-            declared = Device(mode, 0, opener, pollable)
+            declared = Device(mode, 0, opener, pollable, exists=exists)
             self._put(path, declared)
             return declared
 
@@ -230,12 +244,13 @@ class Root:
         return declare
 
     def keys(
-        self, path: str, has: Callable[..., Any] | None = None, *, fixed: bool = False
+        self, path: str, has: Callable[..., Any] | None = None, *, fixed: bool = False, caller: bool = False
     ) -> Callable[[Callable[..., Iterable[Any]]], Callable[..., Iterable[Any]]]:
         """Decorator: the function lists the values of the last parameter in ``path``.
 
         ``has(kernel, *outer, text)`` may give the key for one name without listing (or None).
         ``fixed``: the values that boot made stay as long as the outer ones, and there are no others.
+        ``caller``: ``has`` also takes ``caller=``.
         """
 
         def declare(function: Callable[..., Iterable[Any]]) -> Callable[..., Iterable[Any]]:
@@ -244,6 +259,7 @@ class Root:
             pattern.keys = function
             pattern.has = has
             pattern.fixed = fixed
+            pattern.takes_caller = caller
             return function
 
         return declare
@@ -318,8 +334,8 @@ class Namespace:
         self.kernel = kernel
         self.root = Node("/", TREE)
 
-    def child(self, node: Node, name: str) -> Node:
-        """The entry ``name`` of a directory. ENOENT, ENOTDIR."""
+    def child(self, node: Node, name: str, caller: Caller = Caller()) -> Node:
+        """The entry ``name`` of a directory, as ``caller`` finds it. ENOENT, ENOTDIR."""
         directory = node.entry
         if not isinstance(directory, Directory):
             raise KernelError(errno.ENOTDIR, f"{node.path} is not a directory")
@@ -328,7 +344,7 @@ class Namespace:
         if entry is not None and self._exists(entry, node.parameters):
             return Node(path, entry, node.parameters)
         for pattern in directory.patterns:
-            key = pattern.match(self.kernel, node.parameters, name)
+            key = pattern.match(self.kernel, node.parameters, name, caller)
             if key is not None and self._exists(pattern.entry, (*node.parameters, key)):
                 return Node(path, pattern.entry, (*node.parameters, key))
         raise KernelError(errno.ENOENT, f"{path} does not exist")
@@ -365,7 +381,7 @@ class Namespace:
             if name == "..":
                 trail = trail[:-1] or [self.root]
                 continue
-            node = self.child(trail[-1], name)
+            node = self.child(trail[-1], name, caller)
             if not node.is_link:
                 trail.append(node)
                 continue
@@ -414,15 +430,6 @@ def refusal(path: str) -> int:
     return errno.EIO if path.startswith("/proc/") and not path.startswith("/proc/sys/") else errno.EACCES
 
 
-def finish(steps: Steps) -> int:
-    """Run sliced work to its end."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            return int(stop.value)
-
-
 class _OpenText:
     """An open ``File``: one consistent snapshot for each read from offset 0."""
 
@@ -442,7 +449,7 @@ class _OpenText:
             self._snapshot = render(self._file.show(self._kernel, *self._node.parameters, **extra))
         return self._snapshot[offset : offset + size]
 
-    def write(self, data: bytes) -> Steps:
+    def write(self, data: bytes) -> Steps[int]:
         if self._file.write is None:
             raise KernelError(refusal(self._node.path), f"{self._node.path} cannot be written")
         extra = {"position": self._position} if self._file.takes_position else {}
@@ -470,7 +477,7 @@ class _OpenBinary:
         assert self._read is not None
         return self._read(self._kernel, *self._node.parameters, offset, size)
 
-    def write(self, data: bytes) -> Steps:
+    def write(self, data: bytes) -> Steps[int]:
         raise KernelError(refusal(self._node.path), f"{self._node.path} cannot be written")
         yield
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from kmemd.kernel import Kernel
 from kmemd.mm import vmalloc as v
-from kmemd.views.kallsyms import kernel_sysctl
 from kmemd.views.tree import Caller, proc
 
 FLAG_WORDS = (
@@ -21,7 +20,7 @@ FLAG_WORDS = (
 @proc.file("vmallocinfo", mode=0o400, caller=True)
 def vmallocinfo(kernel: Kernel, caller: Caller) -> Iterator[str]:
     """A line per area by address, then the ranges that wait for a purge."""
-    restrict = kernel_sysctl(kernel).kptr_restrict
+    restrict = kernel.kernel_sysctl.kptr_restrict
     last = False
 
     def span(start: int, end: int) -> str:
@@ -39,7 +38,7 @@ def vmallocinfo(kernel: Kernel, caller: Caller) -> Iterator[str]:
 def _details(kernel: Kernel, area: v.VmStruct) -> str:
     """What follows the size on an area's line."""
     frame, callee = area.caller
-    words = f" {kernel.kallsyms.frame(frame, callee)[1]}" if frame else ""
+    words = f" {kernel.kallsyms.frame_text(frame, callee)}" if frame else ""
     if area.nr_pages:
         words += f" pages={area.nr_pages}"
     if area.phys:

@@ -10,7 +10,7 @@ from kmemd.command_state import CommandState
 from kmemd.control.language import LINE_MAX
 from kmemd.control.session import REPLIES_KEPT, Session
 from kmemd.errors import KernelError
-from kmemd.views.tree import finish
+from kmemd.steps import finish
 
 
 class Echo:

@@ -1,31 +1,22 @@
-"""The leak table: lookup, stored pointers, marking; compiled and uncompiled against a plain model."""
+"""The leak table: lookup, stored pointers, marking; all three builds against a plain model."""
 
-import importlib.machinery
-import importlib.util
 import random
+from collections import deque
 
 import numpy as np
 import pytest
 
 from kmemd.core import leak
 from kmemd.debug import leak_sweep
+from tests.core import builds
 
 BASE = 0xFFFF888000000000
 
 
-def uncompiled():
-    """The module as Python runs it."""
-    path = leak.__spec__.origin.split(".")[0] + ".py"
-    loader = importlib.machinery.SourceFileLoader("uncompiled_leak", path)
-    spec = importlib.util.spec_from_loader("uncompiled_leak", loader)
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(params=["built", "uncompiled"])
+@pytest.fixture(params=["installed", "uncompiled", "checked"])
 def table(request):
-    return (leak if request.param == "built" else uncompiled()).LeakTable()
+    build = leak if request.param == "installed" else getattr(builds, request.param)("leak")
+    return build.LeakTable()
 
 
 def addresses(*values):
@@ -60,7 +51,7 @@ def test_store_keeps_one_value_per_offset(table):
     for offset, value in ((8, 1), (24, 2), (16, 3), (24, 4), (0, 5)):
         table.store(0, offset, value)
     assert table.pointers_in(0) == [(24, 4), (16, 3), (8, 1), (0, 5)]
-    assert table.store_bulk(addresses(BASE, BASE + 64, BASE + 4096), 8, addresses(7, 8, 9)) == 2
+    assert table.store_bulk(addresses(BASE + 8, BASE + 72, BASE + 4104), addresses(7, 8, 9)) == 2
     assert table.pointers_in(1) == [(8, 8)]
     table.set_fill(0, 0x6B)
     assert table.pointers_in(0) == []
@@ -91,7 +82,7 @@ def test_words_that_are_not_aligned_or_not_whole_are_not_pointers(table):
     insert(table, BASE + 64, BASE + 128, BASE + 192)
     for offset, value in ((4, BASE + 64), (8, BASE + 192)):
         table.store(0, offset, value)
-    assert table.store_bulk(addresses(BASE), 16, addresses(BASE + 128)) == 0
+    assert table.store_bulk(addresses(BASE + 16), addresses(BASE + 128)) == 0
     assert scan(table, [BASE]) == {BASE + 64, BASE + 128}
 
 
@@ -159,15 +150,86 @@ def test_random_histories_against_a_plain_model(table, seed):
     assert scan(table, roots) == reference_scan(objects, edges, roots)
 
 
-def test_creation_order_survives_growth_and_compaction(table):
+def test_creation_order_survives_the_use_of_freed_rows(table):
     starts = [BASE + i * 64 for i in range(6000)]
     insert(table, *starts[:3000])
     table.remove_bulk(addresses(*starts[:2500]))
     insert(table, *starts[3000:])
-    live = [int(p) for p, f in zip(table.pointer[: table.rows], table.flags[: table.rows], strict=True) if f]
-    assert live == starts[2500:]
-    assert table.rows < 6000
+    table.whiten()
+    leak_sweep.report(table, 0)
+    assert table.pointer[leak_sweep.shown(table, 0)].tolist() == starts[2500:]
+    assert table.rows == 3500
     leak_sweep.check(table)
+
+
+def test_any_overlap_is_refused_and_leaves_nothing_behind(table):
+    insert(table, BASE + 0x1800, size=0x3000)
+    assert insert(table, BASE, size=0x1801) == 0
+    assert insert(table, BASE + 0x47FF, BASE, size=8) == 0
+    assert insert(table, BASE + 0x2000, size=8) == 0
+    assert insert(table, BASE - 0x100000, size=1 << 25) == 0
+    assert insert(table, BASE, size=0x1800) == -1
+    assert insert(table, BASE + 0x4800, size=1) == -1
+    assert table.live == 3
+    leak_sweep.check(table)
+
+
+def test_granules_become_as_fine_as_the_objects_of_a_page_need(table):
+    for start, size in ((BASE, 200), (BASE + 200, 200), (BASE + 403, 5), (BASE + 400, 3), (BASE + 408, 1000)):
+        assert insert(table, start, size=size) == -1
+    assert table.find_containing(BASE + 402) == 3
+    assert table.find_containing(BASE + 403) == 2
+    assert insert(table, BASE + 407, size=1) == 0
+    leak_sweep.check(table)
+    table.remove_bulk(addresses(BASE, BASE + 200, BASE + 400, BASE + 403, BASE + 408))
+    assert insert(table, BASE, size=4096) == -1
+    leak_sweep.check(table)
+
+
+def test_objects_of_many_sizes_cover_their_bytes_and_no_others(table):
+    rng = random.Random(7)
+    sizes = (8, 24, 96, 200, 4096, 5000, 12288, 1 << 21, (1 << 24) + 4096, 3 << 24)
+    objects, at = {}, BASE + 0x3000
+    for _ in range(120):
+        at += rng.choice((0, 0, 8, 4096, 1 << 22))
+        size = rng.choice(sizes)
+        assert insert(table, at, size=size) == -1
+        objects[at] = size
+        at += size
+    for start in rng.sample(sorted(objects), 40):
+        table.remove_bulk(addresses(start))
+        del objects[start]
+    leak_sweep.check(table)
+    for start, size in objects.items():
+        inside = {start, start + size - 1, start + size // 2}
+        assert {int(table.pointer[table.find_containing(address)]) for address in inside} == {start}
+        assert start + size in objects or table.find_containing(start + size) == -1
+
+
+def test_regions_and_rows_beyond_the_room_reserved(table):
+    far = [BASE + (i << 24) for i in range(1500)]
+    assert insert(table, *far) == -1
+    assert insert(table, *(BASE + 4096 + 64 * i for i in range(20000))) == -1
+    assert table.find(far[1499]) == 1499
+    for row in range(18000):
+        table.store(row, 0, BASE)
+    leak_sweep.check(table)
+
+
+def test_a_scan_in_pieces_finds_what_one_in_a_go_does(table):
+    count = 3000
+    insert(table, *(BASE + 64 * i for i in range(count)))
+    for i in range(count - 1):
+        table.store(i, 8, BASE + 64 * (i + 1) + i % 3)
+    insert(table, BASE - 64, min_count=0)
+    table.store(count, 0, BASE)
+    for part in leak_sweep.pieces(table):
+        table.whiten(part.start, part.stop)
+    pauses = 0
+    while table.drain(300):
+        pauses += 1
+    assert pauses > 5
+    assert leak_sweep.white(table).tolist() == []
 
 
 def test_recheck_uses_the_contents_and_reports_once(table):
@@ -177,7 +239,7 @@ def test_recheck_uses_the_contents_and_reports_once(table):
 
     def once():
         table.whiten()
-        leak_sweep.recheck(table, lambda row: 77, lambda size, fill: 5 if fill else 0)
+        deque(leak_sweep.recheck(table, lambda row: 77, lambda size, fill: 5 if fill else 0))
         return leak_sweep.report(table, 0)
 
     assert once() == 1

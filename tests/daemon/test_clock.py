@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from kmemd.daemon.clock import SLICE_NS, catch_up, follow
-from kmemd.views.tree import Steps, finish
+from kmemd.steps import Steps, finish
 
 
 class Kernel:
@@ -23,7 +23,7 @@ class Kernel:
 
 
 class Runner:
-    async def run(self, steps: Steps) -> int:
+    async def run(self, steps: Steps[int]) -> int:
         return finish(steps)
 
 

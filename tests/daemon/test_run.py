@@ -54,6 +54,11 @@ def test_the_exit_status_is_the_programs(mount: Daemon, script: str, status: int
     assert kmemd_run(mount, "sh", "-c", script).returncode == status
 
 
+def test_a_program_in_a_pipe_ends_silently_when_the_reader_goes(mount: Daemon) -> None:
+    done = kmemd_run(mount, "bash", "-c", "yes | head -n 1; echo ${PIPESTATUS[0]}")
+    assert (done.stdout.split(), done.stderr) == (["y", str(128 + signal.SIGPIPE)], "")
+
+
 def test_a_program_that_is_not_there(mount: Daemon) -> None:
     done = kmemd_run(mount, "/no/such/program")
     assert done.returncode == 127

@@ -52,6 +52,7 @@ def test_a_mount_in_use_is_not_unmounted(tmp_path: Path) -> None:
 
 def test_the_mount_of_a_killed_daemon_is_taken_over(tmp_path: Path) -> None:
     with served(tmp_path / "m") as daemon:
+        assert daemon.path.is_dir()  # the kernel keeps the attributes, and goes on answering from them
         daemon.process.kill()
         daemon.process.wait(5)
         assert mountpoint.is_stale(str(daemon.path))

@@ -33,7 +33,7 @@ class Machine:
         self.depot = StackDepot()
         self.layout = Layout(arch, 0x80000)
         kallsyms = Kallsyms(self.layout, self.depot, no_hash_pointers=True)
-        dump = DumpStack(self.context, self.depot, self.printk, lambda f: kallsyms.frame(f)[1], "6.1")
+        dump = DumpStack(self.context, self.depot, self.printk, kallsyms.frame_text, "6.1")
         self.roots, self.on_stack = [], []
         self.tasks = TaskTable(self.context, 1)
         self.tasks.spawn("init")

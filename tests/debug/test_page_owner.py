@@ -6,11 +6,9 @@ from pathlib import Path
 import pytest
 
 from kmemd.core import pages as p
-from kmemd.debug.page_owner import PageFlags
 from kmemd.kernel import Kernel
 from kmemd.machine import Machine
 from kmemd.mm.gfp import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, F
-from kmemd.mm.layout import Layout
 
 CAPTURE = Path(__file__).parents[1] / "captures" / "linux-6.1" / "debug" / "page_owner"
 HEAD = re.compile(
@@ -99,12 +97,3 @@ def test_without_the_parameter_there_is_nothing_and_no_memory():
     assert not kernel.page_owner.enabled
     assert list(kernel.page_owner.text()) == []
     kernel.page_owner.check()
-
-
-def test_flags_as_captured():
-    flags = PageFlags(Layout("x86_64", 1 << 19), 2)
-    assert flags.show(0xA0004, 0, 1) == (
-        "0x1ffe000000a0004(uptodate|mappedtodisk|swapbacked|node=0|zone=1|lastcpupid=0x7ff)"
-    )
-    assert flags.show(0, 1, 2) == "0x6ffe00000000000(node=1|zone=2|lastcpupid=0x7ff)"
-    assert PageFlags(Layout("i386", 1 << 19), 2).show(0x14, 0, 2) == "0x80000014(uptodate|lru|zone=2)"

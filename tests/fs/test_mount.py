@@ -35,7 +35,13 @@ def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 def blocked_readers(mount: Daemon, count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Programs that wait in a read of the kernel log."""
     readers = [
-        subprocess.Popen(["cat", mount.path / "dev/kmsg"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.Popen(
+            ["cat", mount.path / "dev/kmsg"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            # a shell that runs the tests in the background made everything ignore it
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         for _ in range(count)
     ]
     try:
@@ -241,7 +247,7 @@ def test_readers_get_in_while_a_command_runs(mount: Daemon) -> None:
     seen = set()
     while writer.poll() is None:
         seen.add((mount.path / "proc/pair").read_text())
-    assert len(seen) > 5
+    assert any(0 < int(pair.split()[0]) < 200_000 for pair in seen), "nobody looked while the command ran"
     assert all(len(set(pair.split())) == 1 for pair in seen)
 
 

@@ -58,7 +58,7 @@ def test_no_memory_for_a_stack_leaves_nothing_behind(kernel: Kernel, monkeypatch
         raise KernelError(errno.ENOMEM, "no stack")
 
     objects, tasks = active_objects(kernel), len(kernel.tasks)
-    monkeypatch.setattr(kernel.fork, "_alloc_stack", refuse)
+    monkeypatch.setattr(kernel.stacks, "alloc", refuse)
     with pytest.raises(KernelError, match="no stack"):
         kernel.fork.fork("worker")
     assert (active_objects(kernel), len(kernel.tasks)) == (objects, tasks)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-
 import pytest
 
 from kmemd.errors import KernelError
@@ -16,7 +14,6 @@ from kmemd.mm.gfp import (
     format_gfp,
     gfp_migratetype,
     gfp_zone,
-    parse_gfp,
 )
 from kmemd.mm.mmzone_layout import I386_ZONES, X86_64_ZONES
 
@@ -36,16 +33,6 @@ from kmemd.mm.mmzone_layout import I386_ZONES, X86_64_ZONES
 )
 def test_text_of_a_mask_as_the_kernel_prints_it(mask: int, text: str) -> None:
     assert format_gfp(mask) == text
-    if mask:
-        assert parse_gfp(text) == mask
-
-
-def test_numbers_and_unknown_names() -> None:
-    assert parse_gfp("0xcc0|__GFP_ZERO") == GFP_KERNEL | F.ZERO
-    for text in ("GFP_KERNAL", "", "GFP_KERNEL|", "0x10000000000", "0xzz"):
-        with pytest.raises(KernelError) as failure:
-            parse_gfp(text)
-        assert failure.value.errno == errno.EINVAL
 
 
 @pytest.mark.parametrize(

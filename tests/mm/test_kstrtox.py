@@ -78,11 +78,6 @@ def test_kstrtobool_refuses(data: bytes) -> None:
         kstrtox.kstrtobool(data)
 
 
-def test_simple_strtoul_stops_where_the_number_ends() -> None:
-    assert kstrtox.simple_strtoul(b"0x10zz") == (16, 4)
-    assert kstrtox.simple_strtoul(b"zz") == (0, 0)
-
-
 @given(st.binary(max_size=40), st.sampled_from([0, 8, 10, 16]))
 def test_any_bytes_give_a_number_or_an_error(data: bytes, base: int) -> None:
     reason = 0

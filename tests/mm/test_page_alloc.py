@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 
 from kmemd.core import stats
+from kmemd.core.pages import PG_HEAD, PG_LOCKED, PG_LRU, PG_MLOCKED, PG_SLAB, PG_WRITEBACK
 from kmemd.errors import KernelError
 from kmemd.kernel import Kernel
 from kmemd.machine import Machine
 from kmemd.mm.gfp import GFP_ATOMIC, GFP_HIGHUSER_MOVABLE, GFP_KERNEL, GFP_NOWAIT, F
 from kmemd.mm.page_alloc import Request
+from kmemd.mm.printk import KERN_WARNING
 
 
 @pytest.fixture
 def kernel() -> Kernel:
-    kernel = Kernel(Machine.load("default"))
-    kernel.printk.clear_seq = kernel.printk.next_seq
-    return kernel
+    return Kernel(Machine.load("default"))
 
 
 def zone_names(kernel: Kernel, pfns: np.ndarray) -> set[str]:
@@ -27,7 +27,7 @@ def zone_names(kernel: Kernel, pfns: np.ndarray) -> set[str]:
 
 
 def log(kernel: Kernel) -> list[str]:
-    return [record.text for record in kernel.printk.since(kernel.printk.clear_seq)]
+    return [record.text for record in kernel.printk.since(0) if record.level <= KERN_WARNING]
 
 
 def test_single_and_bulk_allocations_are_the_same_pages(kernel: Kernel) -> None:
@@ -212,3 +212,67 @@ def test_time_passes_with_work(kernel: Kernel) -> None:
     before = kernel.clock.now
     kernel.page_alloc.alloc_pages_bulk(GFP_KERNEL, 0, 1000)
     assert kernel.clock.now - before >= 1000 * kernel.machine.latency.pcp_alloc
+
+
+def test_nofail_takes_the_last_page_and_no_other_request_does(kernel: Kernel) -> None:
+    kernel.page_alloc.alloc_pages_bulk(GFP_NOWAIT | F.HIGH | F.NOWARN, 0, 10**6)
+    left = sum(zone.free_pages for zone in kernel.zones)
+    assert left > 0
+    with pytest.raises(KernelError):
+        kernel.page_alloc.alloc_pages(GFP_KERNEL | F.NOWARN)
+    with pytest.raises(KernelError):
+        kernel.page_alloc.alloc_pages(GFP_KERNEL | F.MEMALLOC | F.NOMEMALLOC | F.NOWARN)
+    with pytest.raises(KernelError):
+        kernel.page_alloc.alloc_pages(GFP_NOWAIT | F.NOFAIL | F.NOWARN)
+    usable = left - sum(zone.free_pages for zone in kernel.zones if zone.name == "DMA")
+    got = kernel.page_alloc.alloc_pages_bulk(GFP_KERNEL | F.NOFAIL | F.NOWARN, 0, 10**6)
+    assert len(got) >= usable
+    kernel.check()
+
+
+def test_zeroing_takes_time_for_each_page(kernel: Kernel) -> None:
+    zero = kernel.machine.latency.zero_page
+    costs = []
+    for gfp in (GFP_KERNEL, GFP_KERNEL | F.ZERO):
+        kernel.page_alloc.drain_all_pages()
+        before = kernel.clock.now
+        kernel.page_alloc.free_pages(kernel.page_alloc.alloc_pages(gfp, 4), 4)
+        costs.append(kernel.clock.now - before)
+    assert costs[1] - costs[0] == 16 * zero
+    before = kernel.clock.now
+    kernel.page_alloc.alloc_pages_bulk(GFP_KERNEL | F.ZERO, 0, 100)
+    assert kernel.clock.now - before >= 100 * zero
+
+
+def test_compound_pages_have_a_head_until_they_are_freed(kernel: Kernel) -> None:
+    flags = kernel.pages.flags
+    plain = kernel.page_alloc.alloc_pages(GFP_KERNEL, 2)
+    single = kernel.page_alloc.alloc_pages(GFP_KERNEL | F.COMP, 0)
+    blocks = kernel.page_alloc.alloc_pages_bulk(GFP_KERNEL | F.COMP, 2, 20)
+    assert not flags[plain] >> PG_HEAD & 1
+    assert not flags[single] >> PG_HEAD & 1
+    assert (flags[blocks] >> PG_HEAD & 1).all()
+    kernel.page_alloc.free_pages_bulk(blocks, 2)
+    assert not flags[blocks].any()
+
+
+@pytest.mark.parametrize("flag", [PG_LRU, PG_SLAB, PG_LOCKED, PG_WRITEBACK, PG_MLOCKED])
+def test_what_somebody_uses_is_not_freed(kernel: Kernel, flag: int) -> None:
+    pfn = kernel.page_alloc.alloc_pages(GFP_KERNEL)
+    kernel.pages.flags[pfn] |= np.uint32(1 << flag)
+    with pytest.raises(KernelError) as failure:
+        kernel.page_alloc.free_pages(pfn)
+    assert failure.value.errno == errno.EFAULT
+    assert "page dumped because: PAGE_FLAGS_CHECK_AT_FREE flag(s) set" in log(kernel)
+    kernel.pages.flags[pfn] = 0
+    kernel.page_alloc.free_pages(pfn)
+
+
+def test_compaction_is_tried_only_where_there_is_room(kernel: Kernel) -> None:
+    pages = np.sort(kernel.page_alloc.alloc_pages_bulk(GFP_KERNEL | F.MEMALLOC | F.NOWARN, 0, 10**6))
+    for count, stalls in ((0, 0), (100_000, 1)):
+        kernel.page_alloc.free_pages_bulk(pages[: 2 * count : 2])
+        before = int(kernel.vmstat.events[stats.COMPACTSTALL])
+        with pytest.raises(KernelError):
+            kernel.page_alloc.alloc_pages(GFP_KERNEL | F.NOWARN | F.NORETRY, 8)
+        assert kernel.vmstat.events[stats.COMPACTSTALL] - before == stalls

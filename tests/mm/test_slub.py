@@ -149,7 +149,7 @@ def test_wrong_pointers_are_reported_and_harmless():
     assert "BUG kmalloc-128 (Tainted: G    B             ): Object already free" in world.log()
     assert f"FIX kmalloc-128: Object at {address:#018x} not freed" in world.log()
     assert refused(slub.kfree, PAGE_OFFSET + 5 * 4096) == errno.EINVAL
-    assert any("mm/slab_common.c:904 free_large_kmalloc" in line for line in world.log())
+    assert any("at free_large_kmalloc" in line for line in world.log())
     assert refused(slub.kfree, 0x1234) == errno.EFAULT
     assert "BUG: unable to handle page fault for address: 0000000000001234" in world.log()
     slub.check()
@@ -281,16 +281,6 @@ def test_the_observer_hears_of_objects_but_not_of_quiet_caches():
     assert large in listener.live
     slub.kfree_bulk(np.array([first, large, poisoned, zeroed], dtype=np.uint64))
     assert listener.live == {}
-
-
-@pytest.mark.parametrize(("active", "slabs"), [(100, 10), (64, 4), (3, 5), (0, 2), (640, 10)])
-def test_populate_shows_the_wanted_counts(active, slabs):
-    world = make(cpus=2)
-    cache = world.slub.kmem_cache_create("filled", 64)
-    live = world.slub.populate(cache, active, slabs)
-    assert world.slub.slab_counts(cache) == (active, slabs * 64, slabs)
-    assert len(live) == active
-    world.slub.check()
 
 
 def test_cpu_partial_of_zero_keeps_one_slab():

@@ -1,11 +1,9 @@
 """Geometry against what a real Linux chose, and the rules where no capture reaches."""
 
-import errno
 from pathlib import Path
 
 import pytest
 
-from kmemd.errors import KernelError
 from kmemd.mm import slab_flags as sf
 from kmemd.mm.slab_geometry import GeometryRules, calculate_sizes, cpu_partial_slabs, get_order
 
@@ -121,10 +119,3 @@ def test_unknown_letters_are_named():
     said = []
     assert sf.SlubDebug("qZ", said.append).flags == sf.SLAB_RED_ZONE
     assert said == ["slub_debug option 'q' unknown. skipped"]
-
-
-def test_flags_by_name():
-    assert sf.parse_slab_flags("SLAB_HWCACHE_ALIGN|0x40000") == sf.SLAB_HWCACHE_ALIGN | sf.SLAB_PANIC
-    with pytest.raises(KernelError) as caught:
-        sf.parse_slab_flags("SLAB_NONSENSE")
-    assert caught.value.errno == errno.EINVAL

@@ -11,6 +11,7 @@ from kmemd.machine import Machine
 from kmemd.mm.huge_memory import HugeMemory
 from kmemd.mm.kernel_sysctl import KernelSysctl
 from kmemd.mm.mmap import Mmap
+from kmemd.mm.panic import Taint
 from kmemd.mm.params import CommandLine
 from kmemd.views.tree import Caller, Namespace
 
@@ -84,7 +85,7 @@ def test_log_level_of_the_command_line() -> None:
     from random import Random
 
     sysctl = KernelSysctl(
-        "6.1", "#1", CommandLine("quiet loglevel=6 panic=-1"), Tasks(), 64, lambda: 1 << 18, Random(1)
+        "6.1", "#1", CommandLine("quiet loglevel=6 panic=-1"), Tasks(), 64, lambda: 1 << 18, Random(1), Taint()
     )
     assert (sysctl.printk[0], sysctl.panic, sysctl.threads_max) == (6, -1, 8192)
     row = next(row for row in sysctl.TUNABLES if row.attr == "pid_max")

@@ -56,5 +56,6 @@ def test_lazily_freed_neighbours_are_merged():
     for start, end in ((30, 40), (10, 20), (20, 30), (50, 60)):
         ranges.add(start, end)
     assert list(ranges) == [(10, 40), (50, 60)]
-    assert ranges.take_all() == [(10, 40), (50, 60)]
+    assert ranges.take(1) == [(10, 40)]
+    assert ranges.take(9) == [(50, 60)]
     assert len(ranges) == 0

@@ -11,10 +11,7 @@ from kmemd.core import stats
 from kmemd.mm.vmstat import (
     VmStat,
     calculate_normal_threshold,
-    calculate_pressure_threshold,
-    extfrag_for_order,
     fragmentation_index,
-    percpu_drift_mark,
     unusable_free_index,
 )
 
@@ -61,7 +58,7 @@ def test_counters_add_up_over_zones_and_nodes() -> None:
     vmstat.mod_zone(1, stats.NR_FREE_PAGES, 70)
     vmstat.mod_zone(6, stats.NR_FREE_PAGES, 30)
     vmstat.mod_node(1, stats.NR_SLAB_UNRECLAIMABLE_B, 5)
-    vmstat.count_numa(6, stats.NUMA_HIT, 9)
+    vmstat.numa_stat[6, stats.NUMA_HIT] += 9
     vmstat.count(stats.PGALLOC + 2, 30)
     assert vmstat.zone_total(stats.NR_FREE_PAGES) == 100
     assert vmstat.sum_zone_node_page_state(1, stats.NR_FREE_PAGES) == 30
@@ -100,11 +97,6 @@ def test_normal_threshold_is_the_captured_one(managed: int, cpus: int, threshold
 
 def test_thresholds_are_bounded() -> None:
     assert calculate_normal_threshold(1 << 30, 1024) == 125
-    assert calculate_pressure_threshold(low=100, min_=100, nr_cpus=4) == 1
-    assert calculate_pressure_threshold(low=14155, min_=11324, nr_cpus=256) == 11
-    assert calculate_pressure_threshold(low=14155, min_=11324, nr_cpus=4) == 125
-    assert percpu_drift_mark(30, low=14155, min_=11324, high=16986, nr_cpus=4) == 0
-    assert percpu_drift_mark(6, low=106, min_=85, high=127, nr_cpus=4) == 151
 
 
 def zone_lines(path: Path) -> list[list[str]]:
@@ -129,8 +121,6 @@ def test_indices_at_their_ends() -> None:
     nothing = [0] * 11
     assert fragmentation_index(nothing, 3) == 0
     assert unusable_free_index(nothing, 3) == 1000
-    assert extfrag_for_order(nothing, 3) == 0
     singles = [1000, *[0] * 10]
     assert fragmentation_index(singles, 10) == 1000 - (1000 + 976) // 1000
     assert unusable_free_index(singles, 1) == 1000
-    assert extfrag_for_order([3, 1, *[0] * 9], 1) == 60

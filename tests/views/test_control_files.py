@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -73,3 +74,11 @@ def test_modes(system: System) -> None:
     private = {"ctl": 0o600, "error_log": 0o400, "handles": 0o400, "check": 0o400}
     public = {"clock": 0o444, "seed": 0o444, "machine": 0o444, "cpu": 0o444}
     assert modes.items() >= {**private, **public}.items()
+
+
+def test_a_twin_says_where_it_is_not_its_original(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "sys").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal:        1000000 kB\n")
+    notes = [line for line in lines(System.boot(tmp_path), "machine") if line.startswith("note=")]
+    assert "note=proc/zoneinfo: not readable: zones and free lists are those of a fresh boot of this size" in notes

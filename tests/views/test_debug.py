@@ -4,9 +4,9 @@ import errno
 
 import pytest
 
+from kmemd.steps import finish
 from kmemd.system import System
 from kmemd.views.stream import StreamFile
-from kmemd.views.tree import finish
 
 LEAKS = "/sys/kernel/debug/kmemleak"
 

@@ -7,9 +7,10 @@ import pytest
 
 from kmemd.errors import KernelError
 from kmemd.mm.printk import KERN_ERR
+from kmemd.steps import finish
 from kmemd.system import System
 from kmemd.views.kmsg import ext_record, syslog_record
-from kmemd.views.tree import Caller, finish
+from kmemd.views.tree import Caller
 
 SIZE = 8192
 

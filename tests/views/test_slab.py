@@ -11,7 +11,8 @@ from kmemd.errors import KernelError
 from kmemd.kernel import Kernel
 from kmemd.machine import Machine
 from kmemd.mm.gfp import GFP_KERNEL
-from kmemd.views.tree import Caller, Namespace, finish
+from kmemd.steps import finish
+from kmemd.views.tree import Caller, Namespace
 
 CAPTURES = Path(__file__).parents[1] / "captures" / "linux-6.1"
 

@@ -10,7 +10,8 @@ import pytest
 from kmemd.errors import KernelError
 from kmemd.kernel import Kernel
 from kmemd.machine import Machine
-from kmemd.views.tree import Caller, Namespace, Node, finish
+from kmemd.steps import finish
+from kmemd.views.tree import Caller, Namespace, Node
 
 MIB = 1 << 20
 ROOT = Caller()
@@ -187,3 +188,11 @@ def test_oom_score_adj_of_a_task() -> None:
     assert read(tree, f"/proc/{pid}/oom_adj") == "15\n"
     with pytest.raises(KernelError):
         write(tree, f"/proc/{pid}/oom_score_adj", b"1001")
+
+
+def test_the_names_are_listed_in_order():
+    tree = Namespace(Kernel(Machine.load("default")))
+    for path in ("/proc/sys", "/proc/sys/vm", "/proc/sys/kernel"):
+        names = [node.path for node in tree.children(tree.lookup(path))]
+        assert len(names) > 1
+        assert names == sorted(names)

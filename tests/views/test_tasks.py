@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from kmemd import System
+from kmemd.errors import KernelError
 from kmemd.views.task_memory import vm_flags
+from kmemd.views.tree import Caller
 
 SELF = Path(__file__).parents[1] / "captures/linux-6.1/boot/x86_64-2G-2cpu/proc/self"
 
@@ -122,3 +124,22 @@ def test_mountinfo_and_limits(system):
     assert re.search(r"^Max stack size {12}8388608 +unlimited +bytes", read(system, "/proc/1/limits"), re.M)
     assert read(system, "/proc/1/cgroup") == "0::/\n"
     assert system.read("/proc/1/environ") == b"HOME=/\0TERM=linux\0"
+
+
+def test_a_visitor_finds_its_own_pid_and_nobody_elses(system):
+    caller = Caller(88123, 1000)
+    assert system.tree.lookup("/proc/88123/status", caller).parameters == (88123,)
+    with pytest.raises(KernelError, match="/proc/88124 does not exist"):
+        system.tree.lookup("/proc/88124", caller)
+
+
+def test_what_a_visitor_has_of_its_own_is_outside(system):
+    caller = Caller(88125, 0)
+    directory = system.tree.lookup("/proc/self", caller)
+    link = system.tree.child(directory, "fd", caller)
+    assert system.tree.readlink(link, caller) == "/proc/.outside/88125/fd"
+    names = [node.path.rpartition("/")[2] for node in system.tree.children(directory)]
+    assert len(names) == len(set(names))
+    assert {"exe", "cwd", "root", "fd", "fdinfo"} <= set(names)
+    assert system.tree.lookup("/proc/.outside").is_dir
+    assert system.tree.child(system.tree.lookup("/proc/1"), "fd").is_dir

@@ -1,0 +1,108 @@
+"""The longest time that a command or a store keeps readers waiting: the slices of DESIGN's 5 ms promise.
+
+A slice is what runs between two points where other programs get in. CPU time of this thread is taken, so that
+what else the machine does counts for nothing; the best of several runs, because memory of the host comes at its own pace.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from bench.result import Figure
+from kmemd import System
+from kmemd.errors import KernelError
+from kmemd.views.tree import Caller
+
+ROUNDS = 3
+GOAL_MS = 5.0
+CTL = "/kmemd/ctl"
+KMEMLEAK = "/sys/kernel/debug/kmemleak"
+POOL = "/proc/sys/vm/nr_hugepages"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Writes to one machine, each ``(path, text)``. Those before ``first`` only prepare."""
+
+    machine: str
+    cmdline: str
+    writes: Sequence[tuple[str, str]]
+    first: int = 0
+
+
+def ctl(*lines: str) -> tuple[tuple[str, str], ...]:
+    """Command lines as writes."""
+    return tuple((CTL, line) for line in lines)
+
+
+OBJECTS = ctl("p = kmalloc 64 n=1000000", "kfree p")
+CASES = (
+    Case("default", "", OBJECTS),
+    Case("default", "page_owner=on", OBJECTS),
+    Case("default", "", ctl("p = kmalloc 8 n=1000000", "kfree p every=2", "q = kmalloc 8 n=700000")),
+    Case("default", "", ctl("p = kmalloc 4096 n=100000", "kfree p")),
+    Case("default", "", ctl("p = kmalloc 64K n=20000", "kfree p")),
+    Case("default", "slub_debug=FZPU", ctl("p = kmalloc 64 n=100000", "kfree p")),
+    Case(
+        "default", "", ctl("p = vmalloc 4K n=10000", "vfree p every=2", "q = vmalloc 8K n=4000", "vfree p", "vfree q")
+    ),
+    Case("default", "kmemleak=off", ctl("p = vmalloc 4K n=10000", "vfree p")),
+    Case("default", "", ctl("p = vmalloc 1G", "vfree p")),
+    Case("default", "page_owner=on", ctl("p = vmalloc 1G", "vfree p")),
+    Case("default", "page_owner=on", ctl("p = alloc_pages n=400000", "free_pages p every=2", "free_pages p")),
+    Case("default", "page_owner=on", ctl("p = alloc_pages order=9 n=800", "free_pages p")),
+    Case("laptop", "", ctl("p = alloc_pages n=3900000", "free_pages p every=2", "free_pages p")),
+    Case("laptop", "", ctl("p = alloc_pages n=4200000")),
+    Case("server-1t", "", ctl("p = alloc_pages order=10 n=200000", "free_pages p")),
+    Case("server-1t", "", ((POOL, "500000"), (POOL, "1000"))),
+    Case(
+        "server-1t",
+        "",
+        (*ctl("p = kmalloc 64 n=1000000", "q = kmalloc 64 n=1000000"), (KMEMLEAK, "scan"), (KMEMLEAK, "clear")),
+        2,
+    ),
+    Case("default", "", (*ctl("p = kmalloc 64 n=1000000", "forget p", "sleep 10"), (KMEMLEAK, "scan")), 1),
+)
+
+
+def longest_ms(system: System, path: str, text: str) -> float:
+    """Milliseconds of the longest slice of one write."""
+    tree = system.tree
+    file = tree.open(tree.lookup(path), Caller())
+    steps = file.write(text.encode() + b"\n")
+    longest = 0.0
+    gc.collect()
+    try:
+        while True:
+            began = time.thread_time()
+            try:
+                next(steps)
+            except (KernelError, StopIteration):  # memory that ran out is an answer, too
+                return max(longest, time.thread_time() - began) * 1e3
+            longest = max(longest, time.thread_time() - began)
+    finally:
+        file.close()
+
+
+def measured(case: Case) -> list[float]:
+    """The longest slice of each write of a case, on one machine."""
+    system = System.boot(machine=case.machine, seed=1, cmdline=case.cmdline, clock="manual")
+    return [longest_ms(system, path, text) for path, text in case.writes][case.first :]
+
+
+def figures(case: Case) -> Iterator[Figure]:
+    """A figure for each write of a case."""
+    runs = [measured(case) for _ in range(ROUNDS)]
+    where = f"{case.machine} {case.cmdline}".strip()
+    for (path, text), times in zip(case.writes[case.first :], zip(*runs, strict=True), strict=True):
+        what = text if path == CTL else f"echo {text} > {path.rpartition('/')[2]}"
+        yield Figure(f"{what} ({where})", min(times), "ms", GOAL_MS, at_most=True)
+
+
+def run(cases: Iterable[Case] = CASES) -> Iterator[Figure]:
+    """The figures."""
+    for case in cases:
+        yield from figures(case)
