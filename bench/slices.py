@@ -1,7 +1,8 @@
 """The longest time that a command or a store keeps readers waiting: the slices of DESIGN's 5 ms promise.
 
 A slice is what runs between two points where other programs get in. CPU time of this thread is taken, so that
-what else the machine does counts for nothing; the best of several runs, because memory of the host comes at its own pace.
+what else the machine does counts for nothing; the best of several runs, because the host's memory comes at its own
+pace.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ CASES = (
     Case("default", "page_owner=on", ctl("p = alloc_pages order=9 n=800", "free_pages p")),
     Case("laptop", "", ctl("p = alloc_pages n=3900000", "free_pages p every=2", "free_pages p")),
     Case("laptop", "", ctl("p = alloc_pages n=4200000")),
+    Case("laptop", "", ctl("p = vmalloc 14G", "vfree p", "p = vmalloc 16000M")),
+    Case("laptop", "", ctl("p = kmalloc 64 n=1000000", "WRITE_ONCE p+8 p")),
     Case("server-1t", "", ctl("p = alloc_pages order=10 n=200000", "free_pages p")),
     Case("server-1t", "", ((POOL, "500000"), (POOL, "1000"))),
     Case(

@@ -245,6 +245,13 @@ class Capture:
         words = (self.text("proc/uptime") or "0").split()
         return int(float(words[0]) * 1e9)
 
+    def note_memory_beyond_zones(self) -> None:
+        """Say so when meminfo counts memory that no zone manages, as kernels do that initialise memory lazily."""
+        managed = sum(zone.fields.get("managed", 0) for zone in self.zones) * 4
+        total = self.meminfo.get("MemTotal", managed)
+        if total > managed * 1.01:
+            self.note(f"proc/meminfo: {total - managed} kB of MemTotal are in no zone yet: the twin has {managed} kB")
+
     def present_ranges(self, zone: ZoneState) -> list[tuple[int, int]]:
         """Where the zone's present pages are: iomem's memory inside its span, cut or filled to the count."""
         start, present = zone.fields.get("start_pfn", 0), zone.fields["present"]
@@ -442,6 +449,7 @@ def read_machine(folder: Path, *, shape_only: bool) -> Machine:
     capture = Capture(folder)
     if not any(zone.populated for zone in capture.zones):
         return _from_meminfo(capture)
+    capture.note_memory_beyond_zones()
     nodes = []
     memory = capture.boot_memory().memblock.memory
     for nid in capture.node_ids:

@@ -50,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.function
     try:
-        return command(options)
+        status = command(options)
+        sys.stdout.flush()  # here, where a reader that went away is no traceback
+        return status
     except (CommandError, MountError) as failure:
         print(f"kmemd {options.command}: {failure}", file=sys.stderr)
         return 1

@@ -11,6 +11,8 @@ from kmemd.control.language import Reply, Slices, verb
 from kmemd.control.words import Address, Reference
 from kmemd.errors import KernelError
 from kmemd.mm.handles import Kind, Pointers
+from kmemd.mm.pace import pieces
+from kmemd.steps import Steps
 
 if TYPE_CHECKING:
     from kmemd.kernel import Kernel
@@ -33,18 +35,27 @@ def WRITE_ONCE(kernel: Kernel, where: Address, value: Address) -> Slices:
     if len(values) not in (1, len(targets)):
         reason = f"{where.name} has {len(targets)} items, {value.name} has {len(values)}"
         raise KernelError(errno.EINVAL, reason)
-    size = kernel.layout.pointer_size
-    if (targets % np.uint64(size)).any():
-        raise KernelError(errno.EINVAL, f"{where.text} is not aligned to {size} bytes")
-    fault = _unmapped(kernel, targets)
-    if fault is not None:
-        kernel.dump_stack.oops(fault, size)
-        raise KernelError(errno.EFAULT, f"nothing is mapped at {fault:#x}")
+    yield from _check(kernel, where, targets)
     values = np.broadcast_to(values, targets.shape)
     for start in range(0, len(targets) if kernel.kmemleak.enabled else 0, STORES):
         kernel.kmemleak.store_bulk(targets[start : start + STORES], 0, values[start : start + STORES])
         yield
     return Reply({"addr": f"{int(targets[0]):#x}", "value": f"{int(values[0]):#x}", "n": len(targets)})
+
+
+def _check(kernel: Kernel, where: Reference, targets: Pointers) -> Steps[None]:
+    """Nothing is written unless all targets are aligned and mapped. EINVAL, EFAULT."""
+    size = kernel.layout.pointer_size
+    for part in pieces(targets, STORES):
+        if (part % np.uint64(size)).any():
+            raise KernelError(errno.EINVAL, f"{where.text} is not aligned to {size} bytes")
+        yield
+    for part in pieces(targets, STORES):
+        fault = _unmapped(kernel, part)
+        if fault is not None:
+            kernel.dump_stack.oops(fault, size)
+            raise KernelError(errno.EFAULT, f"nothing is mapped at {fault:#x}")
+        yield
 
 
 def _unmapped(kernel: Kernel, targets: Pointers) -> int | None:
@@ -56,7 +67,7 @@ def _unmapped(kernel: Kernel, targets: Pointers) -> int | None:
         for address in (int(plain.min()), int(plain.max())):
             if not layout.virt_addr_valid(address):
                 return address
-    return kernel.vmalloc.unmapped(targets[dynamic])
+    return kernel.vmalloc.unmapped(targets[dynamic]) if dynamic.any() else None
 
 
 def _words(what: Reference) -> Pointers:

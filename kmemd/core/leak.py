@@ -82,8 +82,9 @@ def _view(array: Any) -> Any:
 class LeakTable:
     """All tracked objects. ``word`` is the size of a pointer in bytes, ``pages`` that of the machine's memory.
 
-    Columns by row: ``count`` and ``min_count`` (references found in the last scan, and needed), ``first_edge``, ``flags``
-    (0: free row), ``pointer``, ``size``, ``checksum``, ``born`` (jiffies), ``task``, ``stack``, ``fill``, ``seq``.
+    Columns by row: ``count`` and ``min_count`` (references found in the last scan, and needed), ``first_edge``,
+    ``flags`` (0: free row), ``pointer``, ``size``, ``checksum``, ``born`` (jiffies), ``task``, ``stack``, ``fill``,
+    ``seq``.
     """
 
     live = cython.declare(cython.longlong, visibility="readonly")
@@ -757,9 +758,8 @@ class LeakTable:
         for i in range(n):  # noqa: B007  (typed, so that the loop is compiled)
             row = self._queue[self._head]
             self._head += 1
-            if self._record[8 * row + _FLAGS] & (_ALLOCATED | _NO_SCAN) == _ALLOCATED:
-                if self._record[8 * row + _EDGE]:
-                    self._scan(row)
+            if self._record[8 * row + _FLAGS] & (_ALLOCATED | _NO_SCAN) == _ALLOCATED and self._record[8 * row + _EDGE]:
+                self._scan(row)
         self._mark_words()
 
     @cython.cfunc

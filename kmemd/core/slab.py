@@ -31,7 +31,7 @@ from cython import Py_ssize_t as Int
 
 from kmemd.core import slab_layout as layout
 from kmemd.core.context import NOW
-from kmemd.core.pages import PG_SLAB, PageMap
+from kmemd.core.pages import PG_SLAB, PageMap, lazy_zeros
 
 # Columns and statistics of core/slab_layout.py as C variables: module constants are slow in compiled code.
 _SIZE = cython.declare(cython.int, layout.SIZE)
@@ -97,17 +97,13 @@ _NOT_SLAB = cython.declare(cython.uint, 0xFFFFFFFF ^ 1 << PG_SLAB)
 _GONE = cython.declare(cython.int, -(1 << 30))
 _CYCLES = cython.declare(cython.int, 1024)
 
+# Room that is reserved for the slabs and objects of a machine, so that none has to wait for a copy; see ``lazy_zeros``.
+_OBJECTS_PER_PAGE, _MOST_SLABS, _MOST_OBJECTS = 64, 1 << 24, 1 << 30
+
 
 def _view(array: npt.NDArray[Any]) -> Any:
     """Uncompiled, a memoryview gives Python ints, which neither wrap nor warn as numpy scalars do."""
     return array if cython.compiled else memoryview(array)  # type: ignore[arg-type]
-
-
-def _grown(array: npt.NDArray[Any], room: int, used: int) -> npt.NDArray[Any]:
-    """A longer zero-filled array with the first ``used`` elements of ``array``."""
-    longer = np.zeros(room, dtype=array.dtype)
-    longer[:used] = array[:used]
-    return longer
 
 
 @cython.cclass
@@ -187,8 +183,8 @@ class SlabCore:
         self.nslabs = 1
         self._arena_used = 0
         self._grow_caches(256)
-        self._grow_slabs(512)
-        self._grow_arena(1 << 16)
+        self._grow_slabs(min(max(pages.max_pfn, 512), _MOST_SLABS))
+        self._grow_arena(min(max(pages.max_pfn * _OBJECTS_PER_PAGE, 1 << 16), _MOST_OBJECTS))
 
     def _set_order(self, node_order: Sequence[Sequence[Sequence[int]]]) -> None:
         """Nodes by distance as one table: a row for each (zone, node), ended by -1."""
@@ -203,7 +199,9 @@ class SlabCore:
 
     def _larger(self, name: str, kind: Any, room: int, used: int) -> Any:
         old = self.arrays.get(name)
-        new = np.zeros(room, dtype=kind) if old is None else _grown(old, room, used)
+        new = lazy_zeros(room, np.dtype(kind).name)
+        if old is not None:
+            new[:used] = old[:used]
         self.arrays[name] = new
         return _view(new)
 
@@ -224,7 +222,7 @@ class SlabCore:
     def _grow_arena(self, room: int) -> None:
         """Enlarge the arenas to ``room`` objects, copying only the links that were written."""
         old = self.arrays.get("link")
-        links = np.zeros(room, dtype=np.uint16)
+        links = lazy_zeros(room, "uint16")
         for slab in range(1, self.nslabs):
             row = slab * _ROW_SLAB
             if self._slab[row + _META] & _LINKED:

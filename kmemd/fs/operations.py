@@ -14,6 +14,7 @@ import os
 import select
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import pyfuse3
@@ -25,6 +26,7 @@ from kmemd.fs.access import check_open
 from kmemd.fs.answers import failure, handler, waiting_handler
 from kmemd.fs.handles import Handle, Handles, Listing
 from kmemd.fs.inodes import Inode, InodeTable
+from kmemd.fs.relatives import relatives
 from kmemd.fs.waiting import POLL_S, Change, Waiter
 from kmemd.steps import Steps
 from kmemd.views.tree import Caller, Directory, Namespace
@@ -315,7 +317,8 @@ class Operations(pyfuse3.Operations):
                 poll_handle.notify()
 
     def _caller(self, ctx: RequestContext) -> Caller:
-        return Caller(ctx.pid, 0 if ctx.uid == self._owner_uid else ctx.uid)
+        uid = 0 if ctx.uid == self._owner_uid else ctx.uid
+        return Caller(ctx.pid, uid, partial(relatives, ctx.pid))
 
 
 def _dots(inode: Inode) -> tuple[tuple[bytes, Inode], ...]:

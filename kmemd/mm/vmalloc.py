@@ -52,7 +52,7 @@ SLICE_PAGES = 512
 """Pages that an area gets or gives back before others may get in."""
 FREED_PAGES = 1 << 13
 COUNTED_BLOCKS = 1 << 15
-SLICE_RANGES = 512
+SLICE_RANGES = 128
 """Lazily freed ranges that a purge gives back before others may get in."""
 
 PFNs = npt.NDArray[np.int64]
@@ -70,8 +70,11 @@ class SlabAllocator(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """How an area is wanted. ``align`` in bytes; ``function`` is the entry point that the caller used ("" for
-    ``__vmalloc_node`` itself); ``interleave``: the nodes that an interleaving policy spreads the pages over, as at boot."""
+    """How an area is wanted.
+
+    ``align`` in bytes; ``function`` is the entry point that the caller used ("" for ``__vmalloc_node`` itself);
+    ``interleave``: the nodes that an interleaving policy spreads the pages over, as at boot.
+    """
 
     gfp: int = g.GFP_KERNEL
     nid: int = NUMA_NO_NODE

@@ -131,11 +131,11 @@ def net(kernel: Kernel, caller: Caller) -> str:
 @proc.link("self")
 def self_link(kernel: Kernel, caller: Caller) -> str:
     """The process that looks; a program outside the model becomes a visitor with its own pid."""
-    return str(kernel.tasks.visit(caller.pid, caller.uid))
+    return str(kernel.tasks.visit(caller.process, caller.uid))
 
 
 @proc.link("thread-self")
 def thread_self_link(kernel: Kernel, caller: Caller) -> str:
     """The thread that looks."""
-    pid = kernel.tasks.visit(caller.pid, caller.uid)
+    pid = kernel.tasks.visit(caller.process, caller.uid)
     return f"{pid}/task/{pid}"

@@ -38,13 +38,13 @@ def task_of(kernel: Kernel, pid: int) -> Task:
 
 
 def _has_pid(kernel: Kernel, text: str, caller: Caller) -> int | None:
-    """A task of the model, or the program that looks, if it asks for its own pid (os.getpid())."""
+    """A task of the model, or a visitor: the program that looks (os.getpid()) or an ancestor of it (a shell's $$)."""
     if not text.isascii() or not text.isdigit() or text.startswith("0") or len(text) > 10:
         return None
     pid = int(text)
     if pid in kernel.tasks or kernel.tasks.visitor(pid):
         return pid
-    return kernel.tasks.visit(pid, caller.uid) if pid == caller.pid else None
+    return kernel.tasks.visit(pid, caller.uid) if pid == caller.pid or pid in caller.relatives() else None
 
 
 @proc.keys(PROC, has=_has_pid, caller=True)

@@ -35,12 +35,25 @@ Text = str | bytes | Iterable[str]
 DIR_MODE = 0o555
 
 
+def _unknown() -> Iterator[int]:
+    return iter(())
+
+
 @dataclass(frozen=True)
 class Caller:
-    """Who opens a file: ids as the kernel sees them."""
+    """Who opens a file: ids as the kernel sees them.
+
+    ``relatives()`` gives the process that the thread ``pid`` belongs to and its ancestors, as far as they are known.
+    """
 
     pid: int = 0
     uid: int = 0
+    relatives: Callable[[], Iterator[int]] = field(default=_unknown, compare=False)
+
+    @property
+    def process(self) -> int:
+        """The process that the thread belongs to."""
+        return next(self.relatives(), self.pid)
 
 
 class OpenFile(Protocol):

@@ -7,6 +7,7 @@ import pytest
 
 from kmemd import System
 from kmemd.capture import Capture, parse_zoneinfo
+from kmemd.core.pages import ALLOCATED
 from kmemd.machine import Machine, MachineError
 
 BOOT = Path(__file__).parents[1] / "captures" / "linux-6.1" / "boot"
@@ -98,6 +99,22 @@ def test_unknown_fields_and_zones_of_newer_kernels_are_passed_over(tmp_path):
     system = System.boot(folder)
     assert read(system, "/proc/buddyinfo") == (folder / "proc/buddyinfo").read_text()
     assert len(system.kernel.zones) == 4
+
+
+def test_memory_that_no_zone_manages_yet_is_noted_and_not_in_use(tmp_path):
+    """A kernel that initialises memory lazily: meminfo counts it, zoneinfo's managed does not."""
+    folder = copy_of(tmp_path, "x86_64-2G-2cpu")
+    zoneinfo = folder / "proc/zoneinfo"
+    zoneinfo.write_text(zoneinfo.read_text().replace("managed  507498", "managed  501498"))
+    system = System.boot(folder)
+    kernel = system.kernel
+    assert "24000 kB of MemTotal are in no zone yet" in "\n".join(kernel.machine.capture.notes)
+    zone = kernel.zones[1]
+    span = slice(zone.start_pfn, zone.end_pfn)
+    orders = kernel.pages.order[span][kernel.pages.kind[span] == ALLOCATED]
+    in_use = sum(1 << int(order) for order in orders)
+    assert zone.managed == zone.free_pages + zone.pcp_pages + in_use
+    system.check()
 
 
 def test_sysctls_are_taken_over(tmp_path):

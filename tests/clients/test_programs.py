@@ -234,12 +234,12 @@ def test_psutil_inside_sees_its_own_process(mounted: Mounted) -> None:
 def test_a_shell_inside_keeps_its_own_files(mounted: Mounted) -> None:
     script = (
         "cat <(echo substituted); echo piped | cat /dev/stdin; readlink -f /proc/self/exe; "
-        "grep -o lo: /proc/net/dev; unshare -r true; ls -A /proc"
+        "grep -o lo: /proc/net/dev; unshare -r true; cat /proc/$$/comm; ls -A /proc"
     )
     words = mounted.bound("bash", "-c", script).split()
     assert words[:2] == ["substituted", "piped"]
     assert os.path.basename(words[2]) in ("readlink", "coreutils", "busybox")
-    assert words[3] == "lo:"
+    assert words[3:5] == ["lo:", "visitor"]
     assert "meminfo" in words
     assert ".outside" not in words
 

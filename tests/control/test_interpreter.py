@@ -262,7 +262,7 @@ def test_a_long_command_lets_others_in(system: System, monkeypatch: pytest.Monke
         slices += 1
         assert (context.words[1:] == at_rest).all()
         assert len(system.read("/proc/buddyinfo")) > 100
-    assert slices == 2 * (200 // 3)
+    assert slices == 2 * (400 // 3)
     assert len(system.kernel.handles) == 0
 
 
@@ -282,14 +282,60 @@ def test_sleep_goes_from_timer_to_timer(system: System) -> None:
 
 def test_where_others_get_in_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ["p = alloc_pages n=50000 by=a_probe", "free_pages p every=3", "q = alloc_pages order=2 n=2000", "sleep 30"]
+    lines += ["v = vmalloc 40M", "w = vmalloc 8K n=2000", "vfree w every=3", "o = kmalloc 96 n=9000"]
+    lines += [
+        "WRITE_ONCE o+8 o",
+        "kfree o every=2",
+        "vfree v",
+        "full = alloc_pages order=3 n=60000 gfp=GFP_KERNEL|__GFP_NOWARN",
+    ]
 
     def run(slice_s: float) -> tuple[list[str], bytes, int]:
         monkeypatch.setattr("kmemd.control.interpreter.SLICE_S", slice_s)
         system = System.boot(seed=5)
-        replies = system.run(lines)
-        return replies, system.read("/proc/zoneinfo"), system.kernel.clock.now
+        replies = system.run(lines[:-1])
+        with pytest.raises(OSError, match="EAGAIN"):
+            system.command(lines[-1])
+        system.check()
+        texts = [system.read(f"/proc/{name}") for name in ("zoneinfo", "vmallocinfo", "slabinfo", "vmstat")]
+        return replies, b"".join(texts), system.kernel.clock.now
 
     assert run(0.0) == run(1000.0)
+
+
+def test_much_work_of_every_kind_is_done_in_short_slices() -> None:
+    """Where a write lets others in is counted, for time is not the model's; bench/slices.py takes the time."""
+    system = System.boot(seed=5)
+    writes = {
+        "p = kmalloc 64 n=50000": 90,
+        "kfree p every=2": 40,
+        "a = vmalloc 64M": 30,
+        "v = vmalloc 4K n=3000": 150,
+        "vfree v every=2": 60,
+        "vfree a": 2,
+        "h = alloc_pages order=9 n=100": 7,
+    }
+    for line, least in writes.items():
+        assert slices_of(system, "/kmemd/ctl", f"{line}\n") >= least, line
+    assert slices_of(system, "/proc/sys/vm/nr_hugepages", "500\n") >= 500 // 64
+    assert slices_of(system, "/sys/kernel/debug/kmemleak", "scan") >= 3
+    system.check()
+
+
+def slices_of(system: System, path: str, text: str) -> int:
+    """How often a write lets others in; every time the model is whole and can be read."""
+    file = system.tree.open(system.tree.lookup(path), None)
+    count = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kmemd.control.interpreter.SLICE_S", 0)
+        for _ in file.write(text.encode()):
+            count += 1
+            if count % 50 == 1:
+                system.check()
+                system.read("/proc/vmallocinfo")
+                system.read("/proc/meminfo")
+                system.read("/sys/kernel/debug/kmemleak")
+    return count
 
 
 def test_a_command_cannot_start_inside_another(system: System) -> None:

@@ -14,7 +14,7 @@ from kmemd.steps import Steps, finish
 
 class Kernel:
     def __init__(self, now: int = 0) -> None:
-        self.clock = SimpleNamespace(now=now)
+        self.clock = SimpleNamespace(now=now, next_timer_ns=None)
         self.advances: list[int] = []
 
     def advance(self, ns: int) -> None:
@@ -37,6 +37,13 @@ def test_a_long_time_passes_in_slices() -> None:
     kernel = Kernel()
     assert finish(catch_up(kernel, 3 * SLICE_NS + 1)) == 3 * SLICE_NS + 1
     assert kernel.advances == [SLICE_NS] * 3 + [1]
+
+
+def test_time_passes_from_timer_to_timer() -> None:
+    kernel = Kernel()
+    kernel.clock.next_timer_ns = 400
+    assert finish(catch_up(kernel, 402)) == 402
+    assert kernel.advances == [400, 1, 1]
 
 
 def test_a_model_that_is_ahead_does_not_go_back() -> None:

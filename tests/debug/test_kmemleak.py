@@ -184,6 +184,62 @@ def test_free_part_leaves_both_ends():
     assert machine.scan(10) == [(f"{BASE:016x}", "1024"), (f"{BASE + 2048:016x}", "2048")]
 
 
+def many(machine, count=40_000):
+    """Objects that nothing points to but each other, in one chain from the root."""
+    addresses = BASE + 64 * np.arange(count, dtype=np.uint64)
+    machine.leak.alloc_bulk(addresses, 64)
+    machine.leak.store_bulk(addresses[:-1], 8, addresses[1:])
+    machine.roots.append(BASE)
+    return addresses
+
+
+def test_a_scan_lets_others_in_and_finds_the_same():
+    machine = Machine()
+    addresses = many(machine)
+    machine.leak.alloc(BASE - 64, 64)
+    machine.clock.advance(10 * SECOND)
+    steps = machine.leak.write_steps("scan")
+    slices = sum(1 for _ in steps)
+    assert 3 <= slices <= 40
+    assert machine.report() == [(f"{BASE - 64:016x}", "64")]
+    machine.leak.store(int(addresses[99]) + 8, 0)
+    machine.leak.scan()
+    assert len(machine.report()) == 1
+    machine.leak.scan()
+    assert len(machine.report()) == 1 + 40_000 - 100
+
+
+def test_the_world_goes_on_during_a_scan_of_the_thread():
+    machine = Machine()
+    addresses = many(machine)
+    machine.clock.advance(10 * SECOND)
+    machine.leak.write("scan=on")
+    machine.clock.run_due()
+    assert machine.clock.next_timer_ns == machine.clock.now + 1
+    machine.leak.free_bulk(addresses[::2])
+    machine.leak.alloc_bulk(addresses[::4], 32)
+    fresh = addresses[-1] + np.uint64(64) * np.arange(1, 9, dtype=np.uint64)
+    machine.leak.alloc_bulk(fresh, 64)
+    machine.leak.write("scan")
+    assert not set(machine.report()) & {(f"{int(address):016x}", "64") for address in fresh}
+    machine.leak.check()
+    machine.clock.advance(1000)
+    assert machine.clock.next_timer_ns > machine.clock.now + 500 * SECOND
+    machine.leak.check()
+
+
+def test_a_scan_that_was_given_up_is_ended_by_the_next():
+    machine = Machine()
+    many(machine)
+    machine.clock.advance(10 * SECOND)
+    steps = machine.leak.write_steps("scan")
+    next(steps)
+    del steps
+    assert machine.leak.scan() == 0
+    machine.leak.write("off")
+    machine.leak.check()
+
+
 def test_the_thread_scans_at_its_times_only():
     machine = Machine(auto_scan=True)
     machine.leak.alloc(BASE, 64)

@@ -12,6 +12,7 @@ from kmemd.views.tree import Binary, Caller, Device, Directory, File, Link, Name
 class FakeClock:
     def __init__(self) -> None:
         self.now = 0
+        self.next_timer_ns = None
 
 
 class FakeKernel:

@@ -133,6 +133,13 @@ def test_a_visitor_finds_its_own_pid_and_nobody_elses(system):
         system.tree.lookup("/proc/88124", caller)
 
 
+def test_a_thread_stands_for_its_process_and_finds_its_ancestors(system):
+    caller = Caller(88203, 0, lambda: iter((88201, 88200)))
+    assert system.tree.lookup("/proc/self", caller).parameters == (88201,)
+    for pid in (88203, 88201, 88200):
+        assert system.tree.lookup(f"/proc/{pid}/status", caller).parameters == (pid,)
+
+
 def test_what_a_visitor_has_of_its_own_is_outside(system):
     caller = Caller(88125, 0)
     directory = system.tree.lookup("/proc/self", caller)
