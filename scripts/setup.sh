@@ -42,4 +42,5 @@ if ! .venv/bin/python -c '' 2>/dev/null; then
 fi
 echo "setup: pip install -e .[$extra] (compiles the core: a minute or two the first time)"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".[$extra]"
+.venv/bin/python -m compileall -q kmemd  # an editable install leaves that to the first start
 touch ".venv/$extra.stamp"
