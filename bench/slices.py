@@ -93,6 +93,7 @@ def longest_ms(system: System, path: str, text: str) -> float:
 def measured(case: Case) -> list[float]:
     """The longest slice of each write of a case, on one machine."""
     system = System.boot(machine=case.machine, seed=1, cmdline=case.cmdline, clock="manual")
+    system.warm_up()  # as the daemon does
     return [longest_ms(system, path, text) for path, text in case.writes][case.first :]
 
 

@@ -192,6 +192,7 @@ def _mount(options: argparse.Namespace) -> int:
 
     if sys.stderr.isatty() and "NOTIFY_SOCKET" not in os.environ:
         print(f"kmemd mount: {system.kernel.machine.name} at {path}, until Ctrl-C or kmemd umount", file=sys.stderr)
+    system.warm_up()
     serve(system, path, Options(options.allow_other, options.clock == "real"))
     return 0
 

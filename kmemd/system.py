@@ -102,6 +102,10 @@ class System:
         lines = script.splitlines() if isinstance(script, str) else script
         return [reply for line in lines if (reply := self.command(line))]
 
+    def warm_up(self) -> None:
+        """Make what is otherwise made on first use, so that no command takes longer than the next like it."""
+        self.kernel.kallsyms.load()
+
     def advance(self, seconds: float) -> None:
         """Let idle model time pass; kernel threads and timers that are due run."""
         if seconds < 0:

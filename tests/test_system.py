@@ -159,3 +159,12 @@ def test_the_same_seed_and_commands_give_the_same_bytes() -> None:
         return replies, system.read("/proc/buddyinfo"), system.read("/proc/zoneinfo")
 
     assert run(7) == run(7)
+
+
+def test_warm_up_changes_no_byte() -> None:
+    cold, warm = System.boot(cmdline="page_owner=on"), System.boot(cmdline="page_owner=on")
+    warm.warm_up()
+    for system in (cold, warm):
+        system.command("p = kmalloc 100 n=3 by=probe+0x2a[drv]")
+    for path in ("/proc/kallsyms", "/sys/kernel/debug/page_owner", "/proc/vmallocinfo"):
+        assert cold.read(path) == warm.read(path)

@@ -109,8 +109,8 @@ class Kallsyms:
         self._texts: dict[int, tuple[str, ...]] = {}
         self._addresses: dict[int, tuple[int, ...]] = {}
 
-    def _load(self) -> None:
-        """Lay the table out, when it is first needed: a boot should not wait for it."""
+    def load(self) -> None:
+        """Lay the table out. Done when it is first needed, so that a boot need not wait for it."""
         if not self._order:
             for word in TEXT.split():
                 self._append(word.lstrip("-"), "t" if word.startswith("-") else "T", 0)
@@ -140,7 +140,7 @@ class Kallsyms:
 
     def symbol(self, name: str, module: str = "", offset: int = 0) -> Symbol:
         """The function ``name``, made when it is not known yet, at least ``offset`` bytes long."""
-        self._load()
+        self.load()
         found = self._symbols.get((name, module))
         if found is not None:
             return found
@@ -149,7 +149,7 @@ class Kallsyms:
 
     def lookup(self, name: str, module: str = "") -> tuple[int, int]:
         """Address and size of a known symbol. ENOENT."""
-        self._load()
+        self.load()
         found = self._symbols.get((name, module))
         if found is None:
             raise KernelError(errno.ENOENT, f"no symbol {name}")
@@ -157,7 +157,7 @@ class Kallsyms:
 
     def symbolize(self, address: int) -> str:
         """``%pS``: symbol+offset/size, or the bare address where there is no symbol."""
-        self._load()
+        self.load()
         beyond = address >= self._next
         for symbol in self._symbols.values() if beyond else self._near(address):
             if symbol.address <= address < symbol.address + symbol.size:
@@ -213,7 +213,7 @@ class Kallsyms:
 
     def symbols(self) -> Iterator[Symbol]:
         """Everything in /proc/kallsyms: the kernel by address, then the modules."""
-        self._load()
+        self.load()
         marks = list(self.sections())
         yield from marks[:2]
         yield from self._order
@@ -238,7 +238,7 @@ class Kallsyms:
 
     def check(self) -> None:
         """Symbols neither overlap nor leave the text."""
-        self._load()
+        self.load()
         for symbol, following in zip(self._order, self._order[1:], strict=False):
             assert symbol.address + symbol.size == following.address, symbol
         assert self._next <= self._layout.text_base + ETEXT
