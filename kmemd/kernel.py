@@ -25,6 +25,7 @@ from kmemd.mm.compaction import Compaction
 from kmemd.mm.direct_map import DirectMap, from_meminfo, map_memory
 from kmemd.mm.drop_caches import DropCaches
 from kmemd.mm.dump_stack import DumpStack
+from kmemd.mm.file_table import FileTable
 from kmemd.mm.fork import Fork, ThreadStacks
 from kmemd.mm.handles import Handles
 from kmemd.mm.huge_memory import HugeMemory
@@ -325,6 +326,7 @@ class Kernel:
             lambda: self.swap.total_pages,
             long_bits=bits,
         )
+        self.file_table = FileTable(self.totalram_pages() * KIB_PER_PAGE, tables_kb, long_bits=bits)
         self.psi = Psi(self.clock)
 
     def _init_settings(self) -> None:
@@ -356,6 +358,7 @@ class Kernel:
             DropCaches(self.context, self.vmstat, self.printk, long_bits=bits),
             VmStatSysctl(long_bits=bits),
             self.kernel_sysctl,
+            self.file_table,
         ]
         if machine.capture is not None and machine.is_twin:
             for tuned in self.tuned:

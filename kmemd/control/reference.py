@@ -40,6 +40,7 @@ goes on with the failing line, which is not run twice. The reply is then `error=
 reason last because it has spaces; `kmemd/error_log` keeps the last eight with a caret under the word, and `dev/kmsg`
 has the reason, too.
 A line must end with a newline: what is not ended when the file is closed does not run.
+bash's `printf` and `echo` write line by line, so that after a bad line the next ones run; dash writes all at once.
 
 When memory runs out in the midst of `n=`, what was got stays allocated, kept under NAME if there is one, and the
 line fails with EAGAIN; when nothing at all was got it fails with ENOMEM. Freeing items of a handle (`n=`, `every=`,

@@ -97,7 +97,16 @@ def prepare(path: str) -> str:
 
 
 def unmount(path: str, *, lazy: bool = False) -> None:
-    """Unmount; ``lazy`` does so even if somebody uses it. MountError."""
+    """Unmount; ``lazy`` does so even if somebody uses it. MountError, also when another unmounted it meanwhile."""
+    try:
+        _unmount(path, lazy)
+    except MountError:
+        if not is_kmemd(path):
+            raise MountError(f"{path} is not mounted any more") from None
+        raise
+
+
+def _unmount(path: str, lazy: bool) -> None:
     if os.geteuid() != 0:
         _fusermount(path, lazy)
         return

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from kmemd.core.context import Context
 
@@ -59,7 +60,10 @@ class Printk:
 
     def since(self, seq: int) -> list[Record]:
         """The records from sequence number ``seq`` on."""
-        start = max(seq, self.first_seq) - self.first_seq
-        if start == 0:
-            return list(self._records)
-        return [self._records[i] for i in range(start, len(self._records))]
+        return list(islice(self._records, max(seq - self.first_seq, 0), None))
+
+    def find(self, seq: int) -> Record | None:
+        """The record with sequence number ``seq``; None when it was overwritten, or is not made yet."""
+        if not self.first_seq <= seq < self.next_seq:
+            return None
+        return self._records[seq - self.first_seq]

@@ -155,6 +155,7 @@ class Vmalloc:
         self.lazy_max_pages = cpus.bit_length() * LAZY_UNIT_PAGES
         self.nr_lazy = 0
         self.nr_pages = 0
+        self._lost_pages = 0
         self._free = FreeSpace(layout.vmalloc_start, layout.vmalloc_end)
         self._lazy = Ranges()
         self._areas: dict[int, VmStruct] = {}
@@ -372,12 +373,20 @@ class Vmalloc:
         self._observer.free(address)
         area = self._find(address, "vfree")
         self._context.charge(self._area_ns + self._page_ns * area.nr_pages)
-        yield from self._drop_pages(area)
+        failed = yield from self._drop_pages(area)
         yield from self._remove(area)
+        if failed is not None:
+            raise failed
 
     def vunmap(self, address: int, *, function: str = "vunmap") -> None:
-        """Give a mapping back, not its pages. EFAULT and a warning when none begins there."""
-        finish(self._remove(self._find(address & PAGE_MASK if function == "iounmap" else address, function)))
+        """Give a mapping back, not its pages: those of a vmalloc area, and the array of them, are lost for good.
+
+        EFAULT and a warning when none begins there.
+        """
+        area = self._find(address & PAGE_MASK if function == "iounmap" else address, function)
+        self._lost_pages += area.nr_pages
+        area.page_array = 0
+        finish(self._remove(area))
 
     def iounmap(self, address: int) -> None:
         """Give back what ``ioremap`` returned."""
@@ -395,15 +404,21 @@ class Vmalloc:
             raise KernelError(errno.EFAULT, f"no vmalloc area begins at {address:#x}")
         return area
 
-    def _drop_pages(self, area: VmStruct) -> Steps[None]:
+    def _drop_pages(self, area: VmStruct) -> Steps[KernelError | None]:
+        """Free an area's pages; one that was freed behind its back does not keep the others. The first error."""
+        failed: KernelError | None = None
         piece = max(FREED_PAGES >> area.order, 1)
         area.node_pages = {}
         while len(area.blocks):
             part, area.blocks = area.blocks[:piece], area.blocks[piece:]
-            self._page_alloc.free_pages_bulk(part, area.order)
             self.nr_pages -= len(part) << area.order
+            try:
+                self._page_alloc.free_pages_bulk(part, area.order)
+            except KernelError as error:
+                failed = failed or error
             if len(area.blocks):
                 yield
+        return failed
 
     def _remove(self, area: VmStruct) -> Steps[None]:
         """Take an area out; its range waits for a purge (``free_vmap_area_noflush``)."""
@@ -479,4 +494,4 @@ class Vmalloc:
         for (_, end), (start, _) in pairwise(ranges):
             assert end == start, f"{end:#x} is not {start:#x}"
         assert self.nr_lazy == sum(end - start for start, end in self._lazy) >> PAGE_SHIFT
-        assert self.nr_pages == sum(area.nr_pages for area in self._areas.values())
+        assert self.nr_pages == self._lost_pages + sum(area.nr_pages for area in self._areas.values())

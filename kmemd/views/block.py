@@ -12,6 +12,8 @@ from kmemd.kernel import Kernel
 from kmemd.views.tree import proc
 
 MAJORS = {"sd": 8, "vd": 254}
+SD_MAJORS = (8, *range(65, 72), *range(128, 136))
+"""The SCSI disk driver takes them all at once."""
 MINORS_PER_DISK = 16
 EXTENDED_MAJOR = 259
 """Of devices whose driver has no numbers of its own."""
@@ -32,6 +34,15 @@ def _devices(kernel: Kernel) -> Iterator[tuple[int, int, int, str]]:
             driver, letter, partition = found.groups()
             minor = (ord(letter) - ord("a")) * MINORS_PER_DISK + int(partition or 0)
             yield MAJORS[driver], minor, device.size >> 10, name
+
+
+def drivers(kernel: Kernel) -> Iterator[tuple[int, str]]:
+    """Major numbers and names of the drivers of the disks that there are."""
+    present = {major for major, _, _, _ in _devices(kernel)}
+    if MAJORS["vd"] in present:
+        yield MAJORS["vd"], "virtblk"
+    if MAJORS["sd"] in present:
+        yield from ((major, "sd") for major in SD_MAJORS)
 
 
 @proc.file("partitions")

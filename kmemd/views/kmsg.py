@@ -60,10 +60,10 @@ class KmsgFile:
         if self._seq < log.first_seq:
             self._seq = log.first_seq
             raise KernelError(errno.EPIPE, "records were overwritten before they were read")
-        records = log.since(self._seq) if self._seq < log.next_seq else []
-        if not records:
+        record = log.find(self._seq)
+        if record is None:
             return None
-        line = ext_record(records[0])
+        line = ext_record(record)
         if len(line) > size:
             raise KernelError(errno.EINVAL, f"the record needs {len(line)} bytes")
         self._seq += 1

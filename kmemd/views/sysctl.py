@@ -14,6 +14,7 @@ from typing import Any
 from kmemd.errors import KernelError
 from kmemd.mm.compaction import Compaction
 from kmemd.mm.drop_caches import DropCaches
+from kmemd.mm.file_table import FileTable
 from kmemd.mm.huge_memory import HugeMemory
 from kmemd.mm.hugetlb import Hugetlb
 from kmemd.mm.kernel_sysctl import WRITES_STRICT, WRITES_WARN, KernelSysctl
@@ -49,6 +50,7 @@ OWNERS: tuple[type[Tuned], ...] = (
     DropCaches,
     VmStatSysctl,
     KernelSysctl,
+    FileTable,
 )
 
 

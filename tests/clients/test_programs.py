@@ -165,7 +165,8 @@ def free_port() -> int:
 @contextlib.contextmanager
 def node_exporter(mounted: Mounted, port: int) -> Iterator[subprocess.Popen[str]]:
     """The exporter, reading the mount, until the block ends."""
-    collectors = ("buddyinfo", "meminfo", "meminfo_numa", "slabinfo", "zoneinfo", "vmstat", "pressure")
+    memory = ("buddyinfo", "meminfo", "meminfo_numa", "slabinfo", "zoneinfo", "vmstat", "pressure")
+    collectors = (*memory, "filefd", "interrupts")
     argv = [
         program("prometheus-node-exporter"),
         f"--web.listen-address=127.0.0.1:{port}",
@@ -210,6 +211,7 @@ def test_node_exporter(mounted: Mounted) -> None:
     }
     assert metrics["node_memory_MemTotal_bytes"] == mounted.meminfo()["MemTotal"] * 1024
     assert metrics["node_vmstat_pgfault"] == mounted.vmstat()["pgfault"]
+    assert metrics["node_filefd_maximum"] == int(mounted.text("proc/sys/fs/file-max"))
     free = mounted.text("proc/buddyinfo").splitlines()[-1].split()
     assert metrics[f'node_buddyinfo_blocks{{node="1",size="10",zone="{free[3]}"}}'] == int(free[-1])
 
@@ -229,6 +231,19 @@ def test_psutil_inside_sees_its_own_process(mounted: Mounted) -> None:
     script = "import psutil; print(psutil.Process().name(), len(psutil.Process(1).memory_maps()))"
     name, maps = mounted.bound(sys.executable, "-c", script).split()
     assert (name, int(maps) > 5) == ("visitor", True)
+
+
+def test_what_a_program_inside_has_open_is_listed_behind_a_slash(mounted: Mounted) -> None:
+    listing = mounted.bound("sh", "-c", "exec ls -l /proc/self/fd/ </dev/null")
+    assert " 0 -> /dev/null\n" in listing
+
+
+@pytest.mark.parametrize(("shell", "marks"), [("bash", 2), ("dash", 1)])
+def test_a_shell_that_writes_line_by_line_goes_on_after_a_bad_line(mounted: Mounted, shell: str, marks: int) -> None:
+    script = f"printf 'printk {shell}-mark\\nbad\\nprintk {shell}-mark\\n' >{mounted.path}/kmemd/ctl"
+    done = subprocess.run([program(shell), "-c", script], capture_output=True, text=True, timeout=30)
+    assert "rror" in done.stderr
+    assert mounted.text("kmemd/dmesg").count(f"{shell}-mark\n") == marks
 
 
 def test_a_shell_inside_keeps_its_own_files(mounted: Mounted) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kmemd.cli import main
 from kmemd.daemon import mountpoint
 from kmemd.daemon.mountpoint import DEFAULT, ENVIRONMENT, Mount, MountError
 
@@ -60,6 +61,15 @@ def test_a_usable_mountpoint_is_made_absolute(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     (tmp_path / "m").mkdir()
     assert mountpoint.prepare("m") == str(tmp_path / "m")
+
+
+def test_who_unmounts_second_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = iter([True, False])
+    monkeypatch.setattr(mountpoint, "is_kmemd", lambda path: next(seen))
+    assert main(["umount", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"kmemd umount: {tmp_path} is not mounted any more\n"
 
 
 def live(monkeypatch: pytest.MonkeyPatch, *paths: str) -> None:

@@ -41,6 +41,8 @@ def test_an_unmount_ends_the_daemon(tmp_path: Path) -> None:
     with served(tmp_path / "m") as daemon:
         mountpoint.unmount(str(daemon.path))
         assert daemon.process.wait(5) == 0
+        with pytest.raises(mountpoint.MountError, match="is not mounted any more"):
+            mountpoint.unmount(str(daemon.path))
 
 
 def test_a_mount_in_use_is_not_unmounted(tmp_path: Path) -> None:
