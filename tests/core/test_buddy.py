@@ -127,6 +127,54 @@ def test_unmovable_request_steals_whole_page_blocks(build: ModuleType) -> None:
     assert zone.buddy.free_list(0, 9, 0) == [START + 512]
 
 
+def test_reclaimable_request_prefers_unmovable_blocks_then_takes_movable_ones(build: ModuleType) -> None:
+    zone = make(build)
+    assert alloc(zone, 4, mt=2) == START
+    assert zone.buddy.pageblock_type(START) == 2
+
+
+def test_a_page_block_half_of_which_is_free_changes_its_type(build: ModuleType) -> None:
+    zone = make(build)
+    blocks = [alloc(zone, 8, mt=0) for _ in range(32)]
+    zone.buddy.free_pages(blocks[6], 8)
+    assert alloc(zone, 8, mt=1) == blocks[6]
+    assert zone.buddy.pageblock_type(blocks[6]) == 1
+
+
+def test_atomic_reserve_stops_at_a_hundredth_and_a_page_block(build: ModuleType) -> None:
+    zone = make(build)
+    for _ in range(5):
+        alloc(zone, 8, mt=0, flags=NONE | installed.ALLOC_HIGHATOMIC)
+        alloc(zone, 10, mt=1)
+    kinds = [zone.buddy.pageblock_type(pfn) for pfn in range(START, END, 512)]
+    assert kinds.count(installed.MIGRATE_HIGHATOMIC) == 2
+
+
+def test_the_mark_itself_is_not_given_out(build: ModuleType) -> None:
+    zone = make(build)
+    free = free_pages(zone)
+    assert not zone.buddy.watermark_ok(0, 0, free, 0, 0)
+    assert zone.buddy.watermark_ok(0, 0, free - 1, 0, 0)
+
+
+@pytest.mark.parametrize(("other", "merged"), [(installed.MIGRATE_MOVABLE, True), (installed.MIGRATE_CMA, False)])
+def test_page_blocks_merge_unless_one_is_special(build: ModuleType, other: int, merged: bool) -> None:
+    zone = make(build)
+    low, high = alloc(zone, 9, mt=0), alloc(zone, 9, mt=0)
+    assert zone.buddy.pcp_count.sum() == 0
+    zone.buddy.set_pageblock_type(high, other)
+    zone.buddy.free_pages(low, 9)
+    zone.buddy.free_pages(high, 9)
+    zone.buddy.drain_all()
+    assert nr_free(zone)[9:] == ([0, 8] if merged else [2, 7])
+
+
+def test_a_refill_takes_two_blocks_at_least(build: ModuleType) -> None:
+    zone = make(build)
+    alloc(zone, 9)
+    assert zone.buddy.pcp_count.sum() == 512
+
+
 def test_small_movable_fallback_takes_the_smallest_block(build: ModuleType) -> None:
     zone = make(build, free=False)
     for pfn in range(START, END, 512):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kmemd.core.context import Context
+from kmemd.core.leak import BLACK, GREY
 from kmemd.debug.kallsyms import Kallsyms
 from kmemd.debug.kmemleak import Kmemleak, crc, hex_dump
 from kmemd.errors import KernelError
@@ -378,3 +379,31 @@ def test_a_hundred_thousand_leaks_are_streamed():
     assert sum(piece.count("unreferenced object") for piece in pieces) == 100_000 - 512
     machine.leak.free_bulk(addresses)
     assert machine.leak.table.live == 0
+
+
+def test_free_part_up_to_the_end_leaves_nothing_behind_it():
+    machine = Machine()
+    machine.leak.alloc(BASE, 64)
+    machine.leak.free_part(BASE + 32, 32)
+    assert machine.leak.table.live == 1
+    assert machine.leak.table.find(BASE + 64) < 0
+    machine.leak.check()
+
+
+def test_off_after_clear_keeps_nothing():
+    machine = Machine()
+    machine.leak.alloc(BASE, 64)
+    assert len(machine.scan(5)) == 1
+    machine.leak.write("clear")
+    machine.leak.write("off")
+    assert machine.leak.table.live == 0
+    assert not any("without freeing internal data" in line for line in machine.log())
+
+
+def test_kernel_data_that_is_ignored_stays_so():
+    machine = Machine()
+    with machine.leak.kernel_data():
+        machine.leak.alloc(BASE, 64, min_count=BLACK)
+        machine.leak.alloc(BASE + 64, 64)
+    colours = [int(machine.leak.table.min_count[machine.leak.table.find(BASE + at)]) for at in (0, 64)]
+    assert colours == [BLACK, GREY]

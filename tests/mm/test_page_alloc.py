@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kmemd.core import stats
+from kmemd.core.buddy import ALLOC_NOFRAGMENT
 from kmemd.core.pages import PG_HEAD, PG_LOCKED, PG_LRU, PG_MLOCKED, PG_SLAB, PG_WRITEBACK
 from kmemd.errors import KernelError
 from kmemd.kernel import Kernel
@@ -159,6 +160,8 @@ class Recorder:
         (GFP_KERNEL | F.NORETRY, 0, ["kswapd", "kswapd", "reclaim"]),
         (GFP_KERNEL, 2, ["kswapd", "compact", "kswapd", "reclaim", "compact", "oom"]),
         (GFP_HIGHUSER_MOVABLE, 2, ["kswapd", "kswapd", "reclaim", "compact", "oom"]),
+        (GFP_KERNEL | F.NORETRY, 2, ["kswapd", "compact", "kswapd", "reclaim", "compact"]),
+        (GFP_KERNEL | F.DMA, 0, ["kswapd", "kswapd", "reclaim"]),
         (GFP_KERNEL | F.NORETRY, 5, ["kswapd", "compact"]),
         (GFP_KERNEL, 5, ["kswapd", "compact", "kswapd", "reclaim", "compact"]),
         (GFP_KERNEL | F.RETRY_MAYFAIL, 2, ["kswapd", "compact", "kswapd", "reclaim", "compact"]),
@@ -276,3 +279,13 @@ def test_compaction_is_tried_only_where_there_is_room(kernel: Kernel) -> None:
         with pytest.raises(KernelError):
             kernel.page_alloc.alloc_pages(GFP_KERNEL | F.NOWARN | F.NORETRY, 8)
         assert kernel.vmstat.events[stats.COMPACTSTALL] - before == stalls
+
+
+def test_page_blocks_are_kept_apart_only_where_a_lower_zone_could_help() -> None:
+    kernel = Kernel(Machine.load("four-node"))
+    flags = [
+        kernel.page_alloc._fast_flags(kernel.page_alloc._request(GFP_KERNEL, 0, nid, (1 << 64) - 1)) for nid in (0, 1)
+    ]
+    assert [node.zones[1].populated for node in kernel.nodes[:2]] == [True, False]
+    assert [kernel.nodes[nid].zones[2].populated for nid in (0, 1)] == [True, True]
+    assert [bool(each & ALLOC_NOFRAGMENT) for each in flags] == [True, False]

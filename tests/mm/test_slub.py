@@ -107,6 +107,15 @@ def test_page_requests_are_those_of_allocate_slab():
     assert world.depot.frames(world.context.stack) == frames
 
 
+def test_only_the_lowest_order_may_not_fail():
+    world = make()
+    cache = world.slub.kmem_cache_create("big", 1000)
+    world.pages.max_order = 0
+    world.pages.requests.clear()
+    world.slub.kmem_cache_alloc(cache, GFP_KERNEL | F.NOFAIL)
+    assert [bool(gfp & F.NOFAIL) for gfp, _, _ in world.pages.requests] == [False, True]
+
+
 def test_order_fallback_and_exhaustion():
     world = make()
     cache = world.slub.kmem_cache_create("big", 1000)
@@ -236,6 +245,13 @@ def test_an_alias_keeps_the_cache_alive():
     assert refused(slub.cache, "b") == errno.ENOENT
     assert ":0000200" not in slub.directories
     slub.check()
+
+
+def test_an_alias_makes_the_object_as_large_as_the_largest():
+    slub = make(cmdline="slab_merge").slub
+    cache = slub.kmem_cache_create("a", 201)
+    assert slub.kmem_cache_create("b", 204) is cache
+    assert cache.object_size == 204
 
 
 def test_destroy_gives_everything_back():

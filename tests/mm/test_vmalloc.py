@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kmemd.core.context import Context
+from kmemd.core.pages import ALLOCATED
 from kmemd.errors import KernelError
 from kmemd.mm import gfp as g
 from kmemd.mm.dump_stack import DumpStack
@@ -14,6 +15,7 @@ from kmemd.mm.layout import Layout
 from kmemd.mm.printk import Printk
 from kmemd.mm.stackdepot import StackDepot
 from kmemd.mm.vmalloc import VM_ALLOC, VM_IOREMAP, Vmalloc
+from kmemd.system import System
 
 START = 0xFFFFC90000000000
 
@@ -282,3 +284,36 @@ def test_kmemleak_hears_of_area_descriptor_and_page_array():
     assert machine.vmalloc.roots().tolist() == [area.struct]
     machine.vmalloc.vfree(area.address)
     assert machine.observer.areas == {}
+
+
+@pytest.fixture
+def booted():
+    """A machine, and an area of 1000 pages on it by the name v, whose page array is an area, too."""
+    system = System.boot(cmdline="nokaslr kmemleak=on")
+    system.command("v = vmalloc 4000K")
+    return system, system.kernel.vmalloc.find_vm_area(int(system.kernel.handles["v"].address))
+
+
+def test_iounmap_of_a_vmalloc_area_loses_its_pages(booted):
+    system, area = booted
+    vmalloc, free = system.kernel.vmalloc, system.read("/proc/buddyinfo")
+    before, array = vmalloc.nr_pages, area.page_array
+    system.command(f"iounmap {area.address:#x}")
+    assert vmalloc.find_vm_area(area.address) is None
+    assert vmalloc.find_vm_area(array) is not None
+    assert vmalloc.nr_pages == before
+    assert system.read("/proc/buddyinfo") == free
+    system.check()
+
+
+def test_a_page_freed_behind_an_areas_back_does_not_keep_the_others(booted):
+    system, area = booted
+    before = system.kernel.vmalloc.nr_pages
+    pfns = area.blocks.tolist()
+    system.command(f"free_pages pfn={pfns[3]}")
+    with pytest.raises(OSError, match=f"pfn {pfns[3]}"):
+        system.command("vfree v")
+    assert system.kernel.vmalloc.find_vm_area(area.address) is None
+    assert system.kernel.vmalloc.nr_pages == before - 1000 - 2
+    assert (system.kernel.pages.kind[pfns] != ALLOCATED).all()
+    system.check()

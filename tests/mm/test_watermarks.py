@@ -63,3 +63,36 @@ def test_numa_stat_off_clears_and_stops_counting(kernel: Kernel) -> None:
 @pytest.mark.parametrize(("managed", "batch"), [(3840, 0), (40_000, 7), (262_144, 63), (10**9, 63), (0, 0)])
 def test_batch_is_a_power_of_two_less_one(managed: int, batch: int) -> None:
     assert zone_batchsize(managed) == batch
+
+
+def test_high_memory_has_a_small_minimum_and_the_gap_of_its_share() -> None:
+    kernel = Kernel(Machine.load("highmem"))
+    kernel.watermarks.min_free_kbytes = 200_000
+    kernel.watermarks.on_min_free_kbytes()
+    (high,) = (zone for zone in kernel.zones if zone.is_highmem and zone.populated)
+    low = sum(zone.managed for zone in kernel.zones if not zone.is_highmem)
+    share = 50_000 * high.managed // low
+    assert high.managed // 1024 > high.watermark_min == 128
+    assert high.watermark_low - high.watermark_min == share // 4 > high.managed // 1000
+
+
+def test_a_node_without_cpus_shares_its_lists_out_among_all_of_them() -> None:
+    kernel = Kernel(Machine.load("cpuless-node"))
+    kernel.watermarks.min_free_kbytes = 200_000
+    kernel.watermarks.on_min_free_kbytes()
+    (node,) = (node for node in kernel.nodes if not node.cpus)
+    for zone in (zone for zone in node.zones if zone.populated):
+        _, high, batch = zone.pageset(0)
+        assert high == zone.watermark_low // kernel.machine.cpus > 4 * batch
+
+
+def test_new_watermarks_are_not_boosted(kernel: Kernel) -> None:
+    kernel.buddy.boost[:] = 512
+    kernel.watermarks.on_watermark_scale_factor()
+    assert all(zone.boost == 0 for zone in kernel.zones)
+
+
+def test_no_more_is_kept_from_users_than_there_is(kernel: Kernel) -> None:
+    kernel.watermarks.min_free_kbytes = 4_000_000
+    kernel.watermarks.on_min_free_kbytes()
+    assert kernel.watermarks.totalreserve_pages == kernel.totalram_pages()

@@ -102,6 +102,20 @@ def test_proc_kmsg_shares_its_position(system):
     assert one.read(0, SIZE) is None
 
 
+def test_a_record_costs_as_much_however_long_the_log_is(system):
+    log = system.kernel.printk
+    for number in range(3 * log.CAPACITY // 2):
+        log.emit(KERN_ERR, str(number))
+    taken = []
+    log.since = lambda seq: taken.append(seq)  # what copies the rest of the log
+    lines = read_all(opened(system))
+    assert len(lines) == log.CAPACITY
+    assert [int(line.split(",")[1]) for line in lines] == list(range(log.first_seq, log.next_seq))
+    assert not taken
+    assert log.find(log.first_seq - 1) is None
+    assert log.find(log.next_seq) is None
+
+
 def test_dmesg_restrict_keeps_the_log_for_root(system):
     system.write("/proc/sys/kernel/dmesg_restrict", "1")
     with pytest.raises(KernelError) as caught:

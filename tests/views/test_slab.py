@@ -1,5 +1,6 @@
 """/proc/slabinfo and /sys/kernel/slab of a small machine."""
 
+import contextlib
 import errno
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ from kmemd.kernel import Kernel
 from kmemd.machine import Machine
 from kmemd.mm.gfp import GFP_KERNEL
 from kmemd.steps import finish
+from kmemd.system import System
 from kmemd.views.tree import Caller, Namespace
 
 CAPTURES = Path(__file__).parents[1] / "captures" / "linux-6.1"
@@ -193,3 +195,15 @@ def test_32_bits_have_no_nodes():
 
 def test_every_view_is_declared():
     assert "slab" in views.__all__
+
+
+def test_ten_reports_of_missing_memory_in_five_seconds():
+    system = System.boot(cmdline="mem=64M")
+    system.command("kmem_cache_create probe 5000")
+    with pytest.raises(OSError, match="EAGAIN"):
+        system.command("alloc_pages n=100000 gfp=GFP_NOWAIT|__GFP_NOWARN")
+    before = system.read("/kmemd/dmesg").count(b"SLUB: Unable to allocate memory")
+    for _ in range(60):
+        with contextlib.suppress(OSError):
+            system.command("kmem_cache_alloc probe gfp=GFP_NOWAIT")
+    assert system.read("/kmemd/dmesg").count(b"SLUB: Unable to allocate memory") - before == 10

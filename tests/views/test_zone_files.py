@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kmemd import System
+from kmemd.core import stats
 from kmemd.machine import Machine
 from kmemd.views.buddyinfo import _capped
 from kmemd.views.extfrag import index_line, thousandths
@@ -155,3 +156,39 @@ def test_node_links_and_writes() -> None:
     assert system.write(f"{base}/uevent", "add\n") == 4
     with pytest.raises(OSError, match="uevent"):
         system.write(f"{base}/uevent", "dance\n")
+
+
+def meminfo_of(system: System) -> dict[str, int]:
+    text = system.read("/proc/meminfo").decode()
+    return {name: int(number) for name, number in re.findall(r"^([\w()]+): +(\d+)", text, re.MULTILINE)}
+
+
+def test_meminfo_tells_swap_cache_and_other_reclaimable_memory_apart() -> None:
+    system = System.boot()
+    before, node = meminfo_of(system), system.kernel.vmstat.node_stat
+    node[0, stats.NR_FILE_PAGES] += 300
+    node[0, stats.NR_SWAPCACHE] += 100
+    node[0, stats.NR_KERNEL_MISC_RECLAIMABLE] += 50
+    after = meminfo_of(system)
+    grown = {name: after[name] - before[name] for name in ("Cached", "SwapCached", "KReclaimable", "SReclaimable")}
+    assert grown == {"Cached": 800, "SwapCached": 400, "KReclaimable": 200, "SReclaimable": 0}
+
+
+def test_available_memory_keeps_half_of_a_small_cache_and_the_watermarks_of_a_large_one() -> None:
+    system = System.boot()
+    kernel = system.kernel
+    low = sum(zone.watermark_low for zone in kernel.zones)
+    before = meminfo_of(system)["MemAvailable"]
+    kernel.vmstat.node_stat[0, stats.NR_ACTIVE_FILE] += low
+    assert meminfo_of(system)["MemAvailable"] - before == (low - low // 2) * 4
+    kernel.vmstat.node_stat[0, stats.NR_ACTIVE_FILE] += 9 * low
+    assert meminfo_of(system)["MemAvailable"] - before == 9 * low * 4
+    kernel.buddy.boost[0] = 100
+    assert meminfo_of(system)["MemAvailable"] - before == (9 * low - 100) * 4
+
+
+def test_low_memory_is_what_is_not_high() -> None:
+    shown = meminfo_of(System.boot("highmem"))
+    assert shown["LowFree"] + shown["HighFree"] == shown["MemFree"]
+    assert shown["LowTotal"] + shown["HighTotal"] == shown["MemTotal"]
+    assert 0 < shown["LowFree"] < shown["LowTotal"]
