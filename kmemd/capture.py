@@ -20,6 +20,7 @@ from kmemd.mm.firmware import BIOS_EBDA, E820Entry, Resource, iomem_resources, p
 from kmemd.mm.memblock import Memblock
 from kmemd.mm.mmzone_layout import ZONE_NAMES, NodeLayout, ZoneLayout
 from kmemd.mm.setup import KERNEL_IMAGES, SECTION_PAGES, BootMemory, NodeMemory, late_pages
+from kmemd.mm.units import KIB_PER_PAGE
 from kmemd.mm.zone_sizes import ZoneSpan, nr_kernel_pages
 
 LOW_HOLE = (BIOS_EBDA >> 12, 256)
@@ -247,7 +248,7 @@ class Capture:
 
     def note_memory_beyond_zones(self) -> None:
         """Say so when meminfo counts memory that no zone manages, as kernels do that initialise memory lazily."""
-        managed = sum(zone.fields.get("managed", 0) for zone in self.zones) * 4
+        managed = sum(zone.fields.get("managed", 0) for zone in self.zones) * KIB_PER_PAGE
         total = self.meminfo.get("MemTotal", managed)
         if total > managed * 1.01:
             self.note(f"proc/meminfo: {total - managed} kB of MemTotal are in no zone yet: the twin has {managed} kB")

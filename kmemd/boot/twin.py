@@ -16,12 +16,12 @@ import numpy as np
 from kmemd.boot.cache_table import BOOT_CACHES
 from kmemd.core import stats
 from kmemd.core.buddy import MAX_ORDER, NR_MIGRATETYPES
-from kmemd.core.pages import ALLOCATED
 from kmemd.errors import KernelError
 from kmemd.mm import slab_flags as sf
 from kmemd.mm.free_placement import Placement, place_free_blocks, split_aligned
 from kmemd.mm.leak_observer import Addresses
 from kmemd.mm.mmzone import MIGRATETYPE_NAMES, Zone
+from kmemd.mm.units import KIB_PER_PAGE
 
 if TYPE_CHECKING:
     from kmemd.capture import Capture, SlabRow, ZoneState
@@ -202,18 +202,11 @@ class Twin:
             for pfn in _take_pages(rest, count) if cpu < self._kernel.machine.cpus else []:
                 pindex = min(buddy.pageblock_type(pfn), PCP_TYPES - 1)
                 buddy.load_pcp(zone.index, cpu, pindex, pfn)
-        left = zone.managed - zone.free_pages - zone.pcp_pages - self._in_use(zone)
+        left = zone.managed - zone.free_pages - zone.pcp_pages - self._kernel.accounting.pages_in_use(zone)
         for low, high in rest:
             for order, pfn in split_aligned(low, min(high, low + max(0, left))):
                 buddy.mark_allocated(pfn, order, buddy.pageblock_type(pfn) % NR_MIGRATETYPES)
             left -= high - low
-
-    def _in_use(self, zone: Zone) -> int:
-        """Pages of the zone in allocated blocks."""
-        pages = self._kernel.pages
-        span = slice(zone.start_pfn, zone.end_pfn)
-        orders = pages.order[span][pages.kind[span] == ALLOCATED]
-        return int((1 << orders.astype(np.int64)).sum())
 
     def _load_counters(self) -> None:
         """LRU sizes, mapped and cached pages, and the events since boot."""
@@ -234,7 +227,7 @@ class Twin:
         for event, name in vmstat.event_names:
             if name in captured:
                 vmstat.events[event] = int(captured[name]) << (event in _IN_SECTORS)
-        self._kernel.mmap.committed = capture.meminfo.get("Committed_AS", 0) >> 2
+        self._kernel.mmap.committed = capture.meminfo.get("Committed_AS", 0) // KIB_PER_PAGE
 
 
 def _complement(ranges: Sequence[tuple[int, int]], taken: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -604,8 +604,8 @@ class Buddy:
                 mt = self._block_type[pfn >> self.pageblock_order]
             if mt < _CMA:
                 plain += 1 << order
-            else:
-                self._count_free(zi, mt, (1 << order) if mt != _ISOLATE else 0)
+            elif mt != _ISOLATE:
+                self._count_free(zi, mt, 1 << order)
             self._merge(zi, pfn, order, mt, False)
         self._count_free(zi, _MOVABLE, plain)
         if last > 0:

@@ -64,7 +64,7 @@ class Accounting:
     def _by_pages(self) -> Iterator[tuple[str, list[int]]]:
         """The rules that look at every page that was ever touched."""
         used = [self._used(zone) for zone in self._zones]
-        in_use = [int((1 << self._pages.order[heads].astype(np.int64)).sum()) for heads in used]
+        in_use = [self._pages_of(heads) for heads in used]
         lost = [
             zone.managed - zone.free_pages - zone.pcp_pages - pages
             for zone, pages in zip(self._zones, in_use, strict=True)
@@ -99,6 +99,13 @@ class Accounting:
             for low, high in _between(zone.start_pfn, zone.end_pfn, self._buddy.frontier(zone.index))
         ]
         return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
+
+    def _pages_of(self, heads: Numbers) -> int:
+        return int((1 << self._pages.order[heads].astype(np.int64)).sum())
+
+    def pages_in_use(self, zone: Zone) -> int:
+        """Pages of a zone in allocated blocks."""
+        return self._pages_of(self._used(zone))
 
     def _reserves(self) -> Iterator[tuple[str, list[int]]]:
         """Pages of page block types that have a count of their own."""

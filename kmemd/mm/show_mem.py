@@ -9,6 +9,7 @@ from kmemd.core.buddy import MAX_ORDER, NR_MIGRATETYPES
 from kmemd.core.context import Context
 from kmemd.mm.mmzone import Node, Zone
 from kmemd.mm.printk import KERN_WARNING, Printk
+from kmemd.mm.units import KIB_PER_PAGE
 from kmemd.mm.vmstat import VmStat
 
 TYPE_LETTERS = "UMEHCI"
@@ -34,7 +35,7 @@ _NODE_FIELDS = (
 
 def kb(pages: int) -> int:
     """Pages in KiB."""
-    return pages * 4
+    return pages * KIB_PER_PAGE
 
 
 class ShowMem:
