@@ -5,6 +5,7 @@ What Linux does in ``start_kernel`` and ``mm_init`` (init/main.c), in that order
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from random import Random
 
 from kmemd.boot import log as boot_log
@@ -19,48 +20,67 @@ from kmemd.debug.kmemleak import Kmemleak
 from kmemd.debug.page_owner import PageOwner
 from kmemd.machine import UTS_RELEASE, Machine
 from kmemd.mm.accounting import Accounting
+from kmemd.mm.bad_area import BadArea
 from kmemd.mm.check import check_buddy
 from kmemd.mm.clock import Clock
 from kmemd.mm.compaction import Compaction
+from kmemd.mm.contig import Contig
+from kmemd.mm.descriptors import Descriptors
+from kmemd.mm.device_memory import DeviceMemory
 from kmemd.mm.direct_map import DirectMap, from_meminfo, map_memory
+from kmemd.mm.do_exit import DoExit
 from kmemd.mm.drop_caches import DropCaches
 from kmemd.mm.dump_stack import DumpStack
 from kmemd.mm.file_table import FileTable
-from kmemd.mm.fork import Fork, ThreadStacks
+from kmemd.mm.fork import ThreadStacks
 from kmemd.mm.handles import Handles
+from kmemd.mm.highmem import Highmem
 from kmemd.mm.huge_memory import HugeMemory
-from kmemd.mm.hugetlb import PMD_ORDER, Hugetlb
+from kmemd.mm.hugetlb import Hugetlb
+from kmemd.mm.hugetlb_boot import PMD_ORDER, PUD_ORDER
 from kmemd.mm.kernel_sysctl import KernelSysctl
 from kmemd.mm.ksm import Ksm
 from kmemd.mm.layout import Layout
 from kmemd.mm.mempolicy import Mempolicy
+from kmemd.mm.mm_check import MmCheck
+from kmemd.mm.mm_counters import MmCounters
 from kmemd.mm.mmap import Mmap, free_kb_at_init
 from kmemd.mm.mmzone import Node, Zone
-from kmemd.mm.oom_kill import OomKill
+from kmemd.mm.node_reclaim import NodeReclaim
+from kmemd.mm.oom_adj import OomAdj
+from kmemd.mm.oom_kill import OomKill, OomReaper
+from kmemd.mm.oom_report import OomReport, SlabUse
 from kmemd.mm.page_alloc import PageAllocator
 from kmemd.mm.page_flags import PageFlags
 from kmemd.mm.page_writeback import PageWriteback
 from kmemd.mm.panic import Taint
 from kmemd.mm.params import CommandLine
 from kmemd.mm.percpu import Percpu
-from kmemd.mm.printk import Printk
+from kmemd.mm.preempt import Preempt
+from kmemd.mm.printk import KERN_WARNING, Printk
 from kmemd.mm.psi import Psi
+from kmemd.mm.ratelimit import RateLimit
 from kmemd.mm.relief import MemoryPressure
-from kmemd.mm.sched import TaskTable
-from kmemd.mm.show_mem import ShowMem
+from kmemd.mm.sched import Task, TaskTable
+from kmemd.mm.show_mem import ShowMem, hugetlb_lines
+from kmemd.mm.slab_flags import SLAB_RECLAIM_ACCOUNT
 from kmemd.mm.slub import Slub
 from kmemd.mm.slub_machine import SlubCosts, SlubMachine
 from kmemd.mm.slub_report import ReportTools
 from kmemd.mm.stackdepot import StackDepot
 from kmemd.mm.swap import Swap
+from kmemd.mm.swapfile import SwapFiles
+from kmemd.mm.swiotlb import region_of
 from kmemd.mm.sysinfo import totalram_pages
 from kmemd.mm.units import KIB_PER_PAGE, PAGE_SHIFT
+from kmemd.mm.user_regs import UserMode
 from kmemd.mm.vmalloc import Vmalloc
 from kmemd.mm.vmscan import Vmscan
 from kmemd.mm.vmstat import VmStat
 from kmemd.mm.vmstat_sysctl import VmStatSysctl
 from kmemd.mm.watermarks import Watermarks
 from kmemd.tunable import Tuned
+from kmemd.user_memory import UserMemory
 
 
 class Kernel:
@@ -85,6 +105,7 @@ class Kernel:
         self.printk.log_all(boot_log.mm_init(machine, self.cmdline, self.boot_memory, self.page_alloc.zonelists))
         self._init_allocators()
         self._init_policies()
+        self._init_user_memory()
         self._init_settings()
         self.watermarks.boot_finished()
 
@@ -93,9 +114,11 @@ class Kernel:
         """Boot a machine and let its kernel and first processes come up."""
         kernel = cls(machine, seed, cmdline)
         populate(kernel)
+        kernel.device_memory.mapper.adopt()
         kernel.kmemleak.late_init()
         if not machine.is_twin:
             kernel.printk.log_all(boot_log.kernel_init(machine, kernel.cmdline, kernel.boot_memory))
+        kernel.user.file_check.boot_finished()
         kernel.accounting.boot_finished(twin=machine.is_twin)
         return kernel
 
@@ -111,6 +134,7 @@ class Kernel:
         plain = self.cmdline.has("no_hash_pointers") or self.cmdline.get("slub_debug", "-") != "-"
         self.kallsyms = Kallsyms(self.layout, self.depot, no_hash_pointers=plain)
         self.taint = Taint()
+        self.user_mode = UserMode(self.machine.arch)
         self.dump_stack = DumpStack(
             self.context,
             self.depot,
@@ -118,14 +142,21 @@ class Kernel:
             self.kallsyms.frame_text,
             self.machine.release_and_build,
             self.taint,
+            self.user_mode,
+            self.layout.kernel_offset,
+            lambda: self.kernel_sysctl.panic,
         )
+        self.preempt = Preempt(self.context, self.tasks, self.printk, self.dump_stack)
+        self.highmem = Highmem(self.layout, self.context, self.preempt, self.dump_stack, cpus=self.machine.cpus)
 
     def _map_memory(self) -> DirectMap:
         """The direct map: a twin has the one of its original."""
         capture = self.machine.capture
         found = from_meminfo(capture.meminfo) if capture is not None and self.machine.is_twin else None
         ranges = [(region.start, region.end) for region in self.boot_memory.memblock.memory]
-        return found or map_memory(self.machine.arch, ranges, self.layout.max_low_pfn << PAGE_SHIFT)
+        return found or map_memory(
+            self.machine.arch, ranges, self.layout.max_low_pfn << PAGE_SHIFT, gbpages=self.machine.gbpages
+        )
 
     def _init_zones(self) -> None:
         """Page map, counters, nodes and zones, without a free page yet (free_area_init)."""
@@ -164,7 +195,19 @@ class Kernel:
     def _init_page_alloc(self) -> None:
         """Watermarks, zonelists and the release of free memory (mem_init, init_per_zone_wmark_min)."""
         self.watermarks = Watermarks(self.zones, self.nodes, self.buddy, self.printk, self.boot_memory.late)
-        self.pressure = MemoryPressure(self.nodes, self.buddy, self.vmstat, self.clock)
+        self.show_mem = ShowMem(
+            self.zones,
+            self.nodes,
+            self.vmstat,
+            self.context,
+            self.printk,
+            lambda nid: hugetlb_lines(self.hugetlb.pools, nid),
+            lambda: (self.swap.free_pages, self.swap.total_pages),
+        )
+        self._init_oom()
+        self.pressure = MemoryPressure(self.nodes, self.buddy, self.vmstat, self.clock, self.oom_kill)
+        numa = self.machine.numa
+        self.vmscan = Vmscan(numa=numa, lru_gen=numa, long_bits=self.machine.long_bits)
         self.page_alloc = PageAllocator(
             self.buddy,
             self.zones,
@@ -174,8 +217,16 @@ class Kernel:
             self.printk,
             self.dump_stack,
             self.pressure,
-            ShowMem(self.zones, self.nodes, self.vmstat, self.context, self.printk),
+            self.show_mem,
             self.machine.latency.zero_page,
+            self.preempt,
+            NodeReclaim(
+                self.nodes,
+                self.vmstat,
+                lambda: self.vmscan.zone_reclaim_mode,
+                lambda: (self.watermarks.min_unmapped_ratio, self.watermarks.min_slab_ratio),
+                lambda nid, order: 0,
+            ),
         )
         for pfn in self.boot_memory.memblock.headless_blocks(1 << self.pageblock_order):
             # memmap_init_range makes a page block Movable when it comes to its first page
@@ -183,6 +234,67 @@ class Kernel:
         for zone in self.zones:
             for low, high in zone.free_ranges:
                 self.buddy.free_range(zone.index, low, high)
+
+    def _init_oom(self) -> None:
+        """The OOM killer: it ends tasks by means that are made after the page allocator (oom_init)."""
+        tasks, bits = self.tasks, self.machine.long_bits
+        self.mm_counters = MmCounters(lambda: self.mmu)
+        self.do_exit = DoExit(self.context, self.handles, lambda pid: self.user.fork.exit(pid), tasks.has)
+        report = OomReport(
+            self.context,
+            self.printk,
+            self.dump_stack,
+            self.show_mem,
+            self.mm_counters,
+            self.vmstat,
+            self._unreclaimable_slabs,
+        )
+        self.oom_kill = OomKill(
+            self.nodes,
+            tasks.in_order_of_fork,
+            self._executing,
+            lambda: (self.totalram_pages(), self.swap.total_pages),
+            self.mm_counters,
+            self.vmstat,
+            report,
+            OomReaper(self.context, self.clock, report, lambda mm: self.user.memory.reap(mm)),
+            self.do_exit,
+            long_bits=bits,
+        )
+        self.oom_adj = OomAdj(
+            tasks.in_order_of_fork,
+            lambda text: self.printk.log(KERN_WARNING, text),
+            lambda: (self.context.comm, self.context.pid),
+        )
+        self.ratelimit = RateLimit(
+            lambda: self.context.now,
+            self.printk,
+            lambda: self.kernel_sysctl.printk_ratelimit,
+            lambda: self.kernel_sysctl.printk_ratelimit_burst,
+        )
+        self.bad_area = BadArea(
+            self.context,
+            self.printk,
+            self.user_mode,
+            self.ratelimit,
+            self.dump_stack,
+            lambda cpu: (cpu, 0),
+            long_bits=bits,
+            print_fatal_signals=int(self.cmdline.has("print-fatal-signals")),
+        )
+
+    def _executing(self) -> Task | None:
+        """The task that executes: the one whose memory is being accessed, if any is."""
+        access = self.user_mode.access
+        found: Task | None = access.task if access is not None else None
+        return found or self.tasks.current()
+
+    def _unreclaimable_slabs(self) -> Iterator[SlabUse]:
+        """What each cache that cannot be reclaimed uses, the newest first, for the OOM report."""
+        for cache in self.slub.caches:
+            if not cache.flags & SLAB_RECLAIM_ACCOUNT:
+                active, objects, _ = self.slub.slab_counts(cache)
+                yield cache.name, active * cache.size, objects * cache.size
 
     def _init_allocators(self) -> None:
         """What is built on pages, and the instruments that watch it (mm_init, fork_init)."""
@@ -193,19 +305,19 @@ class Kernel:
             self.owner, self.pages, self.buddy, self.zones, self.context, self.kallsyms, self.page_flags
         )
         self.vmalloc = self._make_vmalloc()
-        self.accounting = Accounting(self.buddy, self.pages, self.zones, self.vmstat, self.tasks, self.machine.arch)
+        self.device_memory = self._make_device_memory()
+        self.contig = Contig(self.buddy, self.zones, self.page_alloc) if self.machine.gbpages else None
+        self.accounting = Accounting(
+            self.buddy,
+            self.pages,
+            self.zones,
+            self.vmstat,
+            self.tasks,
+            self.machine.arch,
+            lambda: self.contig.pages_taken if self.contig is not None else 0,
+        )
         self.stacks = ThreadStacks(
             self.machine.arch, self.page_alloc, self.vmalloc, self.vmstat, self.layout, self.context
-        )
-        self.fork = Fork(
-            self.tasks,
-            self.slub,
-            self.context,
-            self.depot,
-            self.machine.cpu_nodes,
-            self.stacks,
-            self.kmemleak.kernel_data,
-            self.machine.arch,
         )
 
     def _make_slub(self) -> Slub:
@@ -240,6 +352,7 @@ class Kernel:
             facts,
             self.cmdline,
             self.kmemleak,
+            self.preempt,
         )
 
     def _make_kmemleak(self) -> Kmemleak:
@@ -259,6 +372,27 @@ class Kernel:
             scan_ns=latency.kmemleak_scan_page,
         )
 
+    def _make_device_memory(self) -> DeviceMemory:
+        """What drivers use: registers, ioremap, DMA (ioresources_init, swiotlb_init)."""
+        return DeviceMemory(
+            self.machine.iomem,
+            self.layout,
+            self.context,
+            self.depot,
+            self.printk,
+            self.dump_stack,
+            self.page_alloc,
+            self.vmalloc,
+            Descriptors(self.slub, self.kmemleak.kernel_data, self.context, self.depot),
+            self.kallsyms.frame_text,
+            self.kallsyms.p,
+            pat="pat" in self.machine.cpu_flags.split(),
+            cpus=self.machine.cpus,
+            swiotlb=region_of(self.boot_memory.memblock.reserved),
+            zero_ns=self.machine.latency.zero_page,
+            mapped=lambda: self.user.pfn_map.ranges(),
+        )
+
     def _make_vmalloc(self) -> Vmalloc:
         latency = self.machine.latency
         return Vmalloc(
@@ -275,6 +409,7 @@ class Kernel:
             show_pointer=self.kallsyms.p,
             area_ns=latency.vmalloc_area,
             page_ns=latency.vmalloc_page,
+            preempt=self.preempt,
         )
 
     def _make_percpu(self) -> Percpu:
@@ -289,21 +424,23 @@ class Kernel:
     def _init_policies(self) -> None:
         """Reclaim, compaction, write-back, huge pages, swap and overcommit (subsys_initcall and later)."""
         machine, bits = self.machine, self.machine.long_bits
-        self.vmscan = Vmscan(numa=machine.numa, lru_gen=machine.numa, long_bits=bits)
+        self.mempolicy = Mempolicy(
+            self.page_alloc,
+            self.zones,
+            self.nodes,
+            self.vmstat,
+            self.buddy,
+            self.tasks.current,
+            numa=machine.numa,
+            long_bits=bits,
+            option=self.cmdline.get("numa_balancing"),
+        )
         self.compaction = Compaction(self.page_alloc.drain_all_pages, long_bits=bits)
         self.page_writeback = PageWriteback(
             self.zones,
             self.nodes,
             lambda: self.watermarks.totalreserve_pages,
             highmem=not machine.numa,
-            long_bits=bits,
-        )
-        self.oom_kill = OomKill(long_bits=bits)
-        self.huge_memory = HugeMemory(
-            self.cmdline,
-            self.totalram_pages(),
-            self.vmstat.hpage_pmd_nr,
-            self.watermarks.set_recommended_min_free_kbytes,
             long_bits=bits,
         )
         self.hugetlb = Hugetlb(
@@ -316,8 +453,23 @@ class Kernel:
             self.cmdline,
             long_bits=bits,
             highmem_pfn=next((zone.start_pfn for zone in self.zones if zone.name == "HighMem"), None),
+            contig=self.contig,
+            bootmem=self.boot_memory.gigantic,
         )
-        self.swap = Swap(machine.swap, self.totalram_pages, long_bits=bits)
+        self.watermarks.pages_came([(pfn, 1 << PUD_ORDER) for pfn in self.boot_memory.gigantic])
+        self.huge_memory = HugeMemory(
+            self.cmdline,
+            self.totalram_pages(),
+            self.vmstat.hpage_pmd_nr,
+            self.watermarks.set_recommended_min_free_kbytes,
+            long_bits=bits,
+        )
+        self.swap = Swap(
+            machine.swap,
+            SwapFiles(self.context, self.printk, self.rng, cpus=machine.cpus, long_bits=bits),
+            self.totalram_pages,
+            long_bits=bits,
+        )
         tables_kb = self.boot_memory.late_tables_kb(machine.arch)
         self.mmap = Mmap(
             free_kb_at_init(self.totalram_pages() * KIB_PER_PAGE, machine.cpus, tables_kb),
@@ -328,6 +480,17 @@ class Kernel:
         )
         self.file_table = FileTable(self.totalram_pages() * KIB_PER_PAGE, tables_kb, long_bits=bits)
         self.psi = Psi(self.clock)
+
+    def _init_user_memory(self) -> None:
+        """Page tables, files, mappings and programs."""
+        user = self.user = UserMemory(self)
+        self.lru, self.mmu, self.ptes, self.contents = user.lru, user.mmu, user.ptes, user.contents
+        self.page_cache, self.rmap, self.memory, self.mms = user.page_cache, user.rmap, user.memory, user.mms
+        self.fork = user.fork
+        self.mm_check = MmCheck(user.memory, user.mms, self.vmstat, self.zones, self.accounting.used)
+        self.accounting.also(self.mm_check.gauges)
+        self.accounting.also(lambda: user.thp.gauges(user.mms.living.values()))
+        self.tuned_by_user: list[Tuned] = [user.numa]
 
     def _init_settings(self) -> None:
         """Whoever has knobs, for ``views.sysctl`` to mount; a twin has the settings of its original."""
@@ -354,11 +517,13 @@ class Kernel:
             self.swap,
             self.mmap,
             Ksm(numa=machine.numa, long_bits=bits),
-            Mempolicy(len(self.nodes), numa=machine.numa, long_bits=bits),
-            DropCaches(self.context, self.vmstat, self.printk, long_bits=bits),
+            self.mempolicy,
+            DropCaches(self.context, self.vmstat, self.printk, self.user.files.drop_pagecache, long_bits=bits),
             VmStatSysctl(long_bits=bits),
             self.kernel_sysctl,
+            self.bad_area,
             self.file_table,
+            *self.tuned_by_user,
         ]
         if machine.capture is not None and machine.is_twin:
             for tuned in self.tuned:
@@ -377,6 +542,7 @@ class Kernel:
     def step(self) -> None:
         """Let kernel threads and timers that are due run."""
         self.clock.run_due()
+        self.do_exit.deliver()
 
     def advance(self, ns: int) -> None:
         """Let ``ns`` of idle time pass."""
@@ -389,8 +555,17 @@ class Kernel:
         self.kmemleak.check()
         self.page_owner.check()
         self.vmalloc.check()
+        self.highmem.check()
+        self.device_memory.check()
+        self.user.pfn_map.check()
         self.hugetlb.check()
         self.fork.check()
+        self.mms.check()
+        self.rmap.check()
+        self.user.file_check.check()
+        self.mm_check.check()
+        self.user.thp.check(self.mms.living.values())
+        self.user.hugetlb_vm.check(self.mms.living.values())
         self.slub.check()
         self.tasks.check()
         self.watermarks.check()

@@ -151,7 +151,9 @@ CPU_MODELS = {
 class Machine:
     """One machine. ``nodes`` hold byte ranges; zones follow from them and the command line at boot.
 
-    ``capture`` is set for a twin, ``shape_only`` when just the zones of the capture are taken over.
+    ``capture`` is set for a twin, ``shape_only`` when just the zones of the capture are taken over. ``cpu_features``
+    are flags that its CPUs have beyond those of the captured machines' CPU. ``soft_dirty`` is CONFIG_MEM_SOFT_DIRTY,
+    which the captured kernels lack: whether /proc/PID/pagemap tells which pages were written.
     """
 
     name: str
@@ -168,6 +170,8 @@ class Machine:
     capture: Capture | None = None
     shape_only: bool = False
     notes: tuple[str, ...] = ()
+    cpu_features: tuple[str, ...] = ()
+    soft_dirty: bool = False
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Machine:
@@ -228,7 +232,7 @@ class Machine:
         limit = cmdline.size("mem")
         if limit and limit < MIN_MEMORY:
             raise MachineError(f"mem={cmdline.get('mem')}: a machine needs {MIN_MEMORY >> 20}M to boot")
-        return setup_memory(self.arch, self.nodes, cmdline)
+        return setup_memory(self.arch, self.nodes, cmdline, gbpages=self.gbpages)
 
     def layouts(self, cmdline: CommandLine) -> tuple[NodeLayout, ...]:
         """The nodes with their zones under a command line."""
@@ -245,9 +249,16 @@ class Machine:
         return CPU_MODELS[self.arch]
 
     @property
+    def gbpages(self) -> bool:
+        """Whether the CPUs map pages of 1 GiB."""
+        return "pdpe1gb" in self.cpu_features and self.arch == "x86_64"
+
+    @property
     def cpu_flags(self) -> str:
         """The feature flags of each CPU; a machine of one CPU has no hyper-threading bits."""
         flags = self.cpu_model.flags.split()
+        if self.gbpages:
+            flags.insert(flags.index("lm"), "pdpe1gb")
         return " ".join(flag for flag in flags if self.cpus > 1 or flag not in ("ht", "cmp_legacy"))
 
     @cached_property

@@ -3,6 +3,8 @@
 description = "two nodes"
 arch = "x86_64"                   # or "i386"
 cpus = 4
+cpu_features = ["pdpe1gb"]        # optional: 1 GiB pages
+soft_dirty = true                 # optional: pagemap tells which pages were written
 distances = [[10, 20], [20, 10]]  # optional, 10 to itself and 20 to others otherwise
 cmdline = "console=ttyS0"         # optional
 [[node]]
@@ -31,7 +33,10 @@ MAX_NODES = 64
 MAX_CPUS = 8192
 MAX_MEMORY = 1 << 42
 _SIZE = re.compile(r"\d+[KMGT]?")
-_KEYS = ("description", "arch", "cpus", "distances", "cmdline", "node", "swap", "latency")
+CPU_FEATURES = ("pdpe1gb",)
+_KEYS = (
+    *("description", "arch", "cpus", "cpu_features", "soft_dirty", "distances", "cmdline", "node", "swap", "latency"),
+)
 _NODE_KEYS = ("memory", "cpus")
 _SWAP_KEYS = ("path", "size", "kind", "priority", "active")
 
@@ -107,7 +112,22 @@ def load_machine(path: Path) -> Machine:
         cmdline=reader.text("cmdline", table.get("cmdline", DEFAULT_CMDLINE)),
         swap=_swap(reader, table.get("swap", [])),
         latency=_latency(reader, table.get("latency", {})),
+        cpu_features=_cpu_features(reader, arch, table.get("cpu_features", [])),
+        soft_dirty=_soft_dirty(reader, arch, table.get("soft_dirty", False)),
     )
+
+
+def _soft_dirty(reader: _Reader, arch: str, value: object) -> bool:
+    if not isinstance(value, bool) or (value and arch != "x86_64"):
+        raise reader.bad("soft_dirty", value, "true or false; x86_64 alone tracks what is written")
+    return value
+
+
+def _cpu_features(reader: _Reader, arch: str, value: object) -> tuple[str, ...]:
+    allowed = CPU_FEATURES if arch == "x86_64" else ()
+    if not isinstance(value, list) or not all(feature in allowed for feature in value):
+        raise reader.bad("cpu_features", value, f"a list of some of {list(allowed)} on {arch}")
+    return tuple(value)
 
 
 def _node_size(reader: _Reader, nid: int, node: dict[str, Any]) -> int:

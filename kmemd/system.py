@@ -63,12 +63,15 @@ class System:
         found = machine if isinstance(machine, Machine) else Machine.load(machine)
         return cls(Kernel.boot(found, seed=seed, cmdline=cmdline), clock)
 
-    def read(self, path: str) -> bytes:
-        """The whole of a file, as root reads it. OSError with the kernel's errno; EAGAIN where a reader would wait."""
+    def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
+        """The whole of a file, as root reads it, or ``size`` bytes from ``offset`` on in one ``pread(2)``.
+
+        OSError with the kernel's errno; EAGAIN where a reader would wait.
+        """
         try:
             file = self._open(path)
             try:
-                return self._read_all(file, path)
+                return self._read_all(file, path) if size is None else file.read(offset, size) or b""
             finally:
                 file.close()
         except KernelError as error:

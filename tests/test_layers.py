@@ -25,6 +25,7 @@ RANKS = {
     "machines": 5,
     "boot": 6,
     "kernel": 6,
+    "user_memory": 6,
     "views": 7,
     "control": 7,
     "system": 8,

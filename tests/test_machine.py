@@ -88,8 +88,17 @@ BAD = {
     ),
     "swap": ('[[node]]\nmemory = "1G"\n[[swap]]\nsize = "1G"\nkind = "tape"', ["swap[0].kind", "'tape'", '"file"']),
     "latency": ('[[node]]\nmemory = "1G"\n[latency]\nlight = 1', ["latency.light", "unknown key", "minor_fault"]),
+    "soft dirty": ('soft_dirty = 1\n[[node]]\nmemory = "1G"', ["soft_dirty", "1", "true or false"]),
+    "soft dirty on i386": ('arch = "i386"\nsoft_dirty = true\n[[node]]\nmemory = "1G"', ["soft_dirty", "x86_64"]),
     "toml": ("cpus = = 1", ["not TOML"]),
 }
+
+
+def test_a_file_may_ask_for_soft_dirty_tracking(tmp_path):
+    file = tmp_path / "machine.toml"
+    file.write_text('soft_dirty = true\n[[node]]\nmemory = "1G"')
+    assert Machine.load(file).soft_dirty
+    assert not Machine.load("default").soft_dirty
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -21,8 +21,10 @@ FOLDERS = {
     "slab": "slab",
     "buddy": "buddy",
     "limits": "limits",
+    "oom": "oom",
     "writes": "writes",
     "debug": "debug",
+    "process": "process",
 }
 """Folder of the tree: module of this package whose ``run(folder)`` yields the cases."""
 
@@ -31,6 +33,7 @@ PER_MACHINE = {
     "slab": ("geometry-*cpu*.txt", "kmalloc_sizes.txt", "attributes"),
     "buddy": ("seq*.txt", "*.buddyinfo"),
     "debug": ("kmemleak.*", "page_owner"),
+    "oom": ("oom.dmesg",),
 }
 """Folders whose module takes one machine's files: a folder below that has such files is compared by itself."""
 

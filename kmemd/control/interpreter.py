@@ -10,6 +10,7 @@ import errno
 import inspect
 import time
 from collections.abc import Generator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from kmemd.control import callsite
@@ -71,6 +72,7 @@ class Interpreter:
             self._enter(command)
             reply = yield from self._slices(command, at_rest)
         finally:
+            self._return_to_user()
             context.words[NOW + 1 :] = at_rest[NOW + 1 :]
         if reply.cpu is not None:
             context.cpu = reply.cpu
@@ -98,6 +100,13 @@ class Interpreter:
         if "cpu" in keys:
             context.cpu = keys["cpu"]
         context.site = callsite.site(keys.get("by", ()), kernel)
+
+    def _return_to_user(self) -> None:
+        """The line's task leaves the kernel: a fatal signal that came meanwhile ends it (exit_to_user_mode_loop)."""
+        task = self._kernel.tasks.current()
+        if task is not None and task.killed:
+            with suppress(KernelError):
+                self._kernel.do_exit(task)
 
     def _slices(self, command: Command, at_rest: Any) -> Slices:
         result = command.verb.function(self._kernel, *command.positional, **command.keyword)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 @verb
 def sleep(kernel: Kernel, duration: Duration) -> Slices:
     """Let model time pass; kernel threads and timers that are due run."""
+    kernel.preempt.schedule("do_nanosleep", "hrtimer_nanosleep")
     end = kernel.clock.now + duration
     while kernel.clock.now < end:
         timer = kernel.clock.next_timer_ns  # one at a time, so that no slice has many scans in it

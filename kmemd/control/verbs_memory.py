@@ -59,14 +59,15 @@ def _check(kernel: Kernel, where: Reference, targets: Pointers) -> Steps[None]:
 
 
 def _unmapped(kernel: Kernel, targets: Pointers) -> int | None:
-    """The first address that is neither in the direct map nor in a mapped page of the vmalloc area."""
+    """The first address that is in no mapped page: of the direct map, the vmalloc area or high memory's window."""
     layout = kernel.layout
     dynamic = (targets >= np.uint64(layout.vmalloc_start)) & (targets < np.uint64(layout.vmalloc_end))
     plain = targets[~dynamic]
-    if len(plain):
-        for address in (int(plain.min()), int(plain.max())):
-            if not layout.virt_addr_valid(address):
-                return address
+    if len(plain) and not (layout.virt_addr_valid(int(plain.min())) and layout.virt_addr_valid(int(plain.max()))):
+        other = plain[(plain < np.uint64(layout.page_offset)) | (plain >= np.uint64(layout.high_memory))]
+        lost = other[kernel.highmem.unmapped(other)]
+        if len(lost):
+            return int(lost[0])
     return kernel.vmalloc.unmapped(targets[dynamic]) if dynamic.any() else None
 
 

@@ -1,74 +1,69 @@
-"""Verbs of processes: ``spawn``, ``exit``, ``kill`` (kernel/fork.c, kernel/exit.c, kernel/signal.c)."""
+"""Verbs of processes: ``spawn``, ``fork``, ``exec``, ``exit`` (kernel/fork.c, fs/exec.c, kernel/exit.c)."""
 
 from __future__ import annotations
 
-import signal as signals
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
-from kmemd.control.language import Reply, allocator, invalid, quoted, suggestion, verb
-from kmemd.control.words import Comm, Pid, Text
-from kmemd.mm.fork import INIT_PID
+from kmemd.control.language import Reply, WordType, allocator, invalid, quoted, suggestion, verb
+from kmemd.control.words import Comm, Pid
+from kmemd.mm.exec import IMAGES, Image
 from kmemd.mm.handles import Handle, Kind
+from kmemd.mm.sched import Task
 
 if TYPE_CHECKING:
     from kmemd.kernel import Kernel
 
-NSIG = 64
-IGNORED = {signals.SIGCHLD, signals.SIGURG, signals.SIGWINCH, signals.SIGCONT}
-"""Signals whose default action is to do nothing."""
-STOPPING = {signals.SIGSTOP, signals.SIGTSTP, signals.SIGTTIN, signals.SIGTTOU}
+NO_PROGRAM = "none"
+
+
+def _image(text: str, kernel: Any) -> Image | None:
+    """A built-in program of the machine's architecture. EINVAL."""
+    known = IMAGES[kernel.machine.arch]
+    if text != NO_PROGRAM and text not in known:
+        invalid(f"no program {quoted(text)}; there are {', '.join([*known, NO_PROGRAM])}{suggestion(text, known)}")
+    return known.get(text)
+
+
+def _show(value: Image | None) -> str:
+    return value.path.rpartition("/")[2] if value is not None else NO_PROGRAM
+
+
+Program = Annotated[Image | None, WordType("PROGRAM", "busybox, tiny..., or none for no user memory", _image, _show)]
+DEFAULT = "tiny"
 
 
 @allocator
-def spawn(kernel: Kernel, comm: Comm) -> Reply:
-    """Start a process that only waits: its kernel stack and the objects that describe it.
+def spawn(kernel: Kernel, comm: Comm, *, image: Program | None = None) -> Reply:
+    """Start a process that runs a program and then waits; a small static one unless image= says another.
 
     Its parent is the task that the line runs as (pid=). NAME may stand where a pid is asked for.
     """
-    task = kernel.fork.fork(comm)
-    words: dict[str, int | str] = {"pid": task.pid, "comm": task.comm, "cpu": task.cpu}
-    return Reply(words, Handle(Kind.TASK, pid=task.pid))
+    return _started(kernel.fork.spawn(comm, image or IMAGES[kernel.machine.arch][DEFAULT]))
+
+
+@allocator
+def fork(kernel: Kernel, pid: Pid) -> Reply:
+    """Make a child of a process: it has the same memory, whose private pages are copied when one of them writes."""
+    return _started(kernel.fork.fork(pid))
+
+
+@verb
+def exec(kernel: Kernel, pid: Pid, comm: Comm, *, image: Program | None = None) -> Reply:
+    """Have a process run another program in place of what it had: its memory is new, its pid stays."""
+    task = kernel.fork.exec(pid, comm, image or IMAGES[kernel.machine.arch][DEFAULT])
+    return Reply({"pid": task.pid, "comm": task.comm})
 
 
 @verb
 def exit(kernel: Kernel, pid: Pid) -> Reply:
-    """End a process that spawn started.
-
-    Kernel threads and init do not end (EPERM), nor do the processes of boot (EBUSY).
-    """
-    return _end(kernel, pid)
-
-
-@verb
-def kill(kernel: Kernel, pid: Pid, signal: Text = "TERM") -> Reply:
-    """Send a signal, by number or name (9, KILL, SIGKILL).
-
-    A signal whose default action is to end the process ends it; 0 only asks whether it is there. Kernel
-    threads and init ignore signals, as in Linux; a process cannot be stopped.
-    """
-    number = _signal(signal)
-    task = kernel.tasks.find(pid)
-    if number in STOPPING:
-        invalid("signal: processes of this model do not run and cannot be stopped")
-    if number == 0 or number in IGNORED or task.is_kthread or pid == INIT_PID:
-        return Reply({"pid": pid, "signal": number})
-    return Reply({**_end(kernel, pid).words, "signal": number})
-
-
-def _end(kernel: Kernel, pid: int) -> Reply:
+    """End a process and give its memory back. Kernel threads and init do not end (EPERM)."""
     task = kernel.fork.exit(pid)
     for name, handle in kernel.handles.items():
-        if handle.kind is Kind.TASK and handle.pid == pid:
+        if handle.kind in (Kind.TASK, Kind.MAPPING) and handle.pid == pid:
             kernel.handles.forget(name)
     return Reply({"pid": pid, "comm": task.comm})
 
 
-def _signal(word: str) -> int:
-    """The number of a signal. EINVAL."""
-    if word.isascii() and word.isdigit() and len(word) < 4 and int(word) <= NSIG:
-        return int(word)
-    names = {found.name.removeprefix("SIG"): int(found) for found in signals.Signals}
-    number = names.get(word.upper().removeprefix("SIG"))
-    if number is None:
-        invalid(f"signal: no signal {quoted(word)}{suggestion(word.upper(), names)}")
-    return number
+def _started(task: Task) -> Reply:
+    words: dict[str, int | str] = {"pid": task.pid, "comm": task.comm, "cpu": task.cpu}
+    return Reply(words, Handle(Kind.TASK, pid=task.pid))

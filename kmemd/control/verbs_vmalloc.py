@@ -1,4 +1,4 @@
-"""Verbs of vmalloc: ``vmalloc``, ``vfree``, ``ioremap``, ``iounmap`` (mm/vmalloc.c, mm/ioremap.c)."""
+"""Verbs of the vmalloc area: ``vmalloc``, ``vfree``, ``ioremap``, ``iounmap`` (mm/vmalloc.c, arch/x86/mm/ioremap.c)."""
 
 from __future__ import annotations
 
@@ -77,9 +77,42 @@ def vfree(kernel: Kernel, area: Address, *, every: Count = 1, n: Count | None = 
 
 @allocator
 def ioremap(kernel: Kernel, phys: Number, size: Size) -> Reply:
-    """Map device memory at a physical address into the vmalloc area; no page is allocated."""
-    handle = Handle(Kind.IOREMAP, np.array([kernel.vmalloc.ioremap(phys, size)], dtype=np.uint64), size=size)
-    return Reply({"addr": f"{handle.address:#x}", "phys": f"{phys:#x}", "size": size}, handle)
+    """Map device memory at a physical address into the vmalloc area, uncached; no page is allocated.
+
+    Memory is refused, with the kernel's "ioremap on RAM" warning; so is a range that is mapped in a way that does
+    not go together with this one (EBUSY).
+    """
+    return _ioremap(kernel, phys, size, "ioremap")
+
+
+@allocator
+def ioremap_uc(kernel: Kernel, phys: Number, size: Size) -> Reply:
+    """ioremap, strongly uncached."""
+    return _ioremap(kernel, phys, size, "ioremap_uc")
+
+
+@allocator
+def ioremap_wc(kernel: Kernel, phys: Number, size: Size) -> Reply:
+    """ioremap with writes combined, as for a frame buffer."""
+    return _ioremap(kernel, phys, size, "ioremap_wc")
+
+
+@allocator
+def ioremap_wt(kernel: Kernel, phys: Number, size: Size) -> Reply:
+    """ioremap, cached with writes that go through."""
+    return _ioremap(kernel, phys, size, "ioremap_wt")
+
+
+@allocator
+def ioremap_cache(kernel: Kernel, phys: Number, size: Size) -> Reply:
+    """ioremap, cached as memory is."""
+    return _ioremap(kernel, phys, size, "ioremap_cache")
+
+
+def _ioremap(kernel: Kernel, phys: int, size: int, function: str) -> Reply:
+    address = kernel.device_memory.mapper.ioremap(phys, size, function)
+    handle = Handle(Kind.IOREMAP, np.array([address], dtype=np.uint64), size=size)
+    return Reply({"addr": f"{address:#x}", "phys": f"{phys:#x}", "size": size}, handle)
 
 
 @verb
@@ -87,7 +120,7 @@ def iounmap(kernel: Kernel, area: Address) -> Reply:
     """Give back what ioremap returned, by its handle or address."""
     if area.handle is not None and area.handle.kind is not Kind.IOREMAP:
         raise KernelError(errno.EINVAL, f"{area.name} is {area.handle.kind}; iounmap takes what ioremap gave")
-    kernel.vmalloc.iounmap(area.address)
+    kernel.device_memory.mapper.iounmap(area.address)
     if area.handle is not None and not area.offset:
         kernel.handles.forget(area.name)
     return Reply({"addr": f"{area.address:#x}"})

@@ -29,7 +29,7 @@ _SIZE = re.compile(r"(0[xX][0-9a-fA-F]{1,32}|[0-9]{1,32})([KMGT]?)(?:i?B)?", re.
 _DURATION = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,9}))?(ns|us|ms|s|m|h)?", re.ASCII)
 _POINTER = re.compile(
     r"(?:(?P<hex>(?:0[xX])?[0-9a-fA-F]{1,16})|(?P<name>[A-Za-z_][A-Za-z0-9_.]{0,127})(?:\[(?P<index>[0-9]{1,10})\])?)"
-    r"(?:\+(?P<offset>0[xX][0-9a-fA-F]{1,16}|[0-9]{1,19}))?",
+    r"(?:\+(?P<offset>0[xX][0-9a-fA-F]{1,16}|[0-9]{1,19}[KMGTkmgt]?))?",
     re.ASCII,
 )
 _CACHE_NAME = re.compile(r"[!-~]{1,127}")
@@ -194,8 +194,8 @@ class Reference:
 def _reference(text: str, kernel: Any) -> Reference:
     match = _POINTER.fullmatch(text)
     if match is None:
-        invalid(f"{quoted(text)} is not an address; write 0x..., NAME, NAME[3] or NAME+16")
-    offset = number(match["offset"] or "0", (1 << 64) - 1, "an offset")
+        invalid(f"{quoted(text)} is not an address; write 0x..., NAME, NAME[3], NAME+16 or NAME+4K")
+    offset = _size(match["offset"], kernel) if match["offset"] else 0
     base = text.split("+")[0]
     digits = match["hex"]
     if digits and base not in kernel.handles and (digits[:2].lower() == "0x" or len(digits) >= 8 or digits == "0"):
@@ -231,7 +231,7 @@ Pid = Annotated[int, WordType("PID", "a process, or the name of a task handle", 
 Count = Annotated[int, WordType("COUNT", "a number, 1 or more", _count)]
 Number = Annotated[int, WordType("NUMBER", "a number, decimal or 0x hexadecimal", _number)]
 Duration = Annotated[int, WordType("DURATION", "seconds, or with ns, us, ms, s, m, h", _duration)]
-Address = Annotated[Reference, WordType("ADDRESS", "0x..., NAME, NAME[3], NAME+16", _reference)]
+Address = Annotated[Reference, WordType("ADDRESS", "0x..., NAME, NAME[3], NAME+16, NAME+4K", _reference)]
 Comm = Annotated[str, WordType("COMM", "a task's name, 15 characters are kept", _comm)]
 Text = Annotated[str, WordType("TEXT", "any word", _word)]
 CacheName = Annotated[str, WordType("NAME", "the name of a new slab cache", _cache_name)]

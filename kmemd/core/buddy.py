@@ -1357,6 +1357,61 @@ class Buddy:
         self._free_list_add_tail(zi, order, mt, pfn)
         self._count_free(zi, mt, 1 << order)
 
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _free_until(self, zi: cython.int, pfn: cython.longlong, high: cython.longlong) -> cython.longlong:
+        """The end of the free block or never touched range at ``pfn``, at most ``high``; -1: not free."""
+        i: cython.int
+        base: cython.int = zi * _EXTENTS
+        if self._meta[pfn] & 0xFF == _IN_BUDDY:
+            return pfn + (1 << ((self._meta[pfn] >> 8) & 0xFF))
+        for i in range(base, base + self._front_n[zi]):
+            if self._front_lo[i] <= pfn < self._front_hi[i]:
+                return min(self._front_hi[i], high)
+        return -1
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _take_untouched(self, zi: cython.int, low: cython.longlong, high: cython.longlong) -> cython.void:
+        """Take never touched blocks ``[low, high)``, which one extent holds, off their list."""
+        base: cython.int = zi * _EXTENTS
+        i: cython.int
+        pfn: cython.longlong = low
+        while pfn < high:
+            for i in range(base, base + self._front_n[zi]):
+                if self._front_lo[i] <= pfn < self._front_hi[i]:
+                    self._take_frontier(zi, i - base, pfn)
+                    break
+            self._nr_list[self._list(zi, _TOP, _MOVABLE)] -= 1
+            self._count_free(zi, _MOVABLE, -(1 << _TOP))
+            pfn += 1 << _TOP
+
+    def take_range(self, zi: cython.int, low: cython.longlong, high: cython.longlong) -> bool:
+        """Take pages ``[low, high)`` of a zone off the free lists if all are there (alloc_contig_range).
+
+        Preconditions: the range begins and ends at a multiple of the largest block; per-cpu lists are empty.
+        """
+        pfn: cython.longlong = low
+        end: cython.longlong
+        order: cython.int
+        if self._front_n[zi] >= _EXTENTS - 1:
+            return False
+        while pfn < high:
+            pfn = self._free_until(zi, pfn, high)
+            if pfn < 0:
+                return False
+        pfn = low
+        while pfn < high:
+            end = self._free_until(zi, pfn, high)
+            if self._meta[pfn] & 0xFF == _IN_BUDDY:
+                order = (self._meta[pfn] >> 8) & 0xFF
+                self._count_free(zi, self._meta[pfn] >> 16, -(1 << order))
+                self._free_list_del(zi, order, pfn)
+            else:
+                self._take_untouched(zi, pfn, end)
+            pfn = end
+        return True
+
     def mark_allocated(self, pfn: cython.longlong, order: cython.int, mt: cython.int) -> None:
         """Make a page range that is on no list an allocated block."""
         self._meta[pfn] = _ALLOCATED | order << 8 | mt << 16

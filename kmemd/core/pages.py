@@ -22,6 +22,9 @@ ALLOCATED = 3  # head of a block in use
 PG_LOCKED, PG_REFERENCED, PG_UPTODATE, PG_DIRTY, PG_LRU, PG_ACTIVE, PG_WORKINGSET, PG_WAITERS = range(8)
 PG_ERROR, PG_SLAB, PG_OWNER_PRIV_1, PG_ARCH_1, PG_RESERVED, PG_PRIVATE, PG_PRIVATE_2, PG_WRITEBACK = range(8, 16)
 PG_HEAD, PG_MAPPEDTODISK, PG_RECLAIM, PG_SWAPBACKED, PG_UNEVICTABLE, PG_MLOCKED = range(16, 22)
+PG_ANON_EXCLUSIVE, PG_SWAPCACHE = PG_MAPPEDTODISK, PG_OWNER_PRIV_1  # as Linux shares them
+PG_TABLE = 30  # the model's own: a page-table page, which Linux keeps in page_type
+PG_CONTENT = 31  # the model's own: the bytes of the page are known (mm/contents.py)
 
 
 def lazy_zeros(count: int, dtype: str) -> np.ndarray:
@@ -39,7 +42,13 @@ class PageMap:
     ``next``/``prev`` are list links: PFN + 1, or -(list + 1) for a list's head, 0 for none.
     ``kind`` says where the head of a block is and ``order`` the block's order; ``migratetype`` is that of the list a
     free head is on, or was allocated from. The three are bytes of ``meta``, which the core writes at once.
-    ``flags``, ``mapping`` and ``index`` belong to the user of an allocated page, as in Linux.
+    ``flags``, ``mapping`` and ``index`` belong to the user of an allocated page, as in Linux: ``mapping`` of a user
+    page
+    is the number of its anon_vma, or minus the number of its file. ``mapcount`` counts the page-table entries that
+    map a
+    page; how often a compound page is mapped as a whole stands in ``mapping`` of its first tail
+    (``compound_mapcount``).
+    ``private`` is the slot of a page in the swap cache (``type << 50 | offset``), 0 for all others.
     """
 
     def __init__(self, max_pfn: int) -> None:
@@ -52,3 +61,5 @@ class PageMap:
         self.flags = lazy_zeros(max_pfn, "uint32")
         self.mapping = lazy_zeros(max_pfn, "int32")
         self.index = lazy_zeros(max_pfn, "int64")
+        self.mapcount = lazy_zeros(max_pfn, "int32")
+        self.private = lazy_zeros(max_pfn, "int64")

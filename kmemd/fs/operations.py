@@ -29,7 +29,7 @@ from kmemd.fs.inodes import Inode, InodeTable
 from kmemd.fs.relatives import relatives
 from kmemd.fs.waiting import POLL_S, Change, Waiter
 from kmemd.steps import Steps
-from kmemd.views.tree import Caller, Directory, Namespace
+from kmemd.views.tree import Caller, Directory, Namespace, write_at
 
 NAME_MAX = 255
 BLOCK_SIZE = 4096
@@ -148,7 +148,7 @@ class Operations(pyfuse3.Operations):
     @waiting_handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Take what was written; the bytes taken."""
-        return await self.run(self._handles.file(fh).file.write(buf))
+        return await self.run(write_at(self._handles.file(fh).file, off, buf))
 
     async def run(self, steps: Steps[int]) -> int:
         """Run work on the model in slices between which readers get in. Writers queue.

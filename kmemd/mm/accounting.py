@@ -7,43 +7,66 @@ kernel stacks and maps pages of tasks by numbers alone: these differences are no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 from kmemd.core import stats
 from kmemd.core.buddy import MIGRATE_CMA, MIGRATE_HIGHATOMIC, Buddy
-from kmemd.core.pages import ALLOCATED, PG_ACTIVE, PG_LRU, PG_SWAPBACKED, PG_UNEVICTABLE, PageMap
+from kmemd.core.pages import ALLOCATED, PG_ACTIVE, PG_LRU, PG_SWAPBACKED, PG_TABLE, PG_UNEVICTABLE, PageMap
 from kmemd.mm.mmzone import Zone
 from kmemd.mm.sched import THREAD_SIZE, TaskTable
 from kmemd.mm.vmstat import VmStat
 
 LRU_LISTS = 5
+COUNTED_UP = (
+    *(stats.NR_VMSCAN_WRITE, stats.NR_VMSCAN_IMMEDIATE, stats.NR_DIRTIED, stats.NR_WRITTEN),
+    *(stats.PGPROMOTE_SUCCESS, stats.PGPROMOTE_CANDIDATE),
+)
+"""Node items that are events: nothing that is there now says how many there were."""
 COMPUTED = (
     *range(stats.NR_INACTIVE_ANON, stats.NR_INACTIVE_ANON + LRU_LISTS),
     stats.NR_SLAB_RECLAIMABLE_B,
     stats.NR_SLAB_UNRECLAIMABLE_B,
     stats.NR_KERNEL_STACK_KB,
     stats.NR_PAGETABLE,
+    *range(stats.NR_ANON_MAPPED, stats.NR_WRITEBACK_TEMP),
+    *(stats.NR_SHMEM, stats.NR_ANON_THPS, stats.NR_SWAPCACHE),
 )
-"""Node items that are recomputed, here or in mm/slub_check.py; nothing that happens after boot moves the others."""
+"""Node items that are recomputed, here or by rules and checks of other subsystems. Nothing moves those in neither."""
 Numbers = npt.NDArray[np.int64]
+Rules = Iterator[tuple[str, list[int]]]
+"""Sums that are zero while the books are right, by zone, node or list, each with its name."""
 
 
 class Accounting:
     """Recomputes what the counters claim."""
 
     def __init__(
-        self, buddy: Buddy, pages: PageMap, zones: list[Zone], vmstat: VmStat, tasks: TaskTable, arch: str
+        self,
+        buddy: Buddy,
+        pages: PageMap,
+        zones: list[Zone],
+        vmstat: VmStat,
+        tasks: TaskTable,
+        arch: str,
+        contig_pages: Callable[[], int] = lambda: 0,
     ) -> None:
+        """``contig_pages()`` are the pages that were taken off free lists without an allocation event."""
+        self._contig_pages = contig_pages
         self._buddy = buddy
         self._pages = pages
         self._zones = zones
         self._vmstat = vmstat
         self._tasks = tasks
         self._stack_kib = THREAD_SIZE[arch] >> 10
+        self._others: list[Callable[[], Rules]] = []
         self.owed: dict[str, list[int]] = {}
+
+    def also(self, rules: Callable[[], Rules]) -> None:
+        """Have another subsystem's rules hold, too."""
+        self._others.append(rules)
 
     def boot_finished(self, *, twin: bool) -> None:
         """From now on the differences that there are must stay as they are; only a twin's pages have any."""
@@ -60,10 +83,12 @@ class Accounting:
         """Every rule with what it leaves over."""
         yield from self._by_pages()
         yield from self._by_numbers()
+        for rules in self._others:
+            yield from rules()
 
     def _by_pages(self) -> Iterator[tuple[str, list[int]]]:
         """The rules that look at every page that was ever touched."""
-        used = [self._used(zone) for zone in self._zones]
+        used = [self.used(zone) for zone in self._zones]
         in_use = [self._pages_of(heads) for heads in used]
         lost = [
             zone.managed - zone.free_pages - zone.pcp_pages - pages
@@ -73,26 +98,30 @@ class Accounting:
         events = self._vmstat.events
         allocated = int(events[stats.PGALLOC : stats.PGALLOC + stats.ZONES_PER_NODE].sum())
         freed = int(events[stats.PGFREE]) - sum(zone.managed for zone in self._zones)  # each page, once, by boot
-        yield "pgalloc less pgfree and pages in use", [allocated - freed - sum(in_use)]
+        yield "pgalloc less pgfree and pages in use", [allocated + self._contig_pages() - freed - sum(in_use)]
         yield from self._lru(used)
+        yield from self._page_tables(used)
 
     def _by_numbers(self) -> Iterator[tuple[str, list[int]]]:
         """The rules that compare numbers, of which a machine has few however large it is."""
         yield from self._reserves()
         yield from self._numa()
         yield from self._task_pages()
-        moved = np.isin(np.arange(stats.NR_VM_NODE_STAT_ITEMS), COMPUTED)
+        moved = np.isin(np.arange(stats.NR_VM_NODE_STAT_ITEMS), COMPUTED + COUNTED_UP)
         yield "node items that nothing moves", self._vmstat.node_stat[:, ~moved].ravel().tolist()
 
     def _task_pages(self) -> Iterator[tuple[str, list[int]]]:
-        """Kernel stacks and page tables; boot also makes stacks of tasks that are in no list."""
-        tables = sum(task.page_table_pages for task in self._tasks)
+        """Kernel stacks; boot also makes stacks of tasks that are in no list."""
         stacks = sum(self._stack_kib for task in self._tasks if task.stack_addr)
         total = self._vmstat.node_total
-        yield "NR_PAGETABLE less the tasks' page tables", [total(stats.NR_PAGETABLE) - tables]
         yield "NR_KERNEL_STACK_KB less the tasks' stacks", [total(stats.NR_KERNEL_STACK_KB) - stacks]
 
-    def _used(self, zone: Zone) -> Numbers:
+    def _page_tables(self, used: list[Numbers]) -> Iterator[tuple[str, list[int]]]:
+        """Tables of small pages and of the level above are counted."""
+        tables = sum(int((self._pages.flags[heads] >> PG_TABLE & 1).sum()) for heads in used)
+        yield "NR_PAGETABLE less pages that are tables", [self._vmstat.node_total(stats.NR_PAGETABLE) - tables]
+
+    def used(self, zone: Zone) -> Numbers:
         """The heads of the blocks in use; never touched ranges are passed over, for they may be a terabyte."""
         found = [
             np.flatnonzero(self._pages.kind[low:high] == ALLOCATED) + low
@@ -105,7 +134,7 @@ class Accounting:
 
     def pages_in_use(self, zone: Zone) -> int:
         """Pages of a zone in allocated blocks."""
-        return self._pages_of(self._used(zone))
+        return self._pages_of(self.used(zone))
 
     def _reserves(self) -> Iterator[tuple[str, list[int]]]:
         """Pages of page block types that have a count of their own."""

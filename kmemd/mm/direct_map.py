@@ -2,7 +2,7 @@
 arch/x86/mm/pat/set_memory.c ``direct_pages_count``).
 
 Models boot's mapping of each range of memory and the large pages that it splits again to protect the kernel
-image. Left out: 1 GiB pages, which the modelled CPUs do not have, and splits after boot.
+image; with ``pdpe1gb`` whole GiBs are mapped as such. Left out: splits after boot.
 """
 
 from __future__ import annotations
@@ -31,23 +31,26 @@ class DirectMap:
         return tuple((LABELS[size], mapped >> 10) for size, mapped in self.mapped)
 
 
-def map_memory(arch: str, ranges: Iterable[tuple[int, int]], limit: int) -> DirectMap:
+def map_memory(arch: str, ranges: Iterable[tuple[int, int]], limit: int, *, gbpages: bool = False) -> DirectMap:
     """The direct map of memory ``ranges`` (bytes) below ``limit``, as it stands when boot is over.
 
     All of the first MiB is mapped, in small pages, whatever the firmware says of it.
     """
     size = LARGE_PAGE[arch]
-    small, large = ISA_END, 0
+    small, large, giant = ISA_END, 0, 0
     for start, end in ranges:
         start, end = max(start, ISA_END), min(end, limit)
         if start >= end:
             continue
         first, last = -(-start // size) * size, end // size * size
         whole = max(0, last - first)
-        large += whole
+        huge = max(0, last // GIB - -(-first // GIB)) * GIB if gbpages else 0
+        giant += huge
+        large += whole - huge
         small += end - start - whole
     split = min(SPLIT_BY_IMAGE[arch] * size, large)
-    return DirectMap(((PAGE_SIZE, small + split), (size, large - split)))
+    mapped = ((PAGE_SIZE, small + split), (size, large - split))
+    return DirectMap((*mapped, (GIB, giant)) if gbpages else mapped)
 
 
 def from_meminfo(meminfo: Mapping[str, int]) -> DirectMap | None:

@@ -1,11 +1,12 @@
 """Dropping clean caches on request (fs/drop_caches.c).
 
-Models: the trigger, its counters and its kernel log line. Left out: the caches; there is no page cache to
-drop yet, and no slab cache of the model has a shrinker.
+Models: the trigger, its counters and its kernel log line, and the page cache: clean pages that nobody maps go. Left
+out: slab, for no slab cache of the model has a shrinker.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from kmemd.core import stats
@@ -23,7 +24,17 @@ class DropCaches(Tuned):
 
     TUNABLES: ClassVar[tuple[Tunable, ...]] = (vm_knob("drop_caches", mode=0o200, min=1, max=4, on_change="drop"),)
 
-    def __init__(self, context: Context, vmstat: VmStat, printk: Printk, *, long_bits: int = 64) -> None:
+    def __init__(
+        self,
+        context: Context,
+        vmstat: VmStat,
+        printk: Printk,
+        drop_pagecache: Callable[[], int],
+        *,
+        long_bits: int = 64,
+    ) -> None:
+        """``drop_pagecache()`` drops what can go of all files' page caches."""
+        self._drop_pagecache = drop_pagecache
         self._context = context
         self._vmstat = vmstat
         self._printk = printk
@@ -34,6 +45,7 @@ class DropCaches(Tuned):
     def drop(self) -> None:
         """Drop what the value says; a write of nothing repeats the last one."""
         if self.drop_caches & PAGECACHE:
+            self._drop_pagecache()
             self._vmstat.count(stats.DROP_PAGECACHE)
         if self.drop_caches & SLAB:
             self._vmstat.count(stats.DROP_SLAB)

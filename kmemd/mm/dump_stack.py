@@ -1,6 +1,6 @@
 """The kernel's complaints: stack dumps, warnings, oopses (lib/dump_stack.c, kernel/panic.c).
 
-Left out: registers, code bytes, the list of modules.
+Left out: the list of modules; registers and code bytes, but for those of a program that is in an access of memory.
 """
 
 from __future__ import annotations
@@ -9,12 +9,19 @@ from collections.abc import Callable
 
 from kmemd.core.context import Context
 from kmemd.mm.panic import TAINT_DIE, TAINT_WARN, Taint
-from kmemd.mm.printk import KERN_ALERT, KERN_WARNING, Printk
+from kmemd.mm.printk import KERN_ALERT, KERN_CRIT, KERN_EMERG, KERN_WARNING, Printk
 from kmemd.mm.stackdepot import StackDepot
+from kmemd.mm.user_regs import UserMode
+
+FAULT_ENTRY = "asm_exc_page_fault"
 
 
 class DumpStack:
-    """Prints where the kernel is. ``symbolize`` turns a frame's name into ``name+0x../0x..``."""
+    """Prints where the kernel is. ``symbolize`` turns a frame's name into ``name+0x../0x..``.
+
+    ``user`` knows the registers of the executing program: they close the trace of a page fault. ``kernel_offset``
+    says how far KASLR moved the kernel, ``panic_timeout()`` is the setting kernel.panic.
+    """
 
     def __init__(
         self,
@@ -24,6 +31,9 @@ class DumpStack:
         symbolize: Callable[[str], str],
         banner: str,
         taint: Taint | None = None,
+        user: UserMode | None = None,
+        kernel_offset: str = "disabled",
+        panic_timeout: Callable[[], int] = lambda: 0,
     ) -> None:
         self._context = context
         self._depot = depot
@@ -31,19 +41,26 @@ class DumpStack:
         self._symbolize = symbolize
         self._banner = banner
         self.taint = taint or Taint()
+        self._user = user
+        self._kernel_offset = kernel_offset
+        self._panic_timeout = panic_timeout
         self._oopses = 0
 
     def __call__(self, inner: tuple[str, ...] = (), level: int = KERN_WARNING) -> None:
         """Log the CPU, the task and the call trace: ``inner`` frames called from the context's call site."""
         self._show_regs(("dump_stack_lvl", "dump_stack", *inner), level)
 
-    def warn(self, frames: tuple[str, ...], text: str = "", level: int = KERN_WARNING) -> None:
-        """``WARN`` in ``frames[0]``: the message, where the kernel is, and the stack (kernel/panic.c ``__warn``)."""
+    def warn(self, frames: tuple[str, ...], text: str = "", level: int = KERN_WARNING, where: str = "") -> None:
+        """``WARN`` in ``frames[0]``: the message, where the kernel is, and the stack (kernel/panic.c ``__warn``).
+
+        ``where`` is the file and line, of those who know it.
+        """
         at = self._context
+        place = f"{where} {self._symbolize(frames[0])}".lstrip()
         self._printk.log(KERN_WARNING, "------------[ cut here ]------------")
         if text:
             self._printk.log(level, text)
-        self._printk.log(KERN_WARNING, f"WARNING: CPU: {at.cpu} PID: {at.pid} at {self._symbolize(frames[0])}")
+        self._printk.log(KERN_WARNING, f"WARNING: CPU: {at.cpu} PID: {at.pid} at {place}")
         self._printk.log(KERN_WARNING, "Modules linked in:")
         self._show_regs(frames, KERN_WARNING)
         self._printk.log(KERN_WARNING, "---[ end trace 0000000000000000 ]---")
@@ -64,10 +81,47 @@ class DumpStack:
         self._printk.log(KERN_WARNING, f"CR2: {where}\n---[ end trace 0000000000000000 ]---")
         self.taint.add(TAINT_DIE)
 
-    def _show_regs(self, inner: tuple[str, ...], level: int) -> None:
+    def panic(self, message: str, inner: tuple[str, ...] = ()) -> None:
+        """Log what the kernel says when it gives up (kernel/panic.c ``panic``). The model lives on."""
+        self._printk.log(KERN_EMERG, f"Kernel panic - not syncing: {message}")
+        if not self.taint.mask >> TAINT_DIE & 1:
+            self(("panic", *inner), KERN_WARNING)
+        self._printk.log(KERN_EMERG, f"Kernel Offset: {self._kernel_offset}")
+        timeout = self._panic_timeout()
+        if timeout > 0:
+            self._printk.log(KERN_EMERG, f"Rebooting in {timeout} seconds..")
+        elif timeout == 0:
+            self._printk.log(KERN_EMERG, f"---[ end Kernel panic - not syncing: {message} ]---")
+
+    def bug(self, where: str, frames: tuple[str, ...]) -> None:
+        """``BUG()`` at a file and line: the kernel stops in an invalid instruction (lib/bug.c, exc_invalid_op)."""
+        self._oopses += 1
+        self._printk.log(KERN_WARNING, "------------[ cut here ]------------")
+        self._printk.log(KERN_CRIT, f"kernel BUG at {where}!")
+        self._printk.log(KERN_WARNING, f"invalid opcode: 0000 [#{self._oopses}] SMP")
+        self._show_regs(frames, KERN_WARNING)
+        self._printk.log(KERN_WARNING, "Modules linked in:\n---[ end trace 0000000000000000 ]---")
+        self.taint.add(TAINT_DIE)
+
+    def show_user_regs(self, level: int = KERN_WARNING) -> None:
+        """Log who executes, and the registers of the program (show_regs)."""
+        if self._user is not None:
+            self._printk.log(level, self._who())
+            for line in self._user.lines():
+                self._printk.log(level, line)
+            if self._user.long:
+                self._printk.log(level, f"FS:  {0:016x} GS:  {0:016x}")
+
+    def _who(self) -> str:
         at = self._context
-        state = f"{self.taint.text} {self._banner}"
-        self._printk.log(level, f"CPU: {at.cpu} PID: {at.pid} Comm: {at.comm} {state} \nCall Trace:\n <TASK>")
-        for frame in (*inner, *self._depot.frames(at.site)):
+        return f"CPU: {at.cpu} PID: {at.pid} Comm: {at.comm} {self.taint.text} {self._banner} "
+
+    def _show_regs(self, inner: tuple[str, ...], level: int) -> None:
+        self._printk.log(level, f"{self._who()}\nCall Trace:\n <TASK>")
+        frames = (*inner, *self._depot.frames(self._context.site))
+        for frame in frames:
             self._printk.log(level, f" {self._symbolize(frame)}")
+        if self._user is not None and frames[-1] == FAULT_ENTRY:
+            for line in self._user.lines():
+                self._printk.log(level, line)
         self._printk.log(level, " </TASK>")

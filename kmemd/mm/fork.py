@@ -1,7 +1,7 @@
-"""What fork and exit do to the memory manager (kernel/fork.c ``copy_process``, kernel/exit.c, ``free_task``).
+"""What fork, exec and exit do to the memory manager (kernel/fork.c ``copy_process``, kernel/exit.c, ``free_task``).
 
-Models the kernel's side of a process: its kernel stack and the slab objects that describe it. Left out: its user memory
-(page tables, pages), whose processes are those of boot; and the threads of one process.
+Models a process' kernel stack, the slab objects that describe it, and its address space, which is ``mm_struct``'s and
+``exec``'s work. Left out: the threads of one process.
 """
 
 from __future__ import annotations
@@ -14,9 +14,13 @@ from kmemd.core import stats
 from kmemd.core.context import Context
 from kmemd.errors import KernelError
 from kmemd.mm import gfp as g
+from kmemd.mm.exec import Exec, Image
 from kmemd.mm.layout import X86_64, Layout
+from kmemd.mm.mempolicy import mpol_dup
+from kmemd.mm.mm_struct import MmStructs
 from kmemd.mm.page_alloc import PageAllocator
-from kmemd.mm.sched import THREAD_SIZE, Task, TaskTable
+from kmemd.mm.sched import COMM_LENGTH, THREAD_SIZE, Task, TaskTable
+from kmemd.mm.signals import Signal
 from kmemd.mm.slab_geometry import get_order
 from kmemd.mm.slub import Slub
 from kmemd.mm.stackdepot import StackDepot
@@ -36,6 +40,9 @@ DESCRIPTORS = (
     "pid",
 )
 """The caches that copy_process takes an object of, in its order."""
+
+INHERITED = ("uid", "gid", "cpu", "flags", "nice", "cpus_allowed", "oom_score_adj", "oom_score_adj_min", "argv")
+"""What a child has of its parent."""
 
 FORK_FRAMES = ("kernel_clone", "__do_sys_fork", "__x64_sys_fork", "do_syscall_64", "entry_SYSCALL_64_after_hwframe")
 FORK_FRAMES_32 = ("kernel_clone", "__do_sys_fork", "__ia32_sys_fork", "do_int80_syscall_32", "entry_INT80_32")
@@ -104,7 +111,11 @@ class Fork:
         stacks: ThreadStacks,
         kernel_data: Callable[[], AbstractContextManager[None]],
         arch: str,
+        mms: MmStructs,
+        programs: Exec,
     ) -> None:
+        self._mms = mms
+        self._programs = programs
         self._tasks = tasks
         self._slub = slub
         self._context = context
@@ -115,33 +126,84 @@ class Fork:
         self._frames = FORK_FRAMES if arch == "x86_64" else FORK_FRAMES_32
         self._objects: dict[int, list[int]] = {}
 
-    def fork(self, comm: str) -> Task:
-        """A child of the executing task (of init, when that is none). ENOMEM, EAGAIN."""
+    def spawn(self, comm: str, image: Image | None = None) -> Task:
+        """A child of the executing task (of init, when that is none) that runs a program, or none. ENOMEM, EAGAIN."""
         parent = next((pid for pid in (self._context.pid, INIT_PID) if pid in self._tasks), 0)
+        task = self._new_task(comm, parent)
+        mm = self._tasks.find(parent).mm if parent else None
+        policy = mpol_dup(mm.policy) if mm is not None else None
+        if image is not None:
+            self._or_undo(task, lambda: self._programs.exec(task, image, policy))
+        return task
+
+    def fork(self, pid: int) -> Task:
+        """A child of ``pid`` with a copy of its address space. ESRCH, EPERM for kernel threads, ENOMEM, EAGAIN."""
+        parent = self._tasks.find(pid)
+        if parent.is_kthread:
+            raise KernelError(errno.EPERM, f"{parent.comm} is a kernel thread")
+        task = self._new_task(parent.comm, pid)
+        for name in INHERITED:
+            setattr(task, name, getattr(parent, name))
+        task.signals = parent.signals.copy()
+        task.rlimits = dict(parent.rlimits)
+        if parent.mm is not None:
+            mm = parent.mm
+            self._context.switch(pid, parent.tgid, parent.comm, parent.cpu)
+            self._or_undo(task, lambda: setattr(task, "mm", self._mms.dup(mm)))
+        return task
+
+    def exec(self, pid: int, comm: str, image: Image) -> Task:
+        """Have a process run another program. ESRCH, EPERM for kernel threads; ENOMEM ends the process."""
+        task = self._tasks.find(pid)
+        if task.is_kthread:
+            raise KernelError(errno.EPERM, f"{task.comm} is a kernel thread")
+        task.comm, task.argv = comm[:COMM_LENGTH], (comm,)
+        task.signals.flush_handlers()
+        self._or_undo(task, lambda: self._programs.exec(task, image))
+        return task
+
+    def _new_task(self, comm: str, parent: int) -> Task:
         task = self._tasks.spawn(comm, parent)
         site = self._context.site = self._depot.save(self._frames)
         self._objects[task.pid] = []
-        try:
+
+        def make() -> None:
             with self._kernel_data():
                 self._describe(self._objects[task.pid])
                 task.stack_addr = self._stacks.alloc(self._cpu_nodes[task.cpu], site)
-        except KernelError:
-            self._release(task)
-            self._tasks.exit(task.pid)
-            raise
+
+        self._or_undo(task, make)
         return task
 
+    def _or_undo(self, task: Task, work: Callable[[], None]) -> None:
+        """Do a part of making a process; when it fails there is no process."""
+        try:
+            work()
+        except (KernelError, Signal) as error:
+            self._end(task)
+            if isinstance(error, Signal):
+                raise KernelError(errno.ENOMEM, f"{task.comm} was killed while it started") from None
+            raise
+
     def exit(self, pid: int) -> Task:
-        """End a process. ESRCH; EPERM for init and kernel threads; EBUSY for the processes of boot."""
+        """End a process. ESRCH; EPERM for init and kernel threads."""
         task = self._tasks.find(pid)
         if task.is_kthread or pid == INIT_PID:
             raise KernelError(errno.EPERM, f"{task.comm} does not end")
-        if pid not in self._objects:
-            raise KernelError(errno.EBUSY, f"{task.comm} belongs to the booted system and has user memory")
         self._context.site = self._depot.save(EXIT_FRAMES)
-        self._tasks.exit(pid)
-        self._release(task)
+        self._end(task)
         return task
+
+    def _end(self, task: Task) -> None:
+        mm, task.mm = task.mm, None
+        if mm is not None:
+            self._mms.exit(mm)
+        self._tasks.exit(task.pid)
+        self._release(task)
+
+    def adopt(self, task: Task) -> None:
+        """A task of boot is one that may end."""
+        self._objects[task.pid] = []
 
     def _describe(self, objects: list[int]) -> None:
         for name in DESCRIPTORS:
@@ -150,7 +212,7 @@ class Fork:
 
     def _release(self, task: Task) -> None:
         """Free what a process has. What somebody freed already is the allocators' report and nothing more."""
-        for address in reversed(self._objects.pop(task.pid)):
+        for address in reversed(self._objects.pop(task.pid, [])):
             with suppress(KernelError):
                 self._slub.kfree(address)
         if task.stack_addr:

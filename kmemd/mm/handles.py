@@ -34,8 +34,12 @@ class Kind(StrEnum):
     SLAB = "slab"
     VMALLOC = "vmalloc"
     IOREMAP = "ioremap"
+    KMAP = "kmap"
+    DMA = "dma"
+    DMA_POOL = "dma_pool"
     CACHE = "cache"
     TASK = "task"
+    MAPPING = "mapping"
 
 
 def no_pointers() -> Pointers:
@@ -52,7 +56,7 @@ class Handle:
     item that was given back while a long command still runs. ``size`` is what was asked for, in bytes, per item;
     ``order`` counts for pages.
 
-    Invariants: a handle has ``pfns`` (PAGES), or ``addresses`` (SLAB, VMALLOC, IOREMAP), or no items: a CACHE has
+    Invariants: a handle has ``pfns`` (PAGES), or ``addresses`` (all others), or no items: a CACHE has
     ``cache``, a TASK has ``pid``.
     """
 
@@ -79,12 +83,14 @@ class Handle:
 
     def pointers(self) -> Pointers:
         """The kernel addresses this handle holds: roots for kmemleak, which knows nothing of pages."""
+        if self.kind is Kind.MAPPING:
+            return no_pointers()  # a user address, of the address space of ``pid``
         live: Pointers = self.addresses[self.addresses != 0]
         return live
 
     def pieces(self) -> Iterator[Pointers]:
         """``pointers``, ``PIECE`` items at a time."""
-        addresses = self.addresses
+        addresses = self.pointers() if self.kind is Kind.MAPPING else self.addresses
         for start in range(0, len(addresses), PIECE):
             piece = addresses[start : start + PIECE]
             yield piece[piece != 0]

@@ -1,7 +1,8 @@
-"""Transparent huge pages: switches and khugepaged's knobs (mm/huge_memory.c, mm/khugepaged.c, mm/shmem.c).
+"""Transparent huge pages: switches, khugepaged's knobs, and what they allow (mm/huge_memory.c, mm/khugepaged.c).
 
-Models: the defaults by memory size and command line, and that khugepaged raises min_free_kbytes when it starts and
-gives it back when it stops. Left out: collapsing and splitting, which need address spaces.
+Models: the defaults by memory size and command line, that khugepaged raises min_free_kbytes when it starts and
+gives it back when it stops, which mappings may have huge pages (``hugepage_vma_check``) and how hard the allocator may
+try for them. Faults and entries are ``mm/huge_pmd.py``, splitting is ``mm/huge_split.py``.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from kmemd.errors import KernelError
+from kmemd.mm import gfp as g
 from kmemd.mm import kstrtox
+from kmemd.mm import mm_types as mt
+from kmemd.mm.mm_types import Vma
 from kmemd.mm.params import CommandLine
 from kmemd.mm.sysctl_handlers import refuse, show_number
 from kmemd.mm.sysfs_handlers import choice, einval, show_choice, store_uint, store_ulong
-from kmemd.mm.units import PAGE_SIZE
+from kmemd.mm.units import PAGE_SHIFT, PAGE_SIZE
 from kmemd.tunable import Tunable, Tuned
 
 ENABLED = ("always", "madvise", "never")
@@ -57,7 +61,7 @@ class HugeMemory(Tuned):
         _row("use_zero_page", show_number, store_ulong, max=1),
         _row("hpage_pmd_size", show_number, refuse),
         _row("shmem_enabled", show_choice(*SHMEM), _store_shmem),
-        _daemon("alloc_sleep_millisecs"),
+        _daemon("alloc_sleep_millisecs", on_change="wake_khugepaged"),
         _daemon("defrag", store_ulong, attr="khugepaged_defrag", max=1),
         _daemon("full_scans", refuse),
         _daemon("max_ptes_none", einval(store_ulong)),
@@ -65,7 +69,7 @@ class HugeMemory(Tuned):
         _daemon("max_ptes_swap", einval(store_ulong)),
         _daemon("pages_collapsed", refuse),
         _daemon("pages_to_scan", min=1),
-        _daemon("scan_sleep_millisecs"),
+        _daemon("scan_sleep_millisecs", on_change="wake_khugepaged"),
     )
 
     def __init__(
@@ -79,6 +83,9 @@ class HugeMemory(Tuned):
     ) -> None:
         self._set_recommended_min_free_kbytes = set_recommended_min_free_kbytes
         self._hpage_pmd_nr = hpage_pmd_nr
+        self._wake: Callable[[], None] = lambda: None
+        self.generation = 0
+        """Counts the changes of ``enabled``: what follows from it is made anew."""
         self.long_bits = long_bits
         big = totalram_pages >= SMALL_MEMORY_PAGES
         wanted = cmdline.get("transparent_hugepage")
@@ -117,4 +124,71 @@ class HugeMemory(Tuned):
 
     def start_stop_khugepaged(self) -> None:
         """The switch was set: the daemon starts or stops, and min_free_kbytes follows."""
+        self.generation += 1
         self._set_recommended_min_free_kbytes(self.khugepaged_runs)
+        self._wake()
+
+    def wake_khugepaged(self) -> None:
+        """How long the daemon sleeps was set: it wakes up."""
+        self._wake()
+
+    def when_started(self, wake: Callable[[], None]) -> None:
+        """``wake`` is called whenever the switch or a sleep was set: khugepaged looks at it."""
+        self._wake = wake
+
+    # -- what is allowed ---------------------------------------------------------------------------------
+
+    @property
+    def pages(self) -> int:
+        """Small pages of a huge one."""
+        return self._hpage_pmd_nr
+
+    def suitable(self, vma: Vma, vpn: int) -> bool:
+        """Whether the huge page around a page number lies in a mapping, and its file is in step
+        (``transhuge_vma_suitable``)."""
+        if not vma.is_anon and (vma.vpn - vma.pgoff) % self.pages:
+            return False
+        first = vpn & -self.pages
+        return first >= vma.vpn and first + self.pages <= vma.end >> PAGE_SHIFT
+
+    def allowed(self, vma: Vma, *, fault: bool = False, smaps: bool = False, enforce: bool = True) -> bool:
+        """Whether a mapping may have huge pages (``hugepage_vma_check``).
+
+        A ``fault`` asks, or ``smaps``, or else khugepaged. ``enforce``: the switch counts; MADV_COLLAPSE works without.
+        """
+        flags = vma.flags
+        if flags & (mt.VM_NOHUGEPAGE | mt.VM_SPECIAL | mt.VM_HUGETLB) or vma.name in ("[vdso]", "[vvar]"):
+            return False
+        if not fault and not self.suitable(vma, (vma.end >> PAGE_SHIFT) - self.pages):
+            return False
+        if not fault and vma.file is not None and vma.file.is_shmem:
+            return self._shmem_allowed(vma, enforce=enforce)
+        if enforce and self.enabled != "always" and not (self.enabled == "madvise" and flags & mt.VM_HUGEPAGE):
+            return False
+        return vma.is_anon and (vma.anon_vma is not None or fault or smaps)
+
+    def _shmem_allowed(self, vma: Vma, *, enforce: bool) -> bool:
+        """``shmem_huge_enabled``."""
+        assert vma.file is not None
+        if not enforce or self.shmem_enabled in ("always", "force"):
+            return self.shmem_enabled != "deny"
+        if self.shmem_enabled == "within_size":
+            return vma.file.pages >= -(-(vma.pgoff + 1) // self.pages) * self.pages
+        return self.shmem_enabled == "advise" and bool(vma.flags & mt.VM_HUGEPAGE)
+
+    def fault_gfp(self, vma: Vma) -> int:
+        """How hard a fault may try for a huge page, by the defrag mode (``vma_thp_gfp_mask``)."""
+        advised = vma.flags & mt.VM_HUGEPAGE
+        if self.defrag == "always":
+            return g.GFP_TRANSHUGE | (0 if advised else g.F.NORETRY)
+        if self.defrag == "defer":
+            return g.GFP_TRANSHUGE_LIGHT | g.F.KSWAPD_RECLAIM
+        if self.defrag == "defer+madvise":
+            return g.GFP_TRANSHUGE_LIGHT | (g.F.DIRECT_RECLAIM if advised else g.F.KSWAPD_RECLAIM)
+        if self.defrag == "madvise" and advised:
+            return g.GFP_TRANSHUGE_LIGHT | g.F.DIRECT_RECLAIM
+        return g.GFP_TRANSHUGE_LIGHT
+
+    def collapse_gfp(self) -> int:
+        """How hard khugepaged tries (``alloc_hugepage_khugepaged_gfpmask``)."""
+        return g.GFP_TRANSHUGE if self.khugepaged_defrag else g.GFP_TRANSHUGE_LIGHT

@@ -1,8 +1,8 @@
 """Persistent huge pages (mm/hugetlb.c): pools that take their pages from the page allocator and give them back.
 
-Models: a pool per size with its nodes, growing and shrinking round robin over nodes, overcommit limit, surplus and
-reserved pages, the boot parameters hugepages=, hugepagesz=, default_hugepagesz=. Left out: mappings (nothing
-reserves or uses a page yet), 1 GiB pages (the modelled CPU has none), hugetlb_cma, vmemmap optimisation.
+Models: a pool per size with its nodes, growing and shrinking round robin over nodes, overcommit limit, surplus pages,
+promises (``hugetlb_acct_memory``), pages handed out and taken back, demotion to the smaller size, and what
+boot fills. Mappings are ``mm/hugetlb_vm.py``. Left out: hugetlb_cma, vmemmap optimisation, cgroup limits.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -18,22 +18,27 @@ from kmemd.core import stats
 from kmemd.core.context import Context
 from kmemd.errors import KernelError
 from kmemd.mm import gfp as g
-from kmemd.mm import kstrtox
+from kmemd.mm.hugetlb_boot import PMD_ORDER, PUD_ORDER, BootParameters, Wanted, size_text
+from kmemd.mm.hugetlb_pool import Pool
+from kmemd.mm.hugetlbfs import HugetlbFile
 from kmemd.mm.layout import STRUCT_PAGE_SIZE, X86_64
+from kmemd.mm.mm_types import Vma
 from kmemd.mm.pace import Pace, pieces
-from kmemd.mm.page_supply import PageSupply
-from kmemd.mm.params import CommandLine, memparse
-from kmemd.mm.printk import KERN_ERR, KERN_INFO, KERN_WARNING, Printk
+from kmemd.mm.page_supply import PageSupply, PFNs
+from kmemd.mm.params import CommandLine
+from kmemd.mm.printk import KERN_INFO, KERN_WARNING, Printk
 from kmemd.mm.stackdepot import StackDepot
 from kmemd.mm.sysctl_handlers import proc_dobool, proc_doulongvec_minmax, vm_knob
-from kmemd.mm.units import MIB, PAGE_SIZE
+from kmemd.mm.units import NUMA_NO_NODE, PAGE_SHIFT, PAGE_SIZE
 from kmemd.mm.vmstat import VmStat
 from kmemd.steps import Steps, finish
 from kmemd.tunable import Tunable, Tuned
 
-PMD_ORDER = {64: 9, 32: 10}
+__all__ = ["PMD_ORDER", "Hugetlb", "Pool"]
+
 POOL_FLAGS = g.F.THISNODE | g.F.COMP | g.F.NOWARN
 TRY_HARD = g.F.RETRY_MAYFAIL
+ALL_NODES = (1 << 64) - 1
 TAKEN = 64
 """Pages that are taken or given back before others may get in."""
 SINGLES = 32
@@ -50,6 +55,29 @@ class Pages(PageSupply, Protocol):
     """The page allocator, which counts how often it went into its slow path."""
 
     slow_paths: int
+    zonelists: list[list[int]]
+
+    def alloc_pages(self, gfp: int, order: int = 0, nid: int = NUMA_NO_NODE, nodemask: int = ALL_NODES) -> int:
+        """The PFN of a block. ENOMEM."""
+
+    def numa_node_id(self) -> int:
+        """The executing CPU's node."""
+
+
+class Contig(Protocol):
+    """What finds, splits and dissolves blocks that are too large for the page allocator."""
+
+    def alloc(self, order: int, nid: int) -> int | None:
+        """The first page of a wholly free range."""
+
+    def free(self, pfn: int, order: int) -> None:
+        """Give every page of a block back."""
+
+    def adopt(self, pfn: int, order: int) -> None:
+        """Make a range that was taken before the page allocator ran an allocated block."""
+
+    def split(self, pfn: int, order: int, parts: int) -> list[int]:
+        """Make blocks of order ``parts`` of one."""
 
 
 class Zone(Protocol):
@@ -57,6 +85,10 @@ class Zone(Protocol):
 
     @property
     def managed(self) -> int: ...
+    @property
+    def start_pfn(self) -> int: ...
+    @property
+    def end_pfn(self) -> int: ...
 
 
 class Node(Protocol):
@@ -70,69 +102,12 @@ class Node(Protocol):
     def zones(self) -> Sequence[Zone]: ...
 
 
-class Pool:
-    """Huge pages of one size (``struct hstate``). Counts are in huge pages, one list entry per node.
-
-    Invariants: a node's free pages are a subset of its pages; persistent pages are those that are not surplus.
-    """
-
-    def __init__(self, order: int, nr_nodes: int) -> None:
-        self.order = order
-        self.nr_node = [0] * nr_nodes
-        self.surplus_node = [0] * nr_nodes
-        self.free_lists: list[list[int]] = [[] for _ in range(nr_nodes)]
-        self.resv = 0
-        self.overcommit = 0
-        self.max_huge_pages = 0
-        self.next_nid_to_alloc = 0
-        self.next_nid_to_free = 0
-
-    @property
-    def size(self) -> int:
-        """Bytes of a page."""
-        return PAGE_SIZE << self.order
-
-    @property
-    def name(self) -> str:
-        """The name of its directory."""
-        return f"hugepages-{self.size // 1024}kB"
-
-    @property
-    def nr(self) -> int:
-        """All pages of the pool."""
-        return sum(self.nr_node)
-
-    @property
-    def free(self) -> int:
-        """Pages that no mapping uses."""
-        return sum(len(pages) for pages in self.free_lists)
-
-    @property
-    def surplus(self) -> int:
-        """Pages above the pool's persistent size."""
-        return sum(self.surplus_node)
-
-    @property
-    def persistent(self) -> int:
-        """Pages that stay when they become free."""
-        return self.nr - self.surplus
-
-    def free_node(self, nid: int) -> int:
-        """Free pages of a node."""
-        return len(self.free_lists[nid])
-
-
-def _next(nid: int, nodes: Sequence[int]) -> int:
-    """The node at or after ``nid``, round robin (``get_valid_node_allowed``)."""
-    return next((node for node in nodes if node >= nid), nodes[0])
-
-
-def _after(nid: int, nodes: Sequence[int]) -> int:
-    return _next(nid + 1, nodes)
-
-
 class Hugetlb(Tuned):
-    """All pools. ``highmem_pfn`` is where memory without a kernel mapping begins, None where all is mapped."""
+    """All pools.
+
+    ``highmem_pfn`` is where memory without a kernel mapping begins, None where all is mapped. ``contig`` is
+    there when the CPU maps 1 GiB pages, and ``bootmem`` are those that boot set aside.
+    """
 
     TUNABLES: ClassVar[tuple[Tunable, ...]] = (
         vm_knob("nr_hugepages", proc_doulongvec_minmax, steps="resize_default"),
@@ -160,26 +135,40 @@ class Hugetlb(Tuned):
         *,
         long_bits: int = 64,
         highmem_pfn: int | None = None,
+        contig: Contig | None = None,
+        bootmem: Sequence[int] = (),
     ) -> None:
         self._page_alloc = page_alloc
         self._nodes = tuple(node.nid for node in nodes if node.has_memory)
         self._managed = {node.nid: sum(zone.managed for zone in node.zones) for node in nodes}
+        self._spans = [(zone.start_pfn, zone.end_pfn, node.nid) for node in nodes for zone in node.zones]
         self._vmstat = vmstat
         self._context = context
         self._depot = depot
         self._printk = printk
         self._highmem_pfn = highmem_pfn
+        self._contig = contig
         self.long_bits = long_bits
         self.numa = long_bits == 64
         self.hugetlb_shm_group = 0
         self.optimize_vmemmap = cmdline.flag("hugetlb_free_vmemmap")
-        self.default = Pool(PMD_ORDER[long_bits], max(node.nid for node in nodes) + 1)
-        self.pools = (self.default,)
-        self._boot(_BootParameters(cmdline, self.default.size, self._nodes, printk))
+        parameters = BootParameters(cmdline, huge_page_sizes(long_bits, contig is not None), self._nodes)
+        width = max(node.nid for node in nodes) + 1
+        self.pools = tuple(Pool(size.bit_length() - 1 - PAGE_SHIFT, width) for size in _sizes(parameters.wanted))
+        self.default = self.pools[parameters.wanted.index(parameters.default)]
+        for pool in self.pools:
+            pool.demote_order = max((other.order for other in self.pools if other.order < pool.order), default=0)
+        self._boot(parameters, bootmem)
 
     def pool(self, name: str) -> Pool | None:
         """The pool whose directory has this name."""
         return next((pool for pool in self.pools if pool.name == name), None)
+
+    def pool_of_shift(self, shift: int) -> Pool | None:
+        """The pool of pages of ``2**shift`` bytes, the default one for 0 (``hstate_sizelog``)."""
+        if not shift:
+            return self.default
+        return next((pool for pool in self.pools if pool.size == 1 << shift), None)
 
     @property
     def nr_hugepages(self) -> int:
@@ -197,11 +186,33 @@ class Hugetlb(Tuned):
 
     @nr_overcommit.setter
     def nr_overcommit(self, count: int) -> None:
-        self.default.overcommit = count
+        self.set_overcommit(self.default, count)
+
+    def set_overcommit(self, pool: Pool, count: int) -> None:
+        """Let a pool grow by so many surplus pages. EINVAL for pages that cannot be had at any time."""
+        if pool.gigantic:
+            raise KernelError(errno.EINVAL, f"{pool.name} has no surplus pages")
+        pool.overcommit = count
 
     def holds(self, pfn: int) -> bool:
-        """Whether a page frame begins a free page of a pool."""
-        return any(pfn in pages for pool in self.pools for pages in pool.free_lists)
+        """Whether a page frame begins a page of a pool, free or in use."""
+        return self.pool_of(pfn) is not None
+
+    def pool_of(self, pfn: int) -> Pool | None:
+        """The pool that a page frame begins a page of."""
+        for pool in self.pools:
+            if pfn in pool.active or any(pfn in pages for pages in pool.free_lists):
+                return pool
+        return None
+
+    @staticmethod
+    def pool_of_vma(vma: Vma) -> Pool | None:
+        """The pool that a mapping's pages come from, None when it is not of huge pages (``hstate_vma``)."""
+        return vma.file.pool if isinstance(vma.file, HugetlbFile) else None
+
+    def node_of(self, pfn: int) -> int:
+        """The node of a page frame."""
+        return next(nid for low, high, nid in self._spans if low <= pfn < high)
 
     def total_pages(self) -> int:
         """Base pages in all pools (``hugetlb_total_pages``)."""
@@ -221,12 +232,12 @@ class Hugetlb(Tuned):
         nodes = self._nodes if nid is None else (nid,)
         if nid is not None:
             count += pool.nr - pool.nr_node[nid]
-        while pool.surplus and count > pool.persistent and self._adjust_surplus(pool, nodes, -1):
+        while pool.surplus and count > pool.persistent and pool.adjust_surplus(nodes, -1):
             pass
         if count > pool.persistent:
             yield from self._grow(pool, count - pool.persistent, nodes)
         yield from self._shrink(pool, count, nodes)
-        while count < pool.persistent and self._adjust_surplus(pool, nodes, 1):
+        while count < pool.persistent and pool.adjust_surplus(nodes, 1):
             pass
         pool.max_huge_pages = pool.persistent
 
@@ -236,25 +247,24 @@ class Hugetlb(Tuned):
         super().restore({path: text for path, text in captured.items() if path not in pool_sizes})
 
     def check(self) -> None:
-        """Every page is of the pool's size, in one list, and counted."""
+        """Every page is of the pool's size, in one place, and counted."""
+        node_of: list[Any] = [_Spans([]) for _ in range(len(self.default.nr_node))]
+        for low, high, nid in self._spans:
+            node_of[nid].ranges.append(range(low, high))
         for pool in self.pools:
-            pages = [pfn for free in pool.free_lists for pfn in free]
-            assert len(set(pages)) == len(pages), f"{pool.name}: a page is twice in the pool"
-            assert all(pfn % (1 << pool.order) == 0 for pfn in pages), f"{pool.name}: a page is not aligned"
-            for nid, free in enumerate(pool.free_lists):
-                assert 0 <= len(free) <= pool.nr_node[nid], f"{pool.name}: node {nid} has more free pages than pages"
-                assert 0 <= pool.surplus_node[nid] <= pool.nr_node[nid], f"{pool.name}: surplus of node {nid}"
+            pool.check(node_of)
 
     # -- growing -----------------------------------------------------------------------------------------
 
-    def _gfp(self) -> int:
-        """Movable only where huge pages can migrate, which i386's cannot."""
-        return POOL_FLAGS | (g.GFP_HIGHUSER_MOVABLE if self.long_bits == 64 else g.GFP_HIGHUSER)
+    def _gfp(self, pool: Pool) -> int:
+        """Movable only where huge pages can migrate, which i386's and gigantic ones cannot (``htlb_alloc_mask``)."""
+        movable = self.long_bits == 64 and not pool.gigantic
+        return (g.GFP_HIGHUSER_MOVABLE if movable else g.GFP_HIGHUSER) | g.F.COMP | g.F.NOWARN
 
     def _grow(self, pool: Pool, count: int, nodes: Sequence[int]) -> Steps[int]:
         """Take up to ``count`` pages, an even share from each node, then one by one; the number taken."""
         stack = self._depot.extend(self._context.site, FRAMES)
-        share = count // len(nodes)
+        share = 0 if pool.gigantic else count // len(nodes)
         left = count
         if share > 1:
             for nid in nodes:
@@ -263,7 +273,7 @@ class Hugetlb(Tuned):
         self._context.stack = stack
         while left and self._grow_one(pool, nodes, given_up):
             left -= 1
-            if not left % SINGLES:
+            if pool.gigantic or not left % SINGLES:
                 yield
         return count - left
 
@@ -274,7 +284,8 @@ class Hugetlb(Tuned):
         while taken < count:
             want = pace.next(count - taken)
             self._context.stack = stack
-            pfns = self._page_alloc.alloc_pages_bulk(self._hard(), pool.order, want, nid)
+            gfp = self._gfp(pool) | g.F.THISNODE | TRY_HARD
+            pfns = self._page_alloc.alloc_pages_bulk(gfp, pool.order, want, nid)
             self._enqueue(pool, nid, pfns.tolist())
             taken += len(pfns)
             yield
@@ -282,32 +293,35 @@ class Hugetlb(Tuned):
                 break
         return taken
 
-    def _hard(self) -> int:
-        return self._gfp() | TRY_HARD
-
     def _grow_one(self, pool: Pool, nodes: Sequence[int], given_up: set[int]) -> bool:
         """One page from the next node that has one (``alloc_pool_huge_page``). No try is hard after a failure."""
         for _ in nodes:
-            nid = _next(pool.next_nid_to_alloc, nodes)
-            pool.next_nid_to_alloc = _after(nid, nodes)
-            try:
-                pfn = self._page_alloc.alloc_pages(self._gfp() if nid in given_up else self._hard(), pool.order, nid)
-            except KernelError as error:
-                if error.errno != errno.ENOMEM:
-                    raise
-                self._vmstat.count(stats.HTLB_BUDDY_PGALLOC_FAIL)
-                given_up.add(nid)
-                continue
-            given_up.discard(nid)
-            self._enqueue(pool, nid, [pfn])
-            return True
+            nid = pool.next_to_alloc(nodes)
+            pfn = self._fresh(pool, g.F.THISNODE | (0 if nid in given_up else TRY_HARD), nid)
+            if pfn is not None:
+                given_up.discard(nid)
+                pool.add(nid, [pfn])
+                return True
+            given_up.add(nid)
         return False
 
+    def _fresh(self, pool: Pool, flags: int, nid: int, nodemask: int = ALL_NODES) -> int | None:
+        """A page that no pool has yet (``alloc_fresh_huge_page``)."""
+        if pool.gigantic:
+            return self._contig.alloc(pool.order, nid) if self._contig else None
+        try:
+            pfn = self._page_alloc.alloc_pages(self._gfp(pool) | flags, pool.order, nid, nodemask)
+        except KernelError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            self._vmstat.count(stats.HTLB_BUDDY_PGALLOC_FAIL)
+            return None
+        self._vmstat.count(stats.HTLB_BUDDY_PGALLOC)
+        return pfn
+
     def _enqueue(self, pool: Pool, nid: int, pfns: list[int]) -> None:
-        """New pages go to the head of the node's free list."""
         self._vmstat.count(stats.HTLB_BUDDY_PGALLOC, len(pfns))
-        pool.nr_node[nid] += len(pfns)
-        pool.free_lists[nid] += pfns
+        pool.add(nid, pfns)
 
     # -- shrinking ---------------------------------------------------------------------------------------
 
@@ -315,16 +329,24 @@ class Hugetlb(Tuned):
         """Give free pages back until ``count`` are left; reserved ones stay, and those in use."""
         target = max(count, pool.resv + pool.nr - pool.free)
         for part in pieces(np.array(self._free_low(pool, target, nodes), dtype=np.int64), TAKEN):
-            self._page_alloc.free_pages_bulk(part, pool.order)
+            self._give_back(pool, part)
             yield
         surplus = pool.persistent - target
         while surplus > 0:
-            freed = list(islice(iter(lambda: self._remove_one(pool, nodes), None), min(surplus, TAKEN)))
+            freed = list(islice(iter(lambda: pool.remove_one(nodes), None), min(surplus, TAKEN)))
             if not freed:
                 break
             surplus -= len(freed)
-            self._page_alloc.free_pages_bulk(np.array(freed, dtype=np.int64), pool.order)
+            self._give_back(pool, np.array(freed, dtype=np.int64))
             yield
+
+    def _give_back(self, pool: Pool, pfns: PFNs) -> None:
+        """The pages are the page allocator's again (``update_and_free_page``)."""
+        if pool.gigantic and self._contig is not None:
+            for pfn in pfns.tolist():
+                self._contig.free(pfn, pool.order)
+        else:
+            self._page_alloc.free_pages_bulk(pfns, pool.order)
 
     def _free_low(self, pool: Pool, target: int, nodes: Sequence[int]) -> list[int]:
         """With HIGHMEM, pages that the kernel could use itself go first (``try_to_free_low``)."""
@@ -339,111 +361,170 @@ class Hugetlb(Tuned):
                 freed.append(pfn)
         return freed
 
-    def _remove_one(self, pool: Pool, nodes: Sequence[int]) -> int | None:
-        for _ in nodes:
-            nid = _next(pool.next_nid_to_free, nodes)
-            pool.next_nid_to_free = _after(nid, nodes)
-            if pool.free_lists[nid]:
-                pool.nr_node[nid] -= 1
-                return pool.free_lists[nid].pop()
-        return None
+    # -- promises ----------------------------------------------------------------------------------------
 
-    def _adjust_surplus(self, pool: Pool, nodes: Sequence[int], delta: int) -> bool:
-        """Turn one surplus page into a persistent one (-1) or back (1); whether there was one."""
-        for _ in nodes:
-            if delta < 0:
-                nid = _next(pool.next_nid_to_alloc, nodes)
-                pool.next_nid_to_alloc = _after(nid, nodes)
-                found = pool.surplus_node[nid] > 0
-            else:
-                nid = _next(pool.next_nid_to_free, nodes)
-                pool.next_nid_to_free = _after(nid, nodes)
-                found = pool.surplus_node[nid] < pool.nr_node[nid]
-            if found:
-                pool.surplus_node[nid] += delta
-                return True
-        return False
+    def acct_memory(self, pool: Pool, delta: int, mask: int = ALL_NODES) -> None:
+        """Promise ``delta`` pages, growing the pool by surplus pages where it may, or take promises back
+        (``hugetlb_acct_memory``). ``mask``: the nodes that the task is bound to. ENOMEM: there are too few pages."""
+        if delta < 0:
+            self._return_unused_surplus(pool, -delta)
+        elif delta:
+            self._gather_surplus(pool, delta)
+            if delta > sum(pool.free_node(nid) for nid in self._nodes if mask >> nid & 1):
+                self._return_unused_surplus(pool, delta)
+                raise KernelError(errno.ENOMEM, f"{pool.name}: the allowed nodes have fewer than {delta} free pages")
+
+    def _gather_surplus(self, pool: Pool, delta: int) -> None:
+        """Free pages for all promises and ``delta`` more. ENOMEM (``gather_surplus_pages``)."""
+        needed = pool.resv + delta - pool.free
+        fresh: list[int] = []
+        while len(fresh) < needed:
+            pfn = self._surplus_page(pool, self._page_alloc.numa_node_id(), ALL_NODES)
+            if pfn is None:
+                for extra in reversed(fresh):
+                    self.free_huge_page(pool, extra)
+                raise KernelError(errno.ENOMEM, f"{pool.name}: {needed} pages short of a reservation of {delta}")
+            fresh.append(pfn)
+        pool.resv += delta
+        for pfn in reversed(fresh):
+            del pool.active[pfn]
+            pool.free_lists[self.node_of(pfn)].append(pfn)
+
+    def _surplus_page(self, pool: Pool, nid: int, nodemask: int) -> int | None:
+        """A page above the pool's persistent size, in use (``alloc_surplus_huge_page``)."""
+        if pool.gigantic or pool.surplus >= pool.overcommit:
+            return None
+        pfn = self._fresh(pool, TRY_HARD, nid, nodemask)
+        if pfn is None:
+            return None
+        where = self.node_of(pfn)
+        pool.nr_node[where] += 1
+        pool.surplus_node[where] += 1
+        pool.active[pfn] = None
+        return pfn
+
+    def _return_unused_surplus(self, pool: Pool, unused: int) -> None:
+        """Promises are taken back, and surplus pages that were there for them freed, spread over the nodes."""
+        pool.resv -= unused
+        gone = [pool.remove_one(self._nodes, surplus=True) for _ in range(min(unused, pool.surplus))]
+        freed = [pfn for pfn in gone if pfn is not None]
+        self._give_back(pool, np.array(freed, dtype=np.int64))
+
+    # -- pages in use ------------------------------------------------------------------------------------
+
+    def take_page(self, pool: Pool, nid: int, nodemask: int, *, reserved: bool, avoid_reserve: bool) -> int | None:
+        """A page for a mapping, of the nodes of ``nodemask`` nearest to ``nid``; None when there is none
+        (the middle of ``alloc_huge_page``). ``reserved``: it was promised; with ``avoid_reserve`` a page that comes
+        from the page allocator does not use the promise up."""
+        if reserved or pool.available > 0:
+            pfn = pool.dequeue([node for node in self._page_alloc.zonelists[nid] if nodemask >> node & 1])
+            if pfn is not None:
+                self._use_promise(pool, pfn, reserved)
+                return pfn
+        pfn = self._surplus_page(pool, nid, nodemask)
+        if pfn is not None:
+            self._use_promise(pool, pfn, reserved and not avoid_reserve)
+        return pfn
+
+    def _use_promise(self, pool: Pool, pfn: int, reserved: bool) -> None:
+        if reserved:
+            pool.restore.add(pfn)
+            pool.resv -= 1
+
+    def free_huge_page(self, pool: Pool, pfn: int) -> None:
+        """Nobody uses a page any more: it is free, or goes back to the page allocator if its node has surplus pages."""
+        subpool = pool.active.pop(pfn)
+        restore = pfn in pool.restore
+        pool.restore.discard(pfn)
+        if not restore and subpool is not None and subpool.put_pages(1) == 0:
+            restore = True
+        pool.resv += restore
+        nid = self.node_of(pfn)
+        if pool.surplus_node[nid]:
+            pool.surplus_node[nid] -= 1
+            pool.nr_node[nid] -= 1
+            self._give_back(pool, np.array([pfn], dtype=np.int64))
+        else:
+            pool.free_lists[nid].append(pfn)
+
+    # -- demotion ----------------------------------------------------------------------------------------
+
+    def demote(self, pool: Pool, count: int, nid: int | None = None) -> None:
+        """Make pages of the smaller size of up to ``count`` free ones (``demote_store``). EINVAL: there is none."""
+        target = next((other for other in self.pools if other.order == pool.demote_order), None)
+        if target is None or self._contig is None:
+            raise KernelError(errno.EINVAL, f"there is no page size below {pool.name}")
+        nodes = self._nodes if nid is None else (nid,)
+        for _ in range(count):
+            free = pool.free if nid is None else pool.free_node(nid)
+            pfn = pool.remove_one(nodes) if free > pool.resv else None
+            if pfn is None:
+                return
+            parts = self._contig.split(pfn, pool.order, target.order)
+            target.add(self.node_of(pfn), parts)
+            pool.max_huge_pages -= 1
+            target.max_huge_pages += len(parts)
+
+    def set_demote_size(self, pool: Pool, size: int) -> None:
+        """Choose the size that pages are demoted to (``demote_size_store``). EINVAL."""
+        target = next((other for other in self.pools if other.size == size), None)
+        if target is None or target.order >= pool.order:
+            raise KernelError(errno.EINVAL, f"{pool.name}: pages of {size} bytes are not smaller huge pages")
+        pool.demote_order = target.order
 
     # -- boot --------------------------------------------------------------------------------------------
 
-    def _boot(self, parameters: _BootParameters) -> None:
-        """Fill the pool as the command line wants it, and say so (``hugetlb_init``)."""
-        pool, size = self.default, _size_text(self.default.size)
-        for nid, wanted in parameters.per_node.items():
-            got = finish(self._grow(pool, wanted, (nid,)))
-            if got < wanted:
-                text = f"HugeTLB: allocating {wanted} of page size {size} failed node{nid}."
-                self._printk.log(KERN_WARNING, f"{text}  Only allocated {got} hugepages.")
-        if not parameters.per_node and parameters.count:
-            got = finish(self._grow(pool, parameters.count, self._nodes))
-            if got < parameters.count:
-                text = f"HugeTLB: allocating {parameters.count} of page size {size} failed."
-                self._printk.log(KERN_WARNING, f"{text}  Only allocated {got} hugepages.")
-        pool.max_huge_pages = pool.persistent
-        self._printk.log(KERN_INFO, f"HugeTLB: registered {size} page size, pre-allocated {pool.free} pages")
-        vmemmap = (STRUCT_PAGE_SIZE[X86_64] << pool.order) - PAGE_SIZE if self.numa else 0
-        self._printk.log(KERN_INFO, f"HugeTLB: {vmemmap // 1024} KiB vmemmap can be freed for a {size} page")
+    def _boot(self, parameters: BootParameters, bootmem: Sequence[int]) -> None:
+        """Fill the pools as the command line wants it, and say so (``hugetlb_init``)."""
+        for level, text in parameters.messages:
+            self._printk.log(level, text)
+        for pool, wanted in zip(self.pools, parameters.wanted, strict=True):
+            if pool.gigantic:
+                self._adopt(pool, bootmem)
+                self._complain(wanted, wanted.count, pool.nr)
+            else:
+                self._fill(pool, wanted)
+            pool.max_huge_pages = pool.persistent
+        for pool in self.pools:
+            size = size_text(pool.size)
+            self._printk.log(KERN_INFO, f"HugeTLB: registered {size} page size, pre-allocated {pool.free} pages")
+            vmemmap = (STRUCT_PAGE_SIZE[X86_64] << pool.order) - PAGE_SIZE if self.numa else 0
+            self._printk.log(KERN_INFO, f"HugeTLB: {vmemmap // 1024} KiB vmemmap can be freed for a {size} page")
+
+    def _fill(self, pool: Pool, wanted: Wanted) -> None:
+        for nid, count in sorted(wanted.per_node.items()):
+            self._complain(wanted, count, finish(self._grow(pool, count, (nid,))), f" node{nid}")
+        if wanted.count and not wanted.per_node:
+            self._complain(wanted, wanted.count, finish(self._grow(pool, wanted.count, self._nodes)))
+
+    def _adopt(self, pool: Pool, bootmem: Sequence[int]) -> None:
+        """The pages that boot set aside are the pool's (``gather_bootmem_prealloc``)."""
+        for pfn in bootmem:
+            if self._contig is not None:
+                self._contig.adopt(pfn, pool.order)
+            pool.add(self.node_of(pfn), [pfn])
+
+    def _complain(self, wanted: Wanted, asked: int, got: int, where: str = "") -> None:
+        if got < asked:
+            text = f"HugeTLB: allocating {asked} of page size {size_text(wanted.size)} failed{where}."
+            self._printk.log(KERN_WARNING, f"{text}  Only allocated {got} hugepages.")
 
 
-def _size_text(size: int) -> str:
-    return f"{size // MIB}.00 MiB"
+class _Spans:
+    """The PFNs of a node."""
+
+    def __init__(self, ranges: list[range]) -> None:
+        self.ranges = ranges
+
+    def __contains__(self, pfn: int) -> bool:
+        return any(pfn in span for span in self.ranges)
 
 
-class _BootParameters:
-    """hugepagesz=, default_hugepagesz= and hugepages=, in the order in which they stand."""
-
-    def __init__(self, cmdline: CommandLine, size: int, nodes: Sequence[int], printk: Printk) -> None:
-        self.count = 0
-        self.per_node: dict[int, int] = {}
-        self._size = size
-        self._nodes = nodes
-        self._printk = printk
-        self._valid_size = True
-        self._given = False
-        for name, value in cmdline.pairs():
-            if name in ("hugepagesz", "default_hugepagesz"):
-                self._page_size(name, value)
-            elif name == "hugepages":
-                self._pages(value)
-
-    def _page_size(self, name: str, value: str) -> None:
-        self._valid_size = memparse(value)[0] == self._size
-        self._given = False
-        if not self._valid_size:
-            self._printk.log(KERN_ERR, f"HugeTLB: unsupported {name}={value}")
-
-    def _pages(self, value: str) -> None:
-        if not self._valid_size:
-            text = f"HugeTLB: hugepages={value} does not follow a valid hugepagesz, ignoring"
-            self._printk.log(KERN_WARNING, text)
-            self._valid_size = True
-            return
-        if self._given:
-            text = "HugeTLB: hugepages= specified twice without interleaving hugepagesz=, ignoring"
-            self._printk.log(KERN_WARNING, f"{text} hugepages={value}")
-            return
-        self._given = True
-        try:
-            self._take(value)
-        except KernelError:
-            self.per_node.clear()
-            self._printk.log(KERN_WARNING, f"HugeTLB: Invalid hugepages parameter {value}")
-
-    def _take(self, value: str) -> None:
-        """``N``, or ``node:N,node:N``. EINVAL."""
-        if ":" not in value:
-            self.count = _leading_number(value)
-            return
-        for part in value.split(","):
-            node, _, count = part.partition(":")
-            nid = _leading_number(node)
-            if nid not in self._nodes:
-                raise KernelError(errno.EINVAL, f"node {nid} is not online")
-            self.per_node[nid] = _leading_number(count)
+def huge_page_sizes(long_bits: int, gbpages: bool) -> tuple[int, ...]:
+    """The sizes that the CPU maps, in bytes, of a PMD's first."""
+    pmd = PAGE_SIZE << PMD_ORDER[long_bits]
+    return (pmd, PAGE_SIZE << PUD_ORDER) if gbpages else (pmd,)
 
 
-def _leading_number(text: str) -> int:
-    value, _, digits = kstrtox.parse_integer(text.encode(), 10)
-    if not digits:
-        raise KernelError(errno.EINVAL, f"{text!r} does not begin with a number")
-    return value
+def _sizes(wanted: Sequence[Wanted]) -> list[int]:
+    return [one.size for one in wanted]

@@ -68,6 +68,19 @@ class Layout:
             self._lay_out_32(kaslr)
         self.high_memory = self.page_offset + (self.max_low_pfn << PAGE_SHIFT)
 
+    @property
+    def kernel_offset(self) -> str:
+        """How far KASLR moved the kernel, as a panic says it (arch/x86/kernel/setup.c ``dump_kernel_offset``)."""
+        if not self.kaslr:
+            return "disabled"
+        base, modules = (
+            (START_KERNEL_MAP, START_KERNEL_MAP + KERNEL_IMAGE_SIZE_KASLR)
+            if self.arch == X86_64
+            else (PAGE_OFFSET_32, self.vmalloc_start)
+        )
+        start = base + PHYSICAL_START
+        return f"{self.text_base - start:#x} from {start:#x} (relocation range: {base:#x}-{modules - 1:#x})"
+
     def _lay_out_64(self, kaslr: Random | None) -> None:
         self.max_low_pfn = self.max_pfn
         self.page_offset, self.vmalloc_start, self.vmemmap_start = self._regions(kaslr)

@@ -1,22 +1,232 @@
-"""NUMA placement: the system-wide switches (mm/memory-tiers.c, kernel/sched/fair.c ``numa_balancing``).
+"""NUMA policies: where a task and its mappings want their pages, and the allocations that obey (mm/mempolicy.c).
 
-Left out: policies of tasks and mappings, which need address spaces.
+Models ``struct mempolicy`` with its modes and flags, how a policy is made of what a program passes, and the allocations
+of ``vma_alloc_folio``, ``alloc_pages`` and ``huge_node``. The system calls that change the policy of mappings are in
+``mbind.py``, automatic balancing (kernel/sched/fair.c) is in ``numa_balancing.py``. A process has one thread, so its
+policy is that of its address space; an interleave policy carries the task's ``il_prev``.
+Left out: cpusets (CONFIG_CPUSETS is off: every task may use all memory, and nothing is rebound) and policies of slabs.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+import errno
+from bisect import insort
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
+from kmemd.core import stats
+from kmemd.core.buddy import Buddy
+from kmemd.core.pages import lazy_zeros
+from kmemd.errors import KernelError
+from kmemd.mm import gfp as g
+from kmemd.mm.mmzone import Node, Zone
+from kmemd.mm.nodemask import first_node, mask_of, next_node_in, node_list, nodes_of, relative_nodes
+from kmemd.mm.page_alloc import ALL_NODES, PageAllocator
 from kmemd.mm.sysctl_handlers import proc_dointvec_minmax, show_number
 from kmemd.mm.sysfs_handlers import show_word, store_bool
+from kmemd.mm.units import NUMA_NO_NODE, PAGE_SHIFT, PAGE_SIZE
+from kmemd.mm.vmstat import VmStat
 from kmemd.tunable import Tunable, Tuned
 
-NUMA_BALANCING_DISABLED, NUMA_BALANCING_NORMAL = 0, 1
+if TYPE_CHECKING:
+    from kmemd.mm.filemap import File
+    from kmemd.mm.mm_types import Mm, Vma
+
+PFNS = npt.NDArray[np.int64]
+
+NUMA_BALANCING_DISABLED, NUMA_BALANCING_NORMAL, NUMA_BALANCING_MEMORY_TIERING = 0, 1, 2
 SYSCTL_FOUR = 4
+MAX_NUMNODES = 64
+"""1 << CONFIG_NODES_SHIFT."""
+MAX_MASK_BITS = PAGE_SIZE * 8
+"""Longest mask that a program may pass, in bits."""
+
+MPOL_DEFAULT, MPOL_PREFERRED, MPOL_BIND, MPOL_INTERLEAVE, MPOL_LOCAL, MPOL_PREFERRED_MANY = range(6)
+MPOL_MAX = 6
+MPOL_F_STATIC_NODES, MPOL_F_RELATIVE_NODES, MPOL_F_NUMA_BALANCING = 1 << 15, 1 << 14, 1 << 13
+MPOL_MODE_FLAGS = MPOL_F_STATIC_NODES | MPOL_F_RELATIVE_NODES | MPOL_F_NUMA_BALANCING
+MPOL_F_SHARED, MPOL_F_MOF, MPOL_F_MORON = 1 << 0, 1 << 3, 1 << 4
+MPOL_F_NODE, MPOL_F_ADDR, MPOL_F_MEMS_ALLOWED = 1 << 0, 1 << 1, 1 << 2
+MPOL_MF_STRICT, MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MPOL_MF_LAZY = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+MPOL_MF_VALID = MPOL_MF_STRICT | MPOL_MF_MOVE | MPOL_MF_MOVE_ALL
+
+MODE_NAMES = ("default", "prefer", "bind", "interleave", "local", "prefer (many)")
+GFP_USER_PAGE = g.GFP_HIGHUSER_MOVABLE | g.F.COMP | g.F.ZERO
+"""What a fault asks for."""
+
+
+def user_mask(mask: int | None, maxnode: int) -> int:
+    """The set that a program passes as an address and a number of bits, one too many (get_nodes). EINVAL."""
+    bits = maxnode - 1
+    if mask is None or bits == 0:
+        return 0
+    if not 0 <= bits <= MAX_MASK_BITS:
+        raise KernelError(errno.EINVAL, f"maxnode={maxnode}: at most {MAX_MASK_BITS} bits")
+    mask &= (1 << bits) - 1
+    if mask >> MAX_NUMNODES:
+        raise KernelError(errno.EINVAL, f"mask {mask:#x} has nodes beyond {MAX_NUMNODES - 1}")
+    return mask
+
+
+# -- policies ----------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, eq=False)
+class Policy:
+    """One policy (``struct mempolicy``). ``nodes`` are those in force, ``user_nodes`` those that were asked for.
+
+    Two are equal when they want the same (``mpol_equal``), wherever an interleaving task has got to.
+    Invariants: never changed once in use, but for ``il_prev``, the node that the task's last page came from.
+    """
+
+    mode: int
+    flags: int = 0
+    nodes: int = 0
+    user_nodes: int = 0
+    home_node: int = NUMA_NO_NODE
+    il_prev: int = MAX_NUMNODES - 1
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Policy):
+            return False
+        mine, theirs = (policy.user_nodes if policy.keeps_nodes else 0 for policy in (self, other))
+        return (self.mode, self.flags, self.home_node, mine, self.nodes) == (
+            *(other.mode, other.flags, other.home_node, theirs),
+            other.nodes,
+        )
+
+    @property
+    def keeps_nodes(self) -> bool:
+        """Whether the nodes asked for are remembered and shown (mpol_store_user_nodemask)."""
+        return bool(self.flags & MPOL_MODE_FLAGS)
+
+    def dup(self, *, shared: bool = False) -> Policy:
+        """A policy of its own for another task, mapping or part of a file (mpol_dup)."""
+        flags = self.flags | (MPOL_F_SHARED if shared else 0)
+        return Policy(self.mode, flags, self.nodes, self.user_nodes, self.home_node, self.il_prev)
+
+    def __str__(self) -> str:
+        return mpol_to_str(self)
+
+
+def mpol_equal(a: Policy | None, b: Policy | None) -> bool:
+    """Whether two mappings may be one, as far as their policies go."""
+    return a is b or (a is not None and b is not None and a == b)
+
+
+def mpol_dup(policy: Policy | None) -> Policy | None:
+    """What a child or the other half of a mapping gets."""
+    return policy.dup() if policy is not None else None
+
+
+def mpol_to_str(policy: Policy | None) -> str:
+    """``prefer:0``, ``bind=static:0-1``, ``default``: as numa_maps shows a policy."""
+    if policy is None:
+        return MODE_NAMES[MPOL_DEFAULT]
+    text = MODE_NAMES[policy.mode]
+    if policy.flags & MPOL_MODE_FLAGS:
+        words = []
+        if policy.flags & MPOL_F_STATIC_NODES:
+            words.append("static")
+        elif policy.flags & MPOL_F_RELATIVE_NODES:
+            words.append("relative")
+        if policy.flags & MPOL_F_NUMA_BALANCING:
+            words.append("balancing")
+        text += "=" + "|".join(words)
+    return f"{text}:{node_list(policy.nodes)}" if policy.nodes and policy.mode != MPOL_LOCAL else text
+
+
+def sanitize_mpol_flags(mode: int) -> tuple[int, int]:
+    """The mode and the flags of what a program passes as a mode. EINVAL."""
+    flags, mode = mode & MPOL_MODE_FLAGS, mode & ~MPOL_MODE_FLAGS
+    if not 0 <= mode < MPOL_MAX:
+        raise KernelError(errno.EINVAL, f"there is no policy mode {mode}")
+    if flags & MPOL_F_STATIC_NODES and flags & MPOL_F_RELATIVE_NODES:
+        raise KernelError(errno.EINVAL, "nodes are either static or relative")
+    if flags & MPOL_F_NUMA_BALANCING:
+        if mode != MPOL_BIND:
+            raise KernelError(errno.EINVAL, "only MPOL_BIND takes MPOL_F_NUMA_BALANCING")
+        flags |= MPOL_F_MOF | MPOL_F_MORON
+    return mode, flags
+
+
+def mpol_new(mode: int, flags: int, nodes: int, memory_nodes: int) -> Policy | None:
+    """The policy that a mode, its flags and a set of nodes make (mpol_new, mpol_set_nodemask). EINVAL.
+
+    ``memory_nodes`` is what there is (N_MEMORY). None is the default policy.
+    """
+    if mode == MPOL_DEFAULT:
+        if nodes:
+            raise KernelError(errno.EINVAL, "MPOL_DEFAULT takes no nodes")
+        return None
+    fixed = flags & (MPOL_F_STATIC_NODES | MPOL_F_RELATIVE_NODES)
+    if mode == MPOL_LOCAL and (nodes or fixed):
+        raise KernelError(errno.EINVAL, "MPOL_LOCAL takes neither nodes nor flags")
+    if mode == MPOL_PREFERRED and not nodes and not fixed:
+        mode = MPOL_LOCAL
+    if mode == MPOL_LOCAL:
+        return Policy(MPOL_LOCAL, flags)
+    if not nodes:
+        raise KernelError(errno.EINVAL, f"{MODE_NAMES[mode]} needs a set of nodes")
+    there = relative_nodes(nodes, memory_nodes) if flags & MPOL_F_RELATIVE_NODES else nodes & memory_nodes
+    if not there:
+        raise KernelError(errno.EINVAL, f"no node of {node_list(nodes)} has memory")
+    if mode == MPOL_PREFERRED:
+        there = 1 << first_node(there)
+    return Policy(mode, flags, there, nodes if flags & MPOL_MODE_FLAGS else 0)
+
+
+class SharedPolicy:
+    """The policies of ranges of a tmpfs file, whoever maps it (``struct shared_policy``).
+
+    Invariants: the ranges ``[start, end)``, in pages of the file, are sorted and do not overlap.
+    """
+
+    def __init__(self) -> None:
+        self._ranges: list[tuple[int, int, Policy]] = []
+
+    def lookup(self, index: int) -> Policy | None:
+        """The policy of one page of the file (mpol_shared_policy_lookup)."""
+        return next((policy for start, end, policy in self._ranges if start <= index < end), None)
+
+    def replace(self, start: int, end: int, policy: Policy | None) -> None:
+        """Give a range another policy (mpol_set_shared_policy); what lies beside it keeps its own."""
+        kept: list[tuple[int, int, Policy]] = []
+        for low, high, old in self._ranges:
+            parts = ((low, min(high, start)), (max(low, end), high))
+            kept.extend((a, b, old) for a, b in parts if a < b)
+        if policy is not None:
+            insort(kept, (start, end, policy.dup(shared=True)), key=lambda item: item[0])
+        self._ranges = kept
+
+    def __iter__(self) -> Iterator[tuple[int, int, Policy]]:
+        return iter(self._ranges)
+
+
+# -- allocation --------------------------------------------------------------------------------------------
+
+
+class HasMm(Protocol):
+    """A task, as far as policies go."""
+
+    @property
+    def mm(self) -> Mm | None:
+        """Its address space; None for a kernel thread."""
 
 
 class Mempolicy(Tuned):
-    """``numa``: built for NUMA; ``nr_nodes``: nodes online. Balancing is on where there is more than one."""
+    """Allocations by policy, and the system-wide switches.
+
+    ``current()`` is the executing task, None for the idle one. ``numa``: built for NUMA; without it there are no
+    policies. ``option`` is what ``numa_balancing=`` says.
+    """
 
     TUNABLES: ClassVar[tuple[Tunable, ...]] = (
         Tunable("sys/kernel/mm/numa/demotion_enabled", "demotion_enabled", show_word, store_bool, when="numa"),
@@ -31,8 +241,331 @@ class Mempolicy(Tuned):
         ),
     )
 
-    def __init__(self, nr_nodes: int, *, numa: bool, long_bits: int = 64) -> None:
+    def __init__(
+        self,
+        page_alloc: PageAllocator,
+        zones: list[Zone],
+        nodes: list[Node],
+        vmstat: VmStat,
+        buddy: Buddy,
+        current: Callable[[], HasMm | None],
+        *,
+        numa: bool,
+        long_bits: int = 64,
+        option: str | None = None,
+    ) -> None:
+        self._page_alloc = page_alloc
+        self._vmstat = vmstat
+        self._buddy = buddy
+        self._current = current
         self.numa = numa
         self.long_bits = long_bits
         self.demotion_enabled = False
-        self.numa_balancing = NUMA_BALANCING_NORMAL if numa and nr_nodes > 1 else NUMA_BALANCING_DISABLED
+        # CONFIG_NUMA_BALANCING_DEFAULT_ENABLED is off
+        self.numa_balancing = NUMA_BALANCING_NORMAL if numa and option == "enable" else NUMA_BALANCING_DISABLED
+        self.online_nodes = mask_of([node.nid for node in nodes])
+        self.memory_nodes = mask_of([node.nid for node in nodes if node.has_memory])
+        self._names = tuple(zone.name for zone in nodes[0].zones)
+        movable = self._names.index("Movable")
+        self._normal_nodes = mask_of([zone.nid for zone in zones if zone.managed and zone.kind < movable])
+        self._policy_zone = max((zone.kind for zone in zones if zone.managed and zone.kind < movable), default=0)
+        self._gfp_zones: dict[int, int] = {}
+        spans = sorted((zone.start_pfn, zone.index, zone.nid) for zone in zones if zone.populated)
+        self._starts = np.array([start for start, _, _ in spans], dtype=np.int64)
+        self._zone_index = np.array([index for _, index, _ in spans], dtype=np.int64)
+        self._zone_nid = np.array([nid for _, _, nid in spans], dtype=np.int64)
+        self._local = [Policy(MPOL_PREFERRED, MPOL_F_MOF | MPOL_F_MORON, 1 << node.nid) for node in nodes]
+        self._cpupids: npt.NDArray[np.int32] | None = None
+        self._zones_of = {node.nid: [zone for zone in zones if zone.nid == node.nid and zone.managed] for node in nodes}
+
+    # -- whose policy ------------------------------------------------------------------------------------
+
+    def nid_of(self, pfns: PFNS) -> PFNS:
+        """The node of each page."""
+        return self._zone_nid[np.searchsorted(self._starts, pfns, "right") - 1]
+
+    def task_policy(self, task: HasMm | None) -> Policy:
+        """The policy of a task, that of its CPU's node when it has none (get_task_policy)."""
+        mm = task.mm if task is not None else None
+        if mm is not None and mm.policy is not None:
+            return mm.policy
+        return self._local[self._page_alloc.numa_node_id()]
+
+    @staticmethod
+    def own_policy(vma: Vma, vpn: int) -> Policy | None:
+        """The policy of a mapping at a page: of the file in shared memory (__get_vma_policy)."""
+        shared: SharedPolicy | None = getattr(vma.file, "shared_policy", None) if vma.file is not None else None
+        return shared.lookup(vma.index_of(vpn)) if shared is not None else vma.policy
+
+    def vma_policy(self, vma: Vma, vpn: int, task: HasMm | None) -> Policy:
+        """The policy in force for a page (get_vma_policy)."""
+        return self.own_policy(vma, vpn) or self.task_policy(task)
+
+    def shown(self, vma: Vma, task: HasMm | None) -> str:
+        """The policy of a mapping as numa_maps prints it: its own, else the task's."""
+        mm = task.mm if task is not None else None
+        return mpol_to_str(self.own_policy(vma, vma.vpn) or (mm.policy if mm is not None else None))
+
+    # -- where a policy leads ----------------------------------------------------------------------------
+
+    def _nodemask(self, gfp: int, policy: Policy) -> int:
+        """The nodes that a request is confined to (policy_nodemask): lower zones are not bound."""
+        if policy.mode == MPOL_PREFERRED_MANY:
+            return policy.nodes
+        if policy.mode != MPOL_BIND:
+            return ALL_NODES
+        zone = self._gfp_zones.get(gfp)
+        if zone is None:
+            zone = self._gfp_zones[gfp] = g.gfp_zone(gfp, self._names)
+        lowest = self._policy_zone if policy.nodes & self._normal_nodes else self._names.index("Movable")
+        return policy.nodes if zone >= lowest else ALL_NODES
+
+    def _node(self, policy: Policy) -> int:
+        """The node to begin with (policy_node)."""
+        if policy.mode == MPOL_PREFERRED:
+            return first_node(policy.nodes)
+        return policy.home_node if policy.mode in (MPOL_BIND, MPOL_PREFERRED_MANY) else NUMA_NO_NODE
+
+    def interleave_nid(self, policy: Policy, vma: Vma | None, vpn: int, order: int = 0) -> int:
+        """The node of a page: by its offset in the object that is mapped, else the task's next one."""
+        if vma is None:
+            policy.il_prev = next_node_in(policy.il_prev, policy.nodes)
+            return policy.il_prev
+        members = list(nodes_of(policy.nodes))
+        offset = (vma.pgoff >> order) + ((vpn << PAGE_SHIFT) - vma.start >> PAGE_SHIFT + order)
+        return members[(offset & 0xFFFFFFFF) % len(members)]
+
+    def interleave_next(self, policy: Policy) -> int:
+        """The node that the task's next interleaved page would come from; nothing moves."""
+        return next_node_in(policy.il_prev, policy.nodes)
+
+    def huge_node(self, vma: Vma, vpn: int, task: HasMm | None, order: int) -> tuple[int, int]:
+        """The node and the set of nodes for a hugetlb page (huge_node)."""
+        policy = self.vma_policy(vma, vpn, task)
+        if policy.mode == MPOL_INTERLEAVE:
+            return self.interleave_nid(policy, vma, vpn, order), ALL_NODES
+        node = self._node(policy)
+        mask = policy.nodes if policy.mode in (MPOL_BIND, MPOL_PREFERRED_MANY) else ALL_NODES
+        return (self._page_alloc.numa_node_id() if node == NUMA_NO_NODE else node), mask
+
+    def pool_nodes(self, task: HasMm | None) -> int | None:
+        """The nodes that a task's huge page pool writes spread over; None: all (init_nodemask_of_mempolicy)."""
+        mm = task.mm if task is not None else None
+        if mm is None or mm.policy is None:
+            return None
+        return mm.policy.nodes or 1 << self._page_alloc.numa_node_id()
+
+    def in_oom_domain(self, task: HasMm | None, nodemask: int) -> bool:
+        """Whether a task may have memory on the nodes of a constrained OOM (mempolicy_in_oom_domain)."""
+        mm = task.mm if task is not None else None
+        policy = mm.policy if mm is not None else None
+        return policy is None or policy.mode != MPOL_BIND or bool(policy.nodes & nodemask)
+
+    # -- pages -------------------------------------------------------------------------------------------
+
+    def alloc_bulk(self, vma: Vma, task: HasMm | None, vpns: PFNS, gfp: int = GFP_USER_PAGE) -> PFNS:
+        """Pages for some page numbers of a mapping, in their order; fewer when memory ran out.
+
+        The same pages as one ``alloc_pages_vma`` after the other.
+        """
+        policy = vma.policy if vma.file is None else self.own_policy(vma, int(vpns[0]))
+        if policy is None:
+            mm = task.mm if task is not None else None
+            policy = mm.policy if mm is not None else None
+        if policy is not None and policy.mode == MPOL_INTERLEAVE:
+            offsets = np.asarray(vpns, dtype=np.int64) + (vma.pgoff - vma.vpn)
+            return self._forget(self._interleaved(self._by_offset(policy, offsets), gfp))
+        return self._forget(self._bulk(policy, gfp, len(vpns)))
+
+    def _bulk(self, policy: Policy | None, gfp: int, n: int) -> PFNS:
+        """Pages by a policy that does not tell pages apart."""
+        if policy is None:
+            return self._page_alloc.alloc_pages_bulk(gfp, 0, n)
+        if policy.mode == MPOL_PREFERRED_MANY:
+            return self._preferred_many_bulk(policy, gfp, n)
+        return self._page_alloc.alloc_pages_bulk(gfp, 0, n, self._node(policy), self._nodemask(gfp, policy))
+
+    def alloc_file_pages(self, gfp: int, n: int) -> PFNS:
+        """Pages for a file's page cache, by the policy of the executing task; fewer when memory ran out."""
+        task = self._current()
+        policy = task.mm.policy if task is not None and task.mm is not None else None
+        if policy is not None and policy.mode == MPOL_INTERLEAVE:
+            return self._forget(self._interleaved(self._in_turn(policy, n), gfp))
+        return self._forget(self._bulk(policy, gfp, n))
+
+    def alloc_shmem_pages(
+        self, file: File, indices: PFNS, task: HasMm | None, vma: Vma | None = None, vpn: int = 0
+    ) -> PFNS:
+        """Pages of a tmpfs file by its own policy, else the task's (shmem_alloc_folio); fewer when memory ran out.
+
+        An interleaving policy goes by the offset in the file and the file's number.
+        """
+        found = task if task is not None else self._current()
+        general = found.mm.policy if found is not None and found.mm is not None else None
+        shared = file.shared_policy
+        policies = [shared.lookup(index) if shared is not None else None for index in indices.tolist()]
+        parts: list[PFNS] = []
+        for _, run in groupby(range(len(indices)), key=lambda at: id(policies[at])):
+            at = list(run)
+            policy = policies[at[0]] or general
+            if policy is not None and policy.mode == MPOL_INTERLEAVE:
+                parts.append(self._interleaved(self._by_offset(policy, indices[at] + file.ino), GFP_USER_PAGE))
+            else:
+                parts.append(self._bulk(policy, GFP_USER_PAGE, len(at)))
+            if len(parts[-1]) < len(at):
+                break
+        return self._forget(np.concatenate(parts) if parts else np.empty(0, dtype=np.int64))
+
+    def _forget(self, pfns: PFNS) -> PFNS:
+        """New pages have no last user."""
+        if self._cpupids is not None:
+            self._cpupids[pfns] = 0
+        return pfns
+
+    def alloc_pages_vma(self, vma: Vma | None, task: HasMm | None, vpn: int, gfp: int, order: int = 0) -> int:
+        """A block for an address of a mapping (vma_alloc_folio). ENOMEM."""
+        policy = self.vma_policy(vma, vpn, task) if vma is not None else self.task_policy(task)
+        return self._alloc(policy, gfp, order, vma, vpn)
+
+    def alloc_hugepage(self, vma: Vma, task: HasMm | None, vpn: int, gfp: int, order: int) -> int:
+        """A transparent huge page: from the node that is nearest, and only for those who may wait from another. ENOMEM.
+
+        Where the policy forbids that node, or interleaves, it is an allocation like any other.
+        """
+        policy = self.vma_policy(vma, vpn, task)
+        if policy.mode in (MPOL_INTERLEAVE, MPOL_PREFERRED_MANY):
+            return self._alloc(policy, gfp, order, vma, vpn)
+        nid = first_node(policy.nodes) if policy.mode == MPOL_PREFERRED else self._page_alloc.numa_node_id()
+        nodemask = self._nodemask(gfp, policy)
+        if not nodemask >> nid & 1:
+            return self._alloc(policy, gfp, order, vma, vpn)
+        try:
+            return self._page_alloc.alloc_pages(gfp | g.F.THISNODE | g.F.NORETRY, order, nid)
+        except KernelError:
+            if not gfp & g.F.DIRECT_RECLAIM:
+                raise
+        return self._page_alloc.alloc_pages(gfp, order, nid, nodemask)
+
+    def alloc_pages(self, task: HasMm | None, gfp: int, order: int = 0) -> int:
+        """A block for a task's own purposes: page cache, page tables (alloc_pages). ENOMEM."""
+        local = gfp & g.F.THISNODE or task is None
+        return self._alloc(
+            self._local[self._page_alloc.numa_node_id()] if local else self.task_policy(task), gfp, order
+        )
+
+    def _alloc(self, policy: Policy, gfp: int, order: int, vma: Vma | None = None, vpn: int = 0) -> int:
+        if policy.mode == MPOL_INTERLEAVE:
+            nid = self.interleave_nid(policy, vma, vpn, order)
+            pfn = self._page_alloc.alloc_pages(gfp, order, nid)
+            self._count_interleave(np.array([pfn]), np.array([nid]))
+            return pfn
+        if policy.mode == MPOL_PREFERRED_MANY:
+            nid = self._node(policy)
+            first = (gfp | g.F.NOWARN) & ~(g.F.DIRECT_RECLAIM | g.F.NOFAIL)
+            try:
+                return self._page_alloc.alloc_pages(first, order, nid, policy.nodes)
+            except KernelError:
+                return self._page_alloc.alloc_pages(gfp, order, nid)
+        return self._page_alloc.alloc_pages(gfp, order, self._node(policy), self._nodemask(gfp, policy))
+
+    def _preferred_many_bulk(self, policy: Policy, gfp: int, n: int) -> PFNS:
+        """Each page from the preferred nodes without reclaim, and only if that fails from all."""
+        first = (gfp | g.F.NOWARN) & ~(g.F.DIRECT_RECLAIM | g.F.NOFAIL)
+        nid = self._node(policy)
+        parts: list[PFNS] = []
+        got = 0
+        while got < n:
+            parts.append(self._page_alloc.alloc_pages_bulk(first, 0, n - got, nid, policy.nodes))
+            got += len(parts[-1])
+            if got < n:
+                parts.append(self._page_alloc.alloc_pages_bulk(gfp, 0, 1, nid))
+                got += len(parts[-1])
+                if not len(parts[-1]) or self._dying():
+                    break
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+    def _by_offset(self, policy: Policy, offsets: PFNS) -> PFNS:
+        """The nodes of interleaved pages by their offsets in what is mapped (offset_il_node)."""
+        members = np.array(list(nodes_of(policy.nodes)), dtype=np.int64)
+        targets: PFNS = members[(offsets & 0xFFFFFFFF) % len(members)]
+        return targets
+
+    def _in_turn(self, policy: Policy, n: int) -> PFNS:
+        """The nodes of a task's next interleaved pages (interleave_nodes)."""
+        return np.array([self.interleave_nid(policy, None, 0) for _ in range(n)], dtype=np.int64)
+
+    def _interleaved(self, targets: PFNS, gfp: int) -> PFNS:
+        """Pages from the nodes given.
+
+        All pages of a node at a time, which gives each node's in the same order: unless memory is so short that a page
+        may have to come from a node other than its own.
+        """
+        counts = {nid: int((targets == nid).sum()) for nid in np.unique(targets).tolist()}
+        out = np.empty(len(targets), dtype=np.int64)
+        if all(self._roomy(nid, n) for nid, n in counts.items()):
+            for nid, n in counts.items():
+                out[targets == nid] = self._page_alloc.alloc_pages_bulk(gfp, 0, n, nid)
+        else:
+            for i, nid in enumerate(targets.tolist()):
+                page = self._page_alloc.alloc_pages_bulk(gfp, 0, 1, nid)
+                if not len(page):
+                    out, targets = out[:i], targets[:i]
+                    break
+                out[i] = page[0]
+                if self._dying():
+                    out, targets = out[: i + 1], targets[: i + 1]
+                    break
+        self._count_interleave(out, targets)
+        return out
+
+    def _dying(self) -> bool:
+        """Whether the executing task was killed: it gets no more than it had asked for."""
+        return bool(getattr(self._current(), "killed", 0))
+
+    def _roomy(self, nid: int, n: int) -> bool:
+        """Whether a node can give ``n`` pages to anybody, far from every watermark."""
+        spare = (zone.free_pages - zone.watermark_high - max(zone.protection) for zone in self._zones_of[nid])
+        return sum(max(0, pages) for pages in spare) > 2 * n
+
+    def _count_interleave(self, pfns: PFNS, targets: PFNS) -> None:
+        """Pages that came from the node that they were meant to come from (NUMA_INTERLEAVE_HIT)."""
+        if not self._buddy.numa_stat_on:
+            return
+        at = np.searchsorted(self._starts, pfns, "right") - 1
+        hits = self._zone_index[at[self._zone_nid[at] == targets]]
+        for zi, count in enumerate(np.bincount(hits).tolist()):
+            if count:
+                self._vmstat.numa_stat[zi, stats.NUMA_INTERLEAVE_HIT] += count
+
+    # -- who touched a page last -------------------------------------------------------------------------
+
+    def last_cpupid(self, pfn: int) -> int:
+        """CPU and low bits of the pid of the last hint fault on a page; -1: none since it was allocated."""
+        return -1 if self._cpupids is None else int(self._cpupids[pfn]) - 1
+
+    def set_last_cpupid(self, pfn: int, cpupid: int) -> None:
+        """Remember a hint fault (page_cpupid_xchg_last)."""
+        if self._cpupids is None:
+            self._cpupids = lazy_zeros(self._buddy.pages.max_pfn, "int32")
+        self._cpupids[pfn] = cpupid + 1
+
+    def copy_cpupid(self, src: int, dst: int) -> None:
+        """A page that moves keeps its last user."""
+        if self._cpupids is not None:
+            self._cpupids[dst] = self._cpupids[src]
+
+    # -- policies of tasks -------------------------------------------------------------------------------
+
+    def set_mempolicy(self, task: HasMm, mode: int, mask: int | None, maxnode: int = MAX_NUMNODES + 1) -> None:
+        """Set a task's policy (set_mempolicy(2)). EINVAL; ENOSYS on a kernel without NUMA."""
+        self.require_numa()
+        mode, flags = sanitize_mpol_flags(mode)
+        policy = mpol_new(mode, flags, user_mask(mask, maxnode), self.memory_nodes)
+        if task.mm is None:
+            raise KernelError(errno.EINVAL, "a kernel thread calls nothing")
+        task.mm.policy = policy
+
+    def require_numa(self) -> None:
+        """ENOSYS where the kernel has none of these calls."""
+        if not self.numa:
+            raise KernelError(errno.ENOSYS, "this kernel is built without CONFIG_NUMA")

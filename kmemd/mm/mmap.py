@@ -1,8 +1,8 @@
 """Virtual memory accounting and the knobs of address spaces (mm/util.c, mm/mmap.c, security/min_addr.c).
 
 Models: overcommit policy and CommitLimit, the reserves for root and the user, max_map_count, mmap_min_addr and
-the layout switches. Left out: mappings; ``committed`` is the pages that
-processes have been promised.
+the layout switches. ``committed`` is the pages that processes have been promised; it is exact where Linux sums
+counters of CPUs. Mappings themselves are ``mmap_region``'s.
 
 The reserves are a 32nd of what is free when ``subsys_initcall`` runs. Boot has then taken ``INIT_USED_KB`` and some
 for each CPU, each GiB, and the hash tables that several nodes get by vmalloc; the three constants solve the
@@ -105,3 +105,24 @@ class Mmap(Tuned):
             ordinary = self._totalram_pages() - self._hugetlb_pages()
             allowed = ordinary * (self.overcommit_ratio % modulus) % modulus // 100
         return allowed + self._swap_pages()
+
+    def enough_memory(self, pages: int, total_vm: int, *, root: bool) -> bool:
+        """Promise pages to an address space of ``total_vm`` pages, when the policy allows (``__vm_enough_memory``)."""
+        self.committed += pages
+        if self.overcommit_memory == OVERCOMMIT_ALWAYS:
+            return True
+        if self.overcommit_memory == OVERCOMMIT_GUESS:
+            if pages <= self._totalram_pages() + self._swap_pages():
+                return True
+        else:
+            allowed = self.commit_limit() - min(total_vm // 32, self.user_reserve_kbytes // KIB_PER_PAGE)
+            if not root:
+                allowed -= self.admin_reserve_kbytes // KIB_PER_PAGE
+            if max(self.committed, 0) < allowed:
+                return True
+        self.committed -= pages
+        return False
+
+    def unaccount(self, pages: int) -> None:
+        """Take a promise back (``vm_unacct_memory``)."""
+        self.committed -= pages

@@ -19,7 +19,8 @@ class ZoneLayout:
     """One zone as it stands when the page allocator takes over. All figures are pages.
 
     Invariants: ``managed <= present <= spanned``; ``free`` holds ascending, disjoint PFN ranges
-    ``[lo, hi)`` inside ``[start_pfn, start_pfn + spanned)``, of ``managed`` pages in all. ``online`` are the
+    ``[lo, hi)`` inside ``[start_pfn, start_pfn + spanned)``, of ``managed`` pages in all but
+    the huge pages that boot set aside. ``online`` are the
     PFN ranges in the zone's span that have struct pages (whole sections). An empty zone is all zeros.
     """
 

@@ -1,32 +1,108 @@
-"""The out-of-memory killer: its knobs, and a task's adjustment (mm/oom_kill.c, fs/proc/base.c).
+"""The out-of-memory killer: whom it kills when no page can be had, and what becomes of him (mm/oom_kill.c).
 
-Left out: the badness of a task and the killing, which need address spaces.
+Models ``out_of_memory`` with its knobs, constraints and panics, and the oom_reaper. A victim dies at once, as it would
+on a CPU of its own; one that cannot (it sleeps uninterruptibly) is reaped two seconds of model time later. The victim
+that is executing itself may dig into the reserves and ends when its system call or fault does.
+Left out: control groups, cpusets, notifiers, the magic SysRq key, threads and vfork. A panic is logged and the
+request fails: the model lives on. A request that may not call file systems (no __GFP_FS), which Linux lets wait
+for others to free memory, fails as well.
 """
 
 from __future__ import annotations
 
-import errno
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import ClassVar, Protocol
 
-from kmemd.errors import KernelError
-from kmemd.mm import kstrtox
+from kmemd.core import stats
+from kmemd.core.context import Context
+from kmemd.mm import gfp as g
+from kmemd.mm.clock import NSEC_PER_SEC, Clock
+from kmemd.mm.mempolicy import MPOL_BIND
+from kmemd.mm.mm_counters import MmCounters
+from kmemd.mm.mm_types import MMF_OOM_REAP_QUEUED, MMF_OOM_SKIP, MMF_UNSTABLE, Mm
+from kmemd.mm.mmzone import Node
+from kmemd.mm.oom_adj import INIT_PID, OOM_SCORE_ADJ_MIN
+from kmemd.mm.oom_report import OomControl, OomReport, OomTask
+from kmemd.mm.oom_score import oom_badness, unkillable
+from kmemd.mm.signals import SIGKILL
 from kmemd.mm.sysctl_handlers import vm_knob
+from kmemd.mm.vmstat import VmStat
 from kmemd.tunable import Tunable, Tuned
 
-OOM_DISABLE = -17
-OOM_ADJUST_MIN, OOM_ADJUST_MAX = -16, 15
-OOM_SCORE_ADJ_MIN, OOM_SCORE_ADJ_MAX = -1000, 1000
-PROC_NUMBUF = 13
+OOM_REAPER_DELAY_NS = 2 * NSEC_PER_SEC
+LONG_MAX = (1 << 63) - 1
+CONSTRAINT_NONE, CONSTRAINT_MEMORY_POLICY = "CONSTRAINT_NONE", "CONSTRAINT_MEMORY_POLICY"
 
 
-class Adjustable(Protocol):
-    """A task as far as the OOM killer's bias goes."""
+class Wanted(Protocol):
+    """The request that found no page (page_alloc.Request)."""
 
-    oom_score_adj: int
+    gfp: int
+    order: int
+    highest: int
+    nodemask: int
+
+
+class OomReaper:
+    """The kernel thread that takes a victim's memory when the victim does not get to it (``oom_reaper``).
+
+    ``reap(mm)`` unmaps the private memory of an address space.
+    """
+
+    def __init__(self, context: Context, clock: Clock, report: OomReport, reap: Callable[[Mm], None]) -> None:
+        self._context = context
+        self._clock = clock
+        self._report = report
+        self._reap = reap
+        self._queue: list[tuple[int, OomTask, Mm]] = []
+
+    def queue(self, task: OomTask) -> None:
+        """Look at the task in two seconds (queue_oom_reaper)."""
+        mm = task.mm
+        if mm is None or mm.flags & MMF_OOM_REAP_QUEUED:
+            return
+        mm.flags |= MMF_OOM_REAP_QUEUED
+        entry = (self._clock.now + OOM_REAPER_DELAY_NS, task, mm)
+        self._queue.append(entry)
+        self._clock.call_at(entry[0], partial(self._timer, entry))
+
+    def _timer(self, entry: tuple[int, OomTask, Mm]) -> None:
+        self._wake(entry)
+
+    def wait(self) -> bool:
+        """Let the time pass until the next victim is reaped; False when none is queued."""
+        while self._queue:
+            entry = self._queue[0]
+            self._context.charge(max(0, entry[0] - self._clock.now))
+            if self._wake(entry):
+                return True
+        return False
+
+    def _wake(self, entry: tuple[int, OomTask, Mm]) -> bool:
+        """Reap, unless the victim has ended by itself (oom_reap_task)."""
+        if entry not in self._queue:
+            return False
+        self._queue.remove(entry)
+        _, task, mm = entry
+        if task.mm is not mm or mm.flags & MMF_OOM_SKIP:
+            return False
+        mm.flags |= MMF_UNSTABLE
+        self._reap(mm)
+        self._report.reaped(task, mm)
+        mm.flags |= MMF_OOM_SKIP
+        return True
 
 
 class OomKill(Tuned):
-    """Settings of the OOM killer."""
+    """The killer and its settings.
+
+    ``tasks()`` lists the tasks in the order of their creation, ``current()`` is the one that executes (None: no
+    process does), ``do_exit(task)`` ends another one and says whether it could. ``total_pages()`` gives the pages of
+    RAM and of swap.
+
+    Invariants: a task with ``oom_victim`` has a pending SIGKILL.
+    """
 
     TUNABLES: ClassVar[tuple[Tunable, ...]] = (
         vm_knob("panic_on_oom", min=0, max=2),
@@ -34,48 +110,168 @@ class OomKill(Tuned):
         vm_knob("oom_dump_tasks"),
     )
 
-    def __init__(self, *, long_bits: int = 64) -> None:
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        tasks: Callable[[], Sequence[OomTask]],
+        current: Callable[[], OomTask | None],
+        total_pages: Callable[[], tuple[int, int]],
+        counters: MmCounters,
+        vmstat: VmStat,
+        report: OomReport,
+        reaper: OomReaper,
+        do_exit: Callable[[OomTask], bool],
+        *,
+        long_bits: int = 64,
+    ) -> None:
+        self._nodes = nodes
+        self._tasks = tasks
+        self._current = current
+        self._total_pages = total_pages
+        self._counters = counters
+        self._vmstat = vmstat
+        self._report = report
+        self._reaper = reaper
+        self._do_exit = do_exit
         self.long_bits = long_bits
         self.panic_on_oom = 0
         self.oom_kill_allocating_task = 0
         self.oom_dump_tasks = 1
 
+    def is_victim(self) -> bool:
+        """Whether the executing task is a victim: it may use the reserves (tsk_is_oom_victim)."""
+        current = self._current()
+        return current is not None and current.oom_victim
 
-def _read_int(text: str) -> tuple[int, int]:
-    """The number in a write to a /proc/PID file, and the bytes taken: at most twelve are looked at."""
-    data = kstrtox.to_bytes(text)[: PROC_NUMBUF - 1]
-    return kstrtox.kstrtoint(kstrtox.strip(kstrtox.c_string(data)), 0), len(data)
+    def out_of_memory(self, request: Wanted) -> bool:
+        """Kill somebody, so that the request may be tried again. False: nothing more can be done."""
+        current = self._current()
+        if current is not None and self._will_free_mem(current):
+            self._mark(current)
+            self._reaper.queue(current)
+            return True
+        if not request.gfp & g.F.FS:
+            return False
+        control = self._constrain(request)
+        if self.panic_on_oom and (self.panic_on_oom == 2 or control.constraint == CONSTRAINT_NONE):
+            kind = "compulsory" if self.panic_on_oom == 2 else "system-wide"
+            self._header(control)
+            self._report.panic(f"Out of memory: {kind} panic_on_oom is enabled")
+            return False
+        if self.oom_kill_allocating_task and current is not None and self._may_kill(current, control):
+            self._kill_process(control, current, "Out of memory (oom_kill_allocating_task)")
+            return True
+        return self._kill_worst(control)
 
+    # -- choice ------------------------------------------------------------------------------------------
 
-def write_oom_score_adj(task: Adjustable, text: str) -> int:
-    """Set /proc/PID/oom_score_adj, -1000..1000. EINVAL, ERANGE."""
-    value, taken = _read_int(text)
-    if not OOM_SCORE_ADJ_MIN <= value <= OOM_SCORE_ADJ_MAX:
-        raise KernelError(errno.EINVAL, f"oom_score_adj takes {OOM_SCORE_ADJ_MIN}..{OOM_SCORE_ADJ_MAX}")
-    task.oom_score_adj = value
-    return taken
+    def _constrain(self, request: Wanted) -> OomControl:
+        """What bounds the request: a memory policy's nodes, or nothing (constrained_alloc)."""
+        ram, swap = self._total_pages()
+        all_nodes = sum(1 << node.nid for node in self._nodes if node.has_memory)
+        wanted = request.nodemask
+        bound = not request.gfp & g.F.THISNODE and all_nodes & ~wanted
+        if self.long_bits == 64 and bound:
+            mask = wanted & all_nodes
+            present = sum(zone.present for node in self._nodes if mask >> node.nid & 1 for zone in node.zones)
+            return OomControl(
+                request.gfp, request.order, request.highest, mask, CONSTRAINT_MEMORY_POLICY, swap + present
+            )
+        return OomControl(request.gfp, request.order, request.highest, None, CONSTRAINT_NONE, ram + swap)
 
+    def _eligible(self, task: OomTask, control: OomControl) -> bool:
+        """Whether the task can have memory that would help: its own policy must not lead elsewhere."""
+        policy = task.mm.policy if task.mm is not None else None
+        if control.nodemask is None or policy is None or policy.mode != MPOL_BIND:
+            return True
+        return bool(policy.nodes & control.nodemask)
 
-def write_oom_adj(task: Adjustable, text: str) -> int:
-    """Set the old /proc/PID/oom_adj, -16..15 or -17, which scales to oom_score_adj. EINVAL, ERANGE."""
-    value, taken = _read_int(text)
-    if value != OOM_DISABLE and not OOM_ADJUST_MIN <= value <= OOM_ADJUST_MAX:
-        raise KernelError(errno.EINVAL, f"oom_adj takes {OOM_DISABLE}..{OOM_ADJUST_MAX}")
-    if value == OOM_ADJUST_MAX:
-        task.oom_score_adj = OOM_SCORE_ADJ_MAX
-    else:
-        task.oom_score_adj = _divide(value * OOM_SCORE_ADJ_MAX, -OOM_DISABLE)
-    return taken
+    def _may_kill(self, task: OomTask, control: OomControl) -> bool:
+        """Whether the task that asks may be killed instead of the worst one."""
+        if task.mm is None or unkillable(task) or task.oom_score_adj == OOM_SCORE_ADJ_MIN:
+            return False
+        return self._eligible(task, control)
 
+    def _kill_worst(self, control: OomControl) -> bool:
+        chosen, most, dying = None, 0, False
+        for task in self._tasks():
+            if unkillable(task) or not self._eligible(task, control):
+                continue
+            if task.oom_victim:
+                dying = task.mm is not None and not task.mm.flags & MMF_OOM_SKIP
+                if dying:
+                    break
+                continue
+            points = oom_badness(task, self._counters, control.total_pages)
+            if task.oom_flag_origin:
+                points = LONG_MAX
+            if points is not None and (chosen is None or points >= most):
+                chosen, most = task, points
+        if dying:
+            return self._reaper.wait()
+        if chosen is None:
+            self._header(control)
+            self._report.nobody()
+            self._report.panic("System is deadlocked on memory")
+            return False
+        self._kill_process(control, chosen, "Out of memory")
+        return True
 
-def oom_adj(task: Adjustable) -> int:
-    """What /proc/PID/oom_adj reads: oom_score_adj scaled back, rounded towards zero."""
-    if task.oom_score_adj == OOM_SCORE_ADJ_MAX:
-        return OOM_ADJUST_MAX
-    return min(_divide(task.oom_score_adj * -OOM_DISABLE, OOM_SCORE_ADJ_MAX), OOM_ADJUST_MAX)
+    # -- killing -----------------------------------------------------------------------------------------
 
+    def _header(self, control: OomControl, frames: tuple[str, ...] = ()) -> None:
+        current = self._current()
+        listed = None
+        if self.oom_dump_tasks:
+            listed = [task for task in self._tasks() if not unkillable(task) and self._eligible(task, control)]
+        self._report.header(control, 0 if current is None else current.oom_score_adj, listed, frames)
 
-def _divide(dividend: int, divisor: int) -> int:
-    """C division: towards zero."""
-    quotient = abs(dividend) // divisor
-    return quotient if dividend >= 0 else -quotient
+    def _kill_process(self, control: OomControl, victim: OomTask, message: str) -> None:
+        """Report and kill (oom_kill_process); one that is about to end only gets at the reserves."""
+        if self._will_free_mem(victim):
+            self._mark(victim)
+            self._reaper.queue(victim)
+            return
+        if self._report.limit("oom_kill_process"):
+            self._header(control, ("oom_kill_process",))
+            self._report.summary(control, victim)
+        mm = victim.mm
+        if mm is None:
+            self._report.already_exiting(message, victim)
+            return
+        self._kill(victim, mm, message)
+
+    def _kill(self, victim: OomTask, mm: Mm, message: str) -> None:
+        """SIGKILL to the victim and to all that share its memory (__oom_kill_process)."""
+        self._vmstat.count(stats.OOM_KILL)
+        victim.killed = SIGKILL
+        self._mark(victim)
+        self._report.killed(message, victim, mm)
+        dying = [victim]
+        for task in self._tasks():
+            if task.mm is not mm or task is victim or task.is_kthread:
+                continue
+            if task.pid == INIT_PID:
+                mm.flags |= MMF_OOM_SKIP
+                self._report.pinned(victim, task)
+                continue
+            task.killed = SIGKILL
+            dying.append(task)
+        if not mm.flags & MMF_OOM_SKIP:
+            self._reaper.queue(victim)
+        current = self._current()
+        for task in dying:
+            if task is not current:
+                self._do_exit(task)
+
+    @staticmethod
+    def _mark(task: OomTask) -> None:
+        """Give the task access to the reserves (mark_oom_victim)."""
+        task.oom_victim = True
+
+    def _will_free_mem(self, task: OomTask) -> bool:
+        """Whether the task, and all that share its memory, are about to end (task_will_free_mem)."""
+        mm = task.mm
+        if mm is None or not task.killed or mm.flags & MMF_OOM_SKIP:
+            return False
+        return mm.users <= 1 or all(other.killed for other in self._tasks() if other.mm is mm)

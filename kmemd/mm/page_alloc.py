@@ -24,6 +24,7 @@ from kmemd.core.buddy import (
     ALLOC_NO_WATERMARKS,
     ALLOC_NOFRAGMENT,
     ALLOC_NON_BLOCK,
+    ALLOC_OOM,
     ALLOC_WMARK_HIGH,
     ALLOC_WMARK_LOW,
     ALLOC_WMARK_MIN,
@@ -51,7 +52,9 @@ from kmemd.mm import gfp as g
 from kmemd.mm.clock import NSEC_PER_SEC
 from kmemd.mm.dump_stack import DumpStack
 from kmemd.mm.mmzone import PAGE_ALLOC_COSTLY_ORDER, Node, Zone
+from kmemd.mm.node_reclaim import NodeReclaim
 from kmemd.mm.panic import TAINT_BAD_PAGE
+from kmemd.mm.preempt import Preempt
 from kmemd.mm.printk import KERN_ALERT, KERN_WARNING, Printk
 from kmemd.mm.stackdepot import StackDepot
 from kmemd.mm.units import NUMA_NO_NODE
@@ -74,7 +77,7 @@ CHECK_AT_FREE = sum(
 FRAMES = ("post_alloc_hook", "prep_new_page", "get_page_from_freelist", "__alloc_pages")
 
 
-@dataclass
+@dataclass(slots=True)
 class Request:
     """What a request may use (struct alloc_context): a zonelist row, the highest zone and the nodes."""
 
@@ -107,6 +110,9 @@ class Relief(Protocol):
     def out_of_memory(self, request: Request) -> bool:
         """The OOM killer: whether a task was killed."""
 
+    def is_oom_victim(self) -> bool:
+        """Whether the OOM killer has chosen the executing task, which may then use the reserves."""
+
 
 class PageAllocator:
     """``alloc_pages`` and ``free_pages`` over all zones. ``slow_paths`` counts the ways through the slow path."""
@@ -121,10 +127,12 @@ class PageAllocator:
         printk: Printk,
         dump_stack: DumpStack,
         relief: Relief,
-        show_mem: Callable[[int], None],
+        show_mem: Callable[[int, int | None], None],
         zero_ns: int = 0,
+        preempt: Preempt | None = None,
+        node_reclaim: NodeReclaim | None = None,
     ) -> None:
-        """``zero_ns`` is what clearing a page costs."""
+        """``zero_ns`` is what clearing a page costs; ``preempt`` knows who must not sleep."""
         self._buddy = buddy
         self._zones = zones
         self._nodes = nodes
@@ -135,9 +143,12 @@ class PageAllocator:
         self._relief = relief
         self._show_mem = show_mem
         self._zero_ns = zero_ns
+        self._preempt = preempt
+        self._node_reclaim = node_reclaim
         self._names = tuple(zone.name for zone in nodes[0].zones)
         self._normal = self._names.index("Normal")
         self._next_warning_ns = 0
+        self._plans: dict[tuple[int, int, int, int], tuple[int, int, int, int]] = {}
         self.slow_paths = 0
         self.zonelists = self._build_zonelists()
         self._rows = [[zones[index] for index in self._zones_of(row)] for row in self._row_orders()]
@@ -186,12 +197,25 @@ class PageAllocator:
 
     # -- requests ----------------------------------------------------------------------------------------
 
+    def _plan(self, gfp: int, order: int, nid: int, nodemask: int) -> tuple[Request, int]:
+        """What a request may use, and the alloc flags of its first attempt: both follow from its arguments, once."""
+        if self._preempt is not None and self._preempt.atomic:
+            self._preempt.might_alloc(gfp, "__alloc_pages")
+        if nid == NUMA_NO_NODE:
+            nid = self.numa_node_id()
+        key = (gfp, order, nid, nodemask)
+        plan = self._plans.get(key)
+        if plan is None:
+            request = self._request(gfp, order, nid, nodemask)
+            plan = request.row, request.highest, request.migratetype, self._fast_flags(request)
+            self._plans[key] = plan
+        row, highest, migratetype, flags = plan
+        return Request(gfp, order, row, highest, nodemask, migratetype), flags
+
     def _request(self, gfp: int, order: int, nid: int, nodemask: int) -> Request:
         """Check a request and work out what it may use (prepare_alloc_pages). EINVAL."""
         if not 0 <= order < MAX_ORDER:
             raise KernelError(errno.EINVAL, f"order {order} is not between 0 and {MAX_ORDER - 1}")
-        if nid == NUMA_NO_NODE:
-            nid = self.numa_node_id()
         if not 0 <= nid < len(self._nodes):
             raise KernelError(errno.EINVAL, f"there is no node {nid}")
         if gfp & g.GFP_MOVABLE_MASK == g.GFP_MOVABLE_MASK:
@@ -231,9 +255,9 @@ class PageAllocator:
 
         The call site is ``context.stack``, or ``context.site`` when a caller set none.
         """
-        request = self._request(gfp, order, nid, nodemask)
+        request, flags = self._plan(gfp, order, nid, nodemask)
         self._enter()
-        pfn = self._try(request, self._fast_flags(request))
+        pfn = self._try(request, flags)
         if pfn < 0:
             pfn = self._slow_path(request)
         self._context.stack = 0
@@ -245,21 +269,28 @@ class PageAllocator:
     def alloc_pages_bulk(
         self, gfp: int, order: int, n: int, nid: int = NUMA_NO_NODE, nodemask: int = ALL_NODES
     ) -> PFNS:
-        """The PFNs of ``n`` blocks, allocated one after the other; fewer when memory ran out."""
-        request = self._request(gfp, order, nid, nodemask)
-        flags = self._fast_flags(request)
+        """The PFNs of ``n`` blocks, allocated one after the other; fewer when memory ran out.
+
+        A task that the OOM killer has chosen gets the block that it asked for then, and no more.
+        """
+        request, flags = self._plan(gfp, order, nid, nodemask)
         out = np.empty(n, dtype=np.int64)
         self._enter()
         got = 0
         while got < n:
-            got += self._bulk(request, flags, out[got:])
+            more = self._bulk(request, flags, out[got:])
+            got += more
             if got == n:
                 break
+            if more and self._reclaims_nodes:
+                continue
             pfn = self._slow_path(request)
             if pfn < 0:
                 break
             out[got] = pfn
             got += 1
+            if self._relief.is_oom_victim():
+                break
         self._context.stack = 0
         self._prepare(gfp, order, out[:got], got)
         return out[:got]
@@ -276,15 +307,37 @@ class PageAllocator:
         outer = self._context.stack or self._context.site
         self._context.stack = self._depot.extend(outer, FRAMES)
 
+    @property
+    def _reclaims_nodes(self) -> bool:
+        return self._node_reclaim is not None and self._node_reclaim.enabled
+
+    def _reclaim_near(self, request: Request, flags: int) -> None:
+        """Zones that the walk would pass over for want of pages let their node reclaim first (vm.zone_reclaim_mode)."""
+        assert self._node_reclaim is not None
+        preferred = self._preferred(request)
+        if preferred is None or flags & ALLOC_NO_WATERMARKS:
+            return
+        for zone in self._eligible(request):
+            mark = (zone.watermark_min, zone.watermark_low, zone.watermark_high)[flags & 3] + zone.boost
+            if self._buddy.watermark_ok(zone.index, request.order, mark, request.highest, flags):
+                return
+            if self._node_reclaim.allows(preferred.nid, zone.nid):
+                self._node_reclaim(zone.nid, request.gfp, request.order, self.numa_node_id())
+
     def _try(self, request: Request, flags: int) -> int:
         """get_page_from_freelist."""
         r = request
+        if self._reclaims_nodes:
+            self._reclaim_near(request, flags)
         pfn: int = self._buddy.alloc_pages(r.row, r.highest, r.nodemask, r.order, r.migratetype, flags, r.gfp)
         self._wake_boosted(request)
         return pfn
 
     def _bulk(self, request: Request, flags: int, out: PFNS) -> int:
         r = request
+        if self._reclaims_nodes:
+            out[0] = self._try(request, flags)
+            return int(out[0] >= 0)
         got: int = self._buddy.alloc_bulk(out, r.row, r.highest, r.nodemask, r.order, r.migratetype, flags, r.gfp)
         self._wake_boosted(request)
         return got
@@ -354,7 +407,7 @@ class PageAllocator:
         gfp, order = request.gfp, request.order
         costly = order > PAGE_ALLOC_COSTLY_ORDER
         eligible = costly or (order > 0 and request.migratetype != MIGRATE_MOVABLE)
-        if not gfp & g.F.DIRECT_RECLAIM or not gfp & g.F.IO or not eligible or _reserve_flags(gfp):
+        if not gfp & g.F.DIRECT_RECLAIM or not gfp & g.F.IO or not eligible or self._reserve_flags(gfp):
             return -1
         compacted = self._relief.try_to_compact_pages(request, flags)
         pfn = self._try(request, flags) if compacted else -1
@@ -366,7 +419,7 @@ class PageAllocator:
         """One round of the retry loop: ``(PFN, -1 retry or -2 give up; flags; rounds without progress)``."""
         gfp, order = request.gfp, request.order
         self._wake_kswapds(request, flags)
-        reserve = _reserve_flags(gfp)
+        reserve = self._reserve_flags(gfp)
         if reserve:
             flags = reserve | (flags & (ALLOC_KSWAPD | ALLOC_CMA))
         if reserve or not flags & ALLOC_CPUSET:
@@ -385,7 +438,18 @@ class PageAllocator:
         no_progress = 0 if progress and not costly else no_progress + 1
         if self._should_reclaim_retry(request, flags, no_progress):
             return -1, flags, no_progress
-        return self._may_oom(request, flags), flags, 0
+        pfn = self._may_oom(request, flags)
+        if pfn == -1 and (flags & ALLOC_OOM or gfp & g.F.NOMEMALLOC) and self._relief.is_oom_victim():
+            return -2, flags, 0
+        return pfn, flags, 0
+
+    def _reserve_flags(self, gfp: int) -> int:
+        """Flags of a request that may ignore watermarks, or half of the lowest (__gfp_pfmemalloc_flags)."""
+        if gfp & g.F.NOMEMALLOC:
+            return 0
+        if gfp & g.F.MEMALLOC:
+            return ALLOC_NO_WATERMARKS
+        return ALLOC_OOM if self._relief.is_oom_victim() else 0
 
     def _direct_reclaim(self, request: Request, flags: int) -> tuple[int, int]:
         """__alloc_pages_direct_reclaim: ``(PFN or -1, pages reclaimed)``."""
@@ -445,7 +509,7 @@ class PageAllocator:
         text = f"{comm}: page allocation failure: order:{request.order}, mode:{gfp:#x}({g.format_gfp(gfp)})"
         self._printk.log(KERN_WARNING, f"{text}, nodemask=(null)")
         self._dump_stack(("warn_alloc", "__alloc_pages_slowpath.constprop.0", "__alloc_pages"))
-        self._show_mem(request.highest)
+        self._show_mem(request.highest, None if request.nodemask == ALL_NODES else request.nodemask)
 
     def _bad_page(self, pfn: int, reason: str) -> None:
         """A page that is freed and not in use (bad_page)."""
@@ -490,10 +554,3 @@ class PageAllocator:
     def drain_all_pages(self) -> None:
         """Empty the per-cpu lists of every CPU."""
         self._buddy.drain_all()
-
-
-def _reserve_flags(gfp: int) -> int:
-    """Flags of a request that may ignore watermarks (__gfp_pfmemalloc_flags)."""
-    if gfp & g.F.NOMEMALLOC:
-        return 0
-    return ALLOC_NO_WATERMARKS if gfp & g.F.MEMALLOC else 0

@@ -1,8 +1,8 @@
 """What the page allocator turns to when memory is short (mm/vmscan.c, as far as this machine goes).
 
-Nothing is on the LRU lists that reclaim could drop, no swap is in use and no process would free pages by its death:
-direct reclaim, compaction and the OOM killer find nothing, and kswapd gives up a node after 16 vain runs as
-Linux's does. What kswapd does without reclaiming is here: it takes the watermark boost back.
+Nothing is reclaimed yet and nothing moves: direct reclaim and compaction find nothing, and kswapd gives up a node after
+16 vain runs as Linux's does; the OOM killer (``oom_kill``) is what is left. What kswapd does without reclaiming is
+here: it takes the watermark boost back.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from kmemd.core.buddy import ALLOC_CMA, Buddy
 from kmemd.mm import gfp as g
 from kmemd.mm.clock import Clock
 from kmemd.mm.mmzone import PAGE_ALLOC_COSTLY_ORDER, Node
+from kmemd.mm.oom_kill import OomKill
 from kmemd.mm.page_alloc import MAX_RECLAIM_RETRIES, Request
 from kmemd.mm.vmstat import VmStat
 
@@ -19,11 +20,12 @@ from kmemd.mm.vmstat import VmStat
 class MemoryPressure:
     """Implements ``page_alloc.Relief``; kswapd runs when the model's clock next stops."""
 
-    def __init__(self, nodes: list[Node], buddy: Buddy, vmstat: VmStat, clock: Clock) -> None:
+    def __init__(self, nodes: list[Node], buddy: Buddy, vmstat: VmStat, clock: Clock, oom_kill: OomKill) -> None:
         self._nodes = nodes
         self._buddy = buddy
         self._vmstat = vmstat
         self._clock = clock
+        self._oom_kill = oom_kill
         self._awake: dict[int, tuple[int, int]] = {}
 
     def wakeup_kswapd(self, nid: int, order: int, highest: int) -> None:
@@ -93,5 +95,9 @@ class MemoryPressure:
         return 0
 
     def out_of_memory(self, request: Request) -> bool:
-        """No process would free memory by its death."""
-        return False
+        """Whether a task was killed, or is about to end, so that the request may be tried again."""
+        return self._oom_kill.out_of_memory(request)
+
+    def is_oom_victim(self) -> bool:
+        """Whether the executing task was killed for want of memory."""
+        return self._oom_kill.is_victim()

@@ -1,8 +1,8 @@
 """Tasks: who runs, who is whose child, and what each has used (kernel/fork.c, kernel/exit.c, include/linux/sched.h).
 
 Models the table of processes and kernel threads with the figures that ``/proc/PID`` shows, and pid numbers as
-Linux hands them out. A process' memory is a list of ``Mapping`` with resident pages counted per kind; page tables and
-faults are left out, and so are threads of one process, sessions, signals and scheduling classes.
+Linux hands them out. A process' memory is its ``Mm``. Left out: threads of one process, sessions and scheduling
+classes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 
 from kmemd.core.context import Context
 from kmemd.errors import KernelError
+from kmemd.mm.mm_types import Mm
+from kmemd.mm.signals import Dispositions
 from kmemd.mm.units import PAGE_SIZE
 
 PF_KTHREAD = 0x00200000
@@ -43,43 +45,12 @@ def max_threads(arch: str, totalram_pages: int) -> int:
 
 
 @dataclass(slots=True)
-class Mapping:
-    """One range of a process' address space with its resident pages, by kind. Sizes in bytes, counts in pages.
-
-    ``sharers`` is how many processes map the same file pages.
-    """
-
-    start: int
-    end: int
-    perms: str
-    name: str = ""
-    offset: int = 0
-    inode: int = 0
-    anon_pages: int = 0
-    file_pages: int = 0
-    sharers: int = 1
-
-    @property
-    def rss(self) -> int:
-        """Resident pages."""
-        return self.anon_pages + self.file_pages
-
-    @property
-    def accounted(self) -> bool:
-        """Whether the mapping counts against the commit limit: it is, or was until relocated, private and writable."""
-        return "w" in self.perms or self.anon_pages > 0
-
-    @property
-    def pages(self) -> int:
-        """Pages of address space."""
-        return (self.end - self.start) >> 12
-
-
-@dataclass(slots=True)
 class Task:
     """One process or kernel thread. Times in ns of model time, memory in pages.
 
-    ``stack_addr`` is the address of the kernel stack, 0 where it is not known.
+    ``stack_addr`` is the address of the kernel stack, 0 where it is not known. ``killed`` is the fatal signal that
+    is pending, 0 for none; ``oom_victim`` says that the OOM killer sent it and gave the task its reserves;
+    ``oom_flag_origin`` that the task takes so much memory that it is the one to kill.
     """
 
     pid: int
@@ -100,40 +71,19 @@ class Task:
     min_flt: int = 0
     maj_flt: int = 0
     argv: tuple[str, ...] = ()
-    mappings: list[Mapping] = field(default_factory=list)
-    page_table_pages: int = 0
-    swap_pages: int = 0
     stack_addr: int = 0
+    killed: int = 0
+    oom_victim: bool = False
+    oom_flag_origin: bool = False
+    oom_score_adj_min: int = 0
+    signals: Dispositions = field(default_factory=Dispositions)
+    rlimits: dict[int, tuple[int, int]] = field(default_factory=dict)
+    mm: Mm | None = None
 
     @property
     def is_kthread(self) -> bool:
         """Whether this is a kernel thread: it has no user memory."""
         return bool(self.flags & PF_KTHREAD)
-
-    @property
-    def rss_anon(self) -> int:
-        """Resident anonymous pages."""
-        return sum(mapping.anon_pages for mapping in self.mappings)
-
-    @property
-    def rss_file(self) -> int:
-        """Resident pages of files on block devices: a booted machine runs from its initramfs and has none."""
-        return 0
-
-    @property
-    def rss_shmem(self) -> int:
-        """Resident pages of tmpfs files, which the initramfs consists of."""
-        return sum(mapping.file_pages for mapping in self.mappings)
-
-    @property
-    def rss(self) -> int:
-        """Resident pages (get_mm_rss)."""
-        return self.rss_anon + self.rss_file + self.rss_shmem
-
-    @property
-    def total_vm(self) -> int:
-        """Pages of address space, without the kernel's own [vvar] and [vdso]."""
-        return sum(mapping.pages for mapping in self.mappings if mapping.name not in ("[vvar]", "[vdso]"))
 
 
 class TaskTable:
@@ -226,6 +176,18 @@ class TaskTable:
         """A task that stands for a program outside the model, or None."""
         uid = self._visitors.get(pid)
         return None if uid is None else Task(pid, pid, 1, "visitor", uid, uid, state="R", argv=("visitor",))
+
+    def in_order_of_fork(self) -> list[Task]:
+        """All tasks, the oldest first (for_each_process)."""
+        return list(self._tasks.values())
+
+    def has(self, task: object) -> bool:
+        """Whether this very task is in the table."""
+        return any(found is task for found in self._tasks.values())
+
+    def current(self) -> Task | None:
+        """The task that executes; None when it is the idle task."""
+        return self._tasks.get(self._context.pid)
 
     @property
     def processes(self) -> list[Task]:

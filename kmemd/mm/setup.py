@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kmemd.mm.hugetlb_boot import PMD_ORDER, PUD_ORDER, BootParameters, reserve_gigantic
 from kmemd.mm.layout import MAX_LOW_PFN_32, STRUCT_PAGE_SIZE
 from kmemd.mm.memblock import Memblock
 from kmemd.mm.mmzone_layout import NodeLayout, ZoneLayout
@@ -114,6 +115,8 @@ class BootMemory:
     kernel_pages: int
     late: tuple[tuple[int, int], ...] = ()
     """Pages that the page allocator gets last, as (PFN, pages)."""
+    gigantic: tuple[int, ...] = ()
+    """Huge pages too large for the page allocator, by their first PFN: managed, and in use from the start."""
 
     def late_tables_kb(self, arch: str) -> int:
         """KiB of the VFS hash tables that a machine with several nodes takes from the page allocator."""
@@ -123,7 +126,7 @@ class BootMemory:
         return sum(table.size for table in tables if not table.early) >> 10
 
 
-def setup_memory(arch: str, nodes: Sequence[NodeMemory], cmdline: CommandLine) -> BootMemory:
+def setup_memory(arch: str, nodes: Sequence[NodeMemory], cmdline: CommandLine, *, gbpages: bool = False) -> BootMemory:
     """Lay out the machine: reservations, zones, and the pages that go to the page allocator."""
     memblock = Memblock()
     for node in nodes:
@@ -135,12 +138,16 @@ def setup_memory(arch: str, nodes: Sequence[NodeMemory], cmdline: CommandLine) -
     spans = [zone_spans(arch, pfns[node.nid], limits, movable.get(node.nid, 0)) for node in nodes]
     kernel_pages, all_pages = nr_kernel_pages(arch, spans)
     tables = hash_tables(arch, kernel_pages, all_pages, numa=len(nodes) > 1)
-    _reserve(memblock, arch, nodes, tables)
+    populated = [nid for nid, ranges in pfns.items() if ranges]
+    sizes = (PAGE_SIZE << PMD_ORDER[64], *((PAGE_SIZE << PUD_ORDER,) if gbpages else ()))
+    huge = BootParameters(cmdline, sizes, populated)
+    gigantic = _reserve(memblock, arch, nodes, tables, huge)
     layouts = tuple(
-        NodeLayout(node.nid, node.cpus, node.distance, _zones(memblock, node.nid, zones))
+        NodeLayout(node.nid, node.cpus, node.distance, _zones(memblock, node.nid, zones, gigantic))
         for node, zones in zip(nodes, spans, strict=True)
     )
-    return BootMemory(memblock, layouts, tables, kernel_pages, late_pages(arch, memblock))
+    late = late_pages(arch, memblock) + tuple((pfn, 1 << PUD_ORDER) for pfn in gigantic)
+    return BootMemory(memblock, layouts, tables, kernel_pages, late, gigantic)
 
 
 def late_pages(arch: str, memblock: Memblock) -> tuple[tuple[int, int], ...]:
@@ -157,11 +164,12 @@ def _mem_limit(arch: str, end: int, cmdline: CommandLine) -> int:
     return min(end, limit, 4 * GIB) if arch == "i386" else min(end, limit)
 
 
-def _zones(memblock: Memblock, nid: int, spans: Sequence[ZoneSpan]) -> tuple[ZoneLayout, ...]:
+def _zones(memblock: Memblock, nid: int, spans: Sequence[ZoneSpan], gigantic: Sequence[int]) -> tuple[ZoneLayout, ...]:
     zones = []
     for span in spans:
         free = memblock.free_pfns(span.start_pfn, span.start_pfn + span.spanned, nid)
-        managed = sum(hi - lo for lo, hi in free)
+        huge = sum(span.start_pfn <= pfn < span.start_pfn + span.spanned for pfn in gigantic)
+        managed = sum(hi - lo for lo, hi in free) + (huge << PUD_ORDER)
         online = memblock.online_pfns(span.start_pfn, span.start_pfn + span.spanned, nid, SECTION_PAGES)
         zones.append(ZoneLayout(nid, span.name, span.start_pfn, span.spanned, span.present, managed, free, online))
     return tuple(zones)
@@ -186,8 +194,14 @@ def hash_tables(arch: str, kernel_pages: int, all_pages: int, numa: bool) -> tup
     return tuple(tables)
 
 
-def _reserve(memblock: Memblock, arch: str, nodes: Sequence[NodeMemory], tables: Sequence[HashTable]) -> None:
-    """Make boot's reservations, in its order."""
+def _reserve(
+    memblock: Memblock,
+    arch: str,
+    nodes: Sequence[NodeMemory],
+    tables: Sequence[HashTable],
+    huge: BootParameters,
+) -> tuple[int, ...]:
+    """Make boot's reservations, in its order; the gigantic pages among them."""
     if arch == "i386":
         memblock.current_limit = MAX_LOW_PFN_32 * PAGE_SIZE
     populated = [node for node in nodes if memblock.node_pfn_ranges(node.nid)]
@@ -206,12 +220,14 @@ def _reserve(memblock: Memblock, arch: str, nodes: Sequence[NodeMemory], tables:
     for node in nodes:
         if node.cpus:
             memblock.alloc(len(node.cpus) * PERCPU_PAGES[arch] * PAGE_SIZE, "percpu", nid=node.nid)
+    gigantic = reserve_gigantic(memblock, huge, [node.nid for node in populated])
     for table in tables:
         if table.early:
             memblock.alloc(table.size, f"{table.name} hash table")
     if arch == "x86_64" and top > MAX_DMA32_PFN * PAGE_SIZE:
         memblock.alloc(SWIOTLB_SIZE, "swiotlb", limit=4 * GIB)
         memblock.alloc(SWIOTLB_SLOTS_SIZE, "swiotlb slots")
+    return gigantic
 
 
 def _reserve_early(memblock: Memblock, arch: str, nodes: Sequence[NodeMemory], top: int) -> None:

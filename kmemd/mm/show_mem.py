@@ -1,8 +1,13 @@
-"""The memory report of allocation failures and OOM kills (lib/show_mem.c, mm/page_alloc.c ``__show_free_areas``)."""
+"""The memory report of allocation failures and OOM kills (lib/show_mem.c, mm/page_alloc.c ``__show_free_areas``,
+mm/hugetlb.c ``hugetlb_show_meminfo_node``, mm/swap_state.c ``show_swap_cache_info``).
+
+Left out: the kernel's count of pages with hardware errors.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 from kmemd.core import stats
 from kmemd.core.buddy import MAX_ORDER, NR_MIGRATETYPES
@@ -39,25 +44,51 @@ def kb(pages: int) -> int:
 
 
 class ShowMem:
-    """Logs the report: ``show_mem(highest)`` for requests up to that zone of a node."""
+    """Logs the report: ``show_mem(highest)`` for requests up to that zone of a node.
 
-    def __init__(self, zones: list[Zone], nodes: list[Node], vmstat: VmStat, context: Context, printk: Printk) -> None:
+    ``hugetlb(nid)`` gives the lines on a node's pools of huge pages, ``swap()`` the free and all pages of swap areas.
+    """
+
+    def __init__(
+        self,
+        zones: list[Zone],
+        nodes: list[Node],
+        vmstat: VmStat,
+        context: Context,
+        printk: Printk,
+        hugetlb: Callable[[int], Iterable[str]] = lambda nid: (),
+        swap: Callable[[], tuple[int, int]] = lambda: (0, 0),
+    ) -> None:
         self._zones = zones
         self._nodes = nodes
         self._vmstat = vmstat
         self._context = context
         self._printk = printk
+        self._hugetlb = hugetlb
+        self._swap = swap
 
-    def __call__(self, highest: int) -> None:
-        """Log what memory there is and how it is used."""
-        for line in mem_info(self._zones, self._nodes, self._vmstat, self._context.cpu, highest):
+    def __call__(self, highest: int, nodemask: int | None = None) -> None:
+        """Log what memory there is and how it is used; of the nodes in ``nodemask`` alone, when there is one."""
+        for line in self._lines(highest, nodemask):
             self._printk.log(KERN_WARNING, line)
-        for line in ram_info(self._zones, sum(zone.cma_pages for zone in self._zones)):
-            self._printk.log(KERN_WARNING, line)
+
+    def _lines(self, highest: int, nodemask: int | None) -> Iterator[str]:
+        nodes = [node for node in self._nodes if nodemask is None or nodemask >> node.nid & 1]
+        nids = {node.nid for node in nodes}
+        zones = [zone for zone in self._zones if zone.nid in nids]
+        yield from mem_info(zones, nodes, self._vmstat, self._context.cpu, highest)
+        for node in nodes:
+            yield from self._hugetlb(node.nid)
+        yield f"{self._vmstat.node_total(stats.NR_FILE_PAGES)} total pagecache pages"
+        yield f"{self._vmstat.node_total(stats.NR_SWAPCACHE)} pages in swap cache"
+        free, total = self._swap()
+        yield f"Free swap  = {kb(free)}kB"
+        yield f"Total swap = {kb(total)}kB"
+        yield from ram_info(self._zones, sum(zone.cma_pages for zone in self._zones))
 
 
 def mem_info(zones: list[Zone], nodes: list[Node], vmstat: VmStat, cpu: int, highest: int) -> Iterator[str]:
-    """The lines of the report, for requests up to zone ``highest`` of a node."""
+    """The lines on the given nodes' memory, for requests up to zone ``highest`` of a node."""
     yield "Mem-Info:"
     shown = [zone for zone in zones if zone.populated and zone.kind <= highest]
     yield from _totals(shown, vmstat)
@@ -69,6 +100,26 @@ def mem_info(zones: list[Zone], nodes: list[Node], vmstat: VmStat, cpu: int, hig
         yield "lowmem_reserve[]: " + " ".join(str(pages) for pages in zone.protection)
     for zone in shown:
         yield _free_list_line(zone)
+
+
+class HugePages(Protocol):
+    """A pool of huge pages: counts by node, and the bytes of a page."""
+
+    nr_node: list[int]
+    surplus_node: list[int]
+    free_lists: list[list[int]]
+
+    @property
+    def size(self) -> int: ...
+
+
+def hugetlb_lines(pools: Iterable[HugePages], nid: int) -> Iterator[str]:
+    """A node's line on each pool."""
+    for pool in pools:
+        yield (
+            f"Node {nid} hugepages_total={pool.nr_node[nid]} hugepages_free={len(pool.free_lists[nid])} "
+            f"hugepages_surp={pool.surplus_node[nid]} hugepages_size={pool.size >> 10}kB"
+        )
 
 
 def ram_info(zones: Iterable[Zone], cma: int) -> Iterator[str]:

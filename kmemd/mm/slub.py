@@ -22,6 +22,7 @@ from kmemd.mm.gfp import GFP_KERNEL, GFP_NOWAIT, F, format_gfp
 from kmemd.mm.leak_observer import Addresses, LeakObserver
 from kmemd.mm.page_supply import PageSupply
 from kmemd.mm.params import CommandLine
+from kmemd.mm.preempt import Preempt
 from kmemd.mm.printk import KERN_INFO, Printk
 from kmemd.mm.slab_common import (
     KMALLOC_CGROUP,
@@ -72,8 +73,11 @@ class Slub(SlabCaches):
         machine: SlubMachine,
         cmdline: CommandLine,
         observer: LeakObserver | None = None,
+        preempt: Preempt | None = None,
     ) -> None:
-        super().__init__(page_alloc, pages, node_stat, context, depot, printk, tools, machine, cmdline, observer)
+        super().__init__(
+            page_alloc, pages, node_stat, context, depot, printk, tools, machine, cmdline, observer, preempt
+        )
         self._large: dict[int, int] = {}
         self._kmalloc: dict[tuple[int, int], KmemCache] = {}
         self._nokmem = "nokmem" in (cmdline.get("cgroup.memory") or "").split(",")

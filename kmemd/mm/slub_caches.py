@@ -25,6 +25,7 @@ from kmemd.mm.gfp import GFP_KERNEL, GFP_RECLAIM_MASK, F, format_gfp, gfp_zone
 from kmemd.mm.leak_observer import FILL_POISON, FILL_ZERO, Addresses, LeakObserver, NullObserver
 from kmemd.mm.page_supply import PageSupply
 from kmemd.mm.params import CommandLine
+from kmemd.mm.preempt import Preempt
 from kmemd.mm.printk import KERN_ERR, KERN_WARNING, Printk
 from kmemd.mm.slab_common import KmemCache, Merging, check_geometry_request
 from kmemd.mm.slab_geometry import Geometry, calculate_sizes, get_order
@@ -64,6 +65,7 @@ class SlabCaches:
         machine: SlubMachine,
         cmdline: CommandLine,
         observer: LeakObserver | None = None,
+        preempt: Preempt | None = None,
     ) -> None:
         self._page_alloc = page_alloc
         self.node_stat = node_stat
@@ -71,6 +73,7 @@ class SlabCaches:
         self._depot = depot
         self._printk = printk
         self._observer: LeakObserver = observer or NullObserver()
+        self._preempt = preempt
         self.machine = machine
         self.slab_nodes = machine.slab_nodes()
         self.core = SlabCore(
@@ -321,6 +324,8 @@ class SlabCaches:
     def _alloc(self, cache: KmemCache, gfp: int, n: int, nid: int, frames: tuple[str, ...], size: int) -> Addresses:
         """Allocate and tell the observer; ``frames`` are the allocator's own, ``size`` what was asked for."""
         self._check_node(nid)
+        if self._preempt is not None and self._preempt.atomic:
+            self._preempt.might_alloc(gfp, frames[0])
         out = self._allocate(cache, gfp, n, nid, frames, size)
         if n and not len(out):
             raise KernelError(errno.ENOMEM, f"no memory for a slab of {cache.name}")

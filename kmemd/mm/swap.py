@@ -1,22 +1,22 @@
 """Swap areas and their knobs (mm/swapfile.c, mm/swap_state.c, mm/swap.c ``page_cluster``).
 
-Models: the areas that are on, their size and use. Left out: swapping; an area that boot turns on is unused.
+Models: the knobs, and the areas that boot turns on. The areas themselves are mm/swapfile.py's, pages in swap
+mm/swap_state.py's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from kmemd.mm.swap_area import SwapArea
+from kmemd.mm.swapfile import SwapFiles
 from kmemd.mm.sysctl_handlers import vm_knob
 from kmemd.mm.sysfs_handlers import show_word, store_bool
-from kmemd.mm.units import PAGE_SIZE
 from kmemd.tunable import Tunable, Tuned
 
 SMALL_MEMORY_PAGES = 16 << 8
 """Below 16 MiB, swap readahead takes 2**2 pages, not 2**3."""
-HEADER_PAGES = 1
 
 
 class Device(Protocol):
@@ -34,17 +34,6 @@ class Device(Protocol):
     def active(self) -> bool: ...
 
 
-@dataclass
-class SwapArea:
-    """An area that is on. ``pages`` counts usable pages; the first of the device is its header."""
-
-    path: str
-    kind: str
-    pages: int
-    priority: int
-    inuse_pages: int = 0
-
-
 class Swap(Tuned):
     """The swap areas of a machine; ``totalram_pages()`` decides readahead at boot."""
 
@@ -53,22 +42,36 @@ class Swap(Tuned):
         Tunable("sys/kernel/mm/swap/vma_ra_enabled", "vma_ra_enabled", show_word, store_bool),
     )
 
-    def __init__(self, devices: Sequence[Device], totalram_pages: Callable[[], int], *, long_bits: int = 64) -> None:
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        files: SwapFiles,
+        totalram_pages: Callable[[], int],
+        *,
+        long_bits: int = 64,
+    ) -> None:
+        """``files`` gets the areas of the devices that are active at boot."""
         self.long_bits = long_bits
         self.page_cluster = 2 if totalram_pages() < SMALL_MEMORY_PAGES else 3
         self.vma_ra_enabled = True
-        self.areas = [
-            SwapArea(device.path, device.kind, device.size // PAGE_SIZE - HEADER_PAGES, device.priority)
-            for device in devices
-            if device.active
-        ]
+        self.files = files
+        self.devices = {device.path: device for device in devices}
+        for device in devices:
+            if device.active:
+                priority = device.priority if device.priority >= 0 else -1
+                files.swapon(device.path, device.kind, device.size, priority, log=False)
+
+    @property
+    def areas(self) -> list[SwapArea]:
+        """The areas that are on, in the order of /proc/swaps."""
+        return self.files.areas
 
     @property
     def total_pages(self) -> int:
         """Pages of all areas that are on."""
-        return sum(area.pages for area in self.areas)
+        return self.files.total_pages
 
     @property
     def free_pages(self) -> int:
         """Pages not in use."""
-        return sum(area.pages - area.inuse_pages for area in self.areas)
+        return self.files.free_pages

@@ -30,6 +30,7 @@ from kmemd.mm.leak_observer import LeakObserver, NullObserver
 from kmemd.mm.mmzone import Zone
 from kmemd.mm.pace import Pace, pieces, room
 from kmemd.mm.page_alloc import PageAllocator
+from kmemd.mm.preempt import Preempt
 from kmemd.mm.printk import KERN_ERR, KERN_WARNING, Printk
 from kmemd.mm.stackdepot import StackDepot
 from kmemd.mm.units import NUMA_NO_NODE, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
@@ -140,6 +141,7 @@ class Vmalloc:
         show_pointer: Callable[[int], str] = hex,
         area_ns: int = 0,
         page_ns: int = 0,
+        preempt: Preempt | None = None,
     ) -> None:
         self._layout = layout
         self._page_alloc = page_alloc
@@ -152,6 +154,7 @@ class Vmalloc:
         self._observer: LeakObserver = observer or NullObserver()
         self._show_pointer = show_pointer
         self._area_ns, self._page_ns = area_ns, page_ns
+        self._preempt = preempt
         self.lazy_max_pages = cpus.bit_length() * LAZY_UNIT_PAGES
         self.nr_lazy = 0
         self.nr_pages = 0
@@ -370,6 +373,7 @@ class Vmalloc:
 
     def vfree_steps(self, address: int) -> Steps[None]:
         """``vfree`` in slices."""
+        self._might_sleep("mm/vmalloc.c:2858", "vfree")
         self._observer.free(address)
         area = self._find(address, "vfree")
         self._context.charge(self._area_ns + self._page_ns * area.nr_pages)
@@ -383,6 +387,8 @@ class Vmalloc:
 
         EFAULT and a warning when none begins there.
         """
+        if function == "vunmap":
+            self._might_sleep("mm/vmalloc.c:2879", "vunmap")
         area = self._find(address & PAGE_MASK if function == "iounmap" else address, function)
         self._lost_pages += area.nr_pages
         area.page_array = 0
@@ -391,6 +397,10 @@ class Vmalloc:
     def iounmap(self, address: int) -> None:
         """Give back what ``ioremap`` returned."""
         self.vunmap(address, function="iounmap")
+
+    def _might_sleep(self, where: str, function: str) -> None:
+        if self._preempt is not None:
+            self._preempt.might_sleep(where, function)
 
     def _find(self, address: int, function: str) -> VmStruct:
         if address & (PAGE_SIZE - 1):

@@ -61,6 +61,13 @@ class Watermarks(Tuned):
         self.setup_per_zone_wmarks()
         self.setup_per_zone_lowmem_reserve()
 
+    def pages_came(self, ranges: Late) -> None:
+        """Late pages are managed from here on (``adjust_managed_page_count``)."""
+        self._late = [
+            late - sum(pages for pfn, pages in ranges if zone.holds(pfn))
+            for late, zone in zip(self._late, self._zones, strict=True)
+        ]
+
     def boot_finished(self) -> None:
         """All memory is managed; what was computed without it stands until a sysctl is written."""
         self._late = [0] * len(self._zones)

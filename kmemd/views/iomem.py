@@ -14,7 +14,7 @@ ADDRESS_DIGITS = 8
 def iomem(kernel: Kernel, caller: Caller) -> Iterator[str]:
     """Each resource with its first and last byte, nested ones indented."""
     shown = caller.uid == 0
-    for resource in kernel.machine.iomem:
+    for depth, resource in kernel.device_memory.resources:
         start, last = (resource.start, resource.last) if shown else (0, 0)
-        indent = "  " * resource.depth
+        indent = "  " * depth
         yield f"{indent}{start:0{ADDRESS_DIGITS}x}-{last:0{ADDRESS_DIGITS}x} : {resource.name}\n"

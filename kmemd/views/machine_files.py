@@ -120,6 +120,8 @@ def mount_lines(kernel: Kernel) -> Iterator[str]:
     high, _ = highmem_pages(kernel.zones)
     for device, point, kind, options in mounts_of(kernel.machine.arch, kernel.totalram_pages(), high):
         yield f"{device} {point} {kind} {options} 0 0\n"
+    for mount in kernel.user.vfs.added:
+        yield f"{mount.source} {mount.point} {mount.kind} {mount.options} 0 0\n"
 
 
 @proc.link("net")

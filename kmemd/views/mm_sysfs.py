@@ -12,7 +12,8 @@ from typing import Any
 
 from kmemd.errors import KernelError
 from kmemd.mm import kstrtox
-from kmemd.mm.hugetlb import Pool
+from kmemd.mm.hugetlb_pool import Pool
+from kmemd.mm.params import memparse
 from kmemd.mm.psi import FIXED_1, FSHIFT, RESOURCES, parse_trigger
 from kmemd.mm.units import KIB_PER_PAGE, PAGE_SIZE
 from kmemd.steps import Steps
@@ -80,8 +81,11 @@ def nr_overcommit_hugepages(kernel: Any, pool: str) -> str:
 def nr_overcommit_hugepages_store(kernel: Any, pool: str, text: str) -> int:
     """Set the overcommit limit. EINVAL, ERANGE."""
     data = kstrtox.to_bytes(one_page(text))
-    if data:
-        _pool(kernel, pool).overcommit = kstrtox.kstrtoul(data, 10, kernel.hugetlb.long_bits)
+    found = _pool(kernel, pool)
+    if data and found.gigantic:
+        kernel.hugetlb.set_overcommit(found, 0)
+    elif data:
+        kernel.hugetlb.set_overcommit(found, kstrtox.kstrtoul(data, 10, kernel.hugetlb.long_bits))
     return len(data)
 
 
@@ -106,6 +110,42 @@ def surplus_hugepages(kernel: Any, pool: str) -> str:
 nr_hugepages_mempolicy = File(0o644, sysfs.size, nr_hugepages.show, exists=lambda kernel, _pool: kernel.hugetlb.numa)
 nr_hugepages_mempolicy.store(nr_hugepages_store)
 sysfs.add(f"{POOL}/nr_hugepages_mempolicy", nr_hugepages_mempolicy)
+
+
+def _has_demotion(kernel: Any, *names: Any) -> bool:
+    return _pool(kernel, names[-1]).demote_order > 0
+
+
+def _demote_size(kernel: Any, name: str) -> str:
+    return f"{PAGE_SIZE // 1024 << _pool(kernel, name).demote_order}kB\n"
+
+
+def _demote(kernel: Any, name: str, text: str, nid: int | None) -> int:
+    data = kstrtox.to_bytes(one_page(text))
+    if data:
+        kernel.hugetlb.demote(_pool(kernel, name), kstrtox.kstrtoul(data, 10, kernel.hugetlb.long_bits), nid)
+    return len(data)
+
+
+@sysfs.write_only(f"{POOL}/demote", exists=_has_demotion)
+def demote(kernel: Any, pool: str, text: str) -> int:
+    """Make pages of the smaller size of free ones. EINVAL, ERANGE."""
+    return _demote(kernel, pool, text, None)
+
+
+@sysfs.file(f"{POOL}/demote_size", mode=0o644, exists=_has_demotion)
+def demote_size(kernel: Any, pool: str) -> str:
+    """The size that pages are demoted to."""
+    return _demote_size(kernel, pool)
+
+
+@demote_size.store
+def demote_size_store(kernel: Any, pool: str, text: str) -> int:
+    """Choose that size. EINVAL."""
+    written = one_page(text)
+    if written:
+        kernel.hugetlb.set_demote_size(_pool(kernel, pool), memparse(written)[0])
+    return len(kstrtox.to_bytes(written))
 
 
 # -- one node ------------------------------------------------------------------------------------------------
@@ -142,6 +182,17 @@ def node_free_hugepages(kernel: Any, nid: int, pool: str) -> str:
 def node_surplus_hugepages(kernel: Any, nid: int, pool: str) -> str:
     """The node's surplus pages."""
     return f"{_pool(kernel, pool).surplus_node[nid]}\n"
+
+
+@sysfs.write_only(f"{NODE_POOL}/demote", exists=_has_demotion)
+def node_demote(kernel: Any, nid: int, pool: str, text: str) -> int:
+    """Make pages of the smaller size of the node's free ones. EINVAL, ERANGE."""
+    return _demote(kernel, pool, text, nid)
+
+
+node_demote_size = File(0o644, sysfs.size, lambda kernel, _nid, pool: _demote_size(kernel, pool), exists=_has_demotion)
+node_demote_size.store(lambda kernel, _nid, pool, text: demote_size_store(kernel, pool, text))
+sysfs.add(f"{NODE_POOL}/demote_size", node_demote_size)
 
 
 # -- pressure ------------------------------------------------------------------------------------------------

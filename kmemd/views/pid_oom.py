@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from kmemd.kernel import Kernel
-from kmemd.mm.oom_kill import oom_adj, write_oom_adj, write_oom_score_adj
-from kmemd.views.tree import proc
+from kmemd.mm.oom_adj import oom_adj
+from kmemd.views.tree import Caller, proc
 
 
 @proc.file("{pid}/oom_score_adj", mode=0o644)
@@ -13,19 +13,19 @@ def oom_score_adj(kernel: Kernel, pid: int) -> str:
     return f"{kernel.tasks.find(pid).oom_score_adj}\n"
 
 
-@oom_score_adj.store
-def oom_score_adj_store(kernel: Kernel, pid: int, text: str) -> int:
-    """Set the bias. EINVAL, ERANGE."""
-    return write_oom_score_adj(kernel.tasks.find(pid), text)
+@oom_score_adj.store_as_caller
+def oom_score_adj_store(kernel: Kernel, pid: int, text: str, caller: Caller) -> int:
+    """Set the bias. EINVAL, ERANGE, EACCES."""
+    return kernel.oom_adj.write_score_adj(kernel.tasks.find(pid), text, capable=caller.uid == 0)
 
 
 @proc.file("{pid}/oom_adj", mode=0o644)
 def oom_adj_show(kernel: Kernel, pid: int) -> str:
     """The same on the old scale."""
-    return f"{oom_adj(kernel.tasks.find(pid))}\n"
+    return f"{oom_adj(kernel.tasks.find(pid).oom_score_adj)}\n"
 
 
-@oom_adj_show.store
-def oom_adj_store(kernel: Kernel, pid: int, text: str) -> int:
-    """Set the bias on the old scale. EINVAL, ERANGE."""
-    return write_oom_adj(kernel.tasks.find(pid), text)
+@oom_adj_show.store_as_caller
+def oom_adj_store(kernel: Kernel, pid: int, text: str, caller: Caller) -> int:
+    """Set the bias on the old scale. EINVAL, ERANGE, EACCES."""
+    return kernel.oom_adj.write_adj(kernel.tasks.find(pid), text, capable=caller.uid == 0)

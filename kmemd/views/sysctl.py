@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from kmemd.errors import KernelError
+from kmemd.mm.bad_area import BadArea
 from kmemd.mm.compaction import Compaction
 from kmemd.mm.drop_caches import DropCaches
 from kmemd.mm.file_table import FileTable
@@ -22,6 +23,7 @@ from kmemd.mm.ksm import Ksm
 from kmemd.mm.kstrtox import to_bytes
 from kmemd.mm.mempolicy import Mempolicy
 from kmemd.mm.mmap import Mmap
+from kmemd.mm.numa_balancing import NumaBalancing
 from kmemd.mm.oom_kill import OomKill
 from kmemd.mm.page_writeback import PageWriteback
 from kmemd.mm.printk import KERN_WARNING
@@ -33,8 +35,9 @@ from kmemd.mm.vmstat_sysctl import VmStatSysctl
 from kmemd.mm.watermarks import Watermarks
 from kmemd.steps import Steps
 from kmemd.tunable import Tunable, Tuned
-from kmemd.views.tree import File, proc, sysfs
+from kmemd.views.tree import File, debugfs, proc, sysfs
 
+DEBUGFS = "sys/kernel/debug/"
 OWNERS: tuple[type[Tuned], ...] = (
     Watermarks,
     Vmscan,
@@ -47,9 +50,11 @@ OWNERS: tuple[type[Tuned], ...] = (
     Ksm,
     Swap,
     Mempolicy,
+    NumaBalancing,
     DropCaches,
     VmStatSysctl,
     KernelSysctl,
+    BadArea,
     FileTable,
 )
 
@@ -120,17 +125,20 @@ def one_page(text: str) -> str:
 
 def _mount(owner: type[Tuned], row: Tunable) -> None:
     tree, name = row.path.split("/", 1)
-    sysctl = row.path.startswith("proc/sys/")
+    sysctl, debug = row.path.startswith("proc/sys/"), row.path.startswith(DEBUGFS)
     file = File(
         row.mode,
-        0 if sysctl else PAGE_SIZE,
+        0 if sysctl or debug else PAGE_SIZE,
         partial(_show, owner, row) if row.mode & 0o444 else None,
         exists=partial(_exists, owner, row),
     )
     if row.mode & 0o222:
         file.write = partial(_store_sysctl if sysctl else _store_sysfs, owner, row)
         file.takes_position = sysctl
-    (proc if tree == "proc" else sysfs).add(name, file)
+    if debug:
+        debugfs.add(row.path.removeprefix(DEBUGFS), file)
+    else:
+        (proc if tree == "proc" else sysfs).add(name, file)
 
 
 def _listed(knob: tuple[type[Tuned], Tunable]) -> str:
@@ -141,3 +149,6 @@ def _listed(knob: tuple[type[Tuned], Tunable]) -> str:
 
 for _class, _row in sorted(((owner, row) for owner in OWNERS for row in owner.TUNABLES), key=_listed):
     _mount(_class, _row)
+
+_SYS = proc.dir("sys")
+_SYS.names = dict(sorted(_SYS.names.items()))  # other modules have declared files below it before

@@ -63,36 +63,47 @@ class OpenFile(Protocol):
         """Bytes at ``offset``; ``b""`` is the end; None would block."""
 
     def write(self, data: bytes) -> Steps[int]:
-        """Take ``data``, in slices."""
+        """Take ``data``, in slices. A file to which the position of a write matters has ``write_at`` too."""
 
     def close(self) -> None:
         """The last reference is gone."""
+
+
+def write_at(file: OpenFile, offset: int, data: bytes) -> Steps[int]:
+    """Write to an open file at an offset, which means something to few."""
+    positioned = getattr(file, "write_at", None)
+    steps: Steps[int] = file.write(data) if positioned is None else positioned(offset, data)
+    return steps
 
 
 @dataclass
 class Entry:
     """A declared directory entry: the last component's owner is its parent ``Directory``.
 
-    ``length(kernel, *parameters)`` gives a true st_size, for programs that map the file.
+    ``length(kernel, *parameters)`` gives a true st_size, for programs that map the file;
+    ``may_open(kernel, *parameters, caller)`` raises what an open gets that the mode allows.
     """
 
     mode: int
     size: int = 0
     exists: Callable[..., bool] | None = field(default=None, kw_only=True)
     length: Callable[..., int] | None = field(default=None, kw_only=True)
+    may_open: Callable[..., None] | None = field(default=None, kw_only=True)
 
 
 @dataclass
 class File(Entry):
     """A file that is rendered whole at the first read of an open.
 
-    ``takes_position``: the store also takes ``position=``, the bytes that this open has written before.
+    ``takes_position``: the store also takes ``position=``, the bytes that this open has written before;
+    ``takes_writer``: it takes ``caller=``, who opened the file.
     """
 
     show: Callable[..., Text] | None = None
     write: Callable[..., Any] | None = None
     takes_caller: bool = False
     takes_position: bool = field(default=False, kw_only=True)
+    takes_writer: bool = field(default=False, kw_only=True)
 
     def store(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Decorator: ``function(kernel, *parameters, text)`` takes a write.
@@ -103,12 +114,18 @@ class File(Entry):
         self.write = function
         return function
 
+    def store_as_caller(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorator: as ``store``, of a function that also takes ``caller``, for what not everybody may write."""
+        self.takes_writer = True
+        return self.store(function)
+
 
 @dataclass
 class Binary(Entry):
     """A file computed for the range that is read, ``read(kernel, *parameters, offset, size) -> bytes``."""
 
     read: Callable[..., bytes] | None = None
+    takes_caller: bool = False
 
 
 @dataclass
@@ -216,19 +233,23 @@ class Root:
 
         return declare
 
-    def write_only(self, path: str, mode: int = 0o200) -> Callable[[Callable[..., Any]], File]:
+    def write_only(
+        self, path: str, mode: int = 0o200, *, exists: Callable[..., bool] | None = None
+    ) -> Callable[[Callable[..., Any]], File]:
         """Decorator: the function is the store of a file that cannot be read."""
-        return self.file(path, mode)
+        return self.file(path, mode, exists=exists)
 
     def add(self, path: str, entry: Entry) -> None:
         """Declare an entry made by hand (knobs made from tables)."""
         self._put(path, entry)
 
-    def binary(self, path: str, mode: int = 0o400, size: int = 0) -> Callable[[Callable[..., bytes]], Binary]:
-        """Decorator: the function gives the bytes of a range."""
+    def binary(
+        self, path: str, mode: int = 0o400, size: int = 0, *, caller: bool = False
+    ) -> Callable[[Callable[..., bytes]], Binary]:
+        """Decorator: the function gives the bytes of a range; ``caller``: it takes ``caller=``."""
 
         def declare(read: Callable[..., bytes]) -> Binary:
-            declared = Binary(mode, size, read)
+            declared = Binary(mode, size, read, caller)
             self._put(path, declared)
             return declared
 
@@ -415,12 +436,14 @@ class Namespace:
         return link.target(self.kernel, *node.parameters, caller)
 
     def open(self, node: Node, caller: Caller) -> OpenFile:
-        """Open a file. EISDIR for a directory."""
+        """Open a file. EISDIR for a directory, and what the file says to this caller."""
         entry = node.entry
+        if entry.may_open is not None:
+            entry.may_open(self.kernel, *node.parameters, caller)
         if isinstance(entry, File):
             return _OpenText(self.kernel, node, entry, caller)
         if isinstance(entry, Binary):
-            return _OpenBinary(self.kernel, node, entry)
+            return _OpenBinary(self.kernel, node, entry, caller)
         if isinstance(entry, Device):
             assert entry.open is not None
             return entry.open(self.kernel, *node.parameters, caller)
@@ -465,7 +488,9 @@ class _OpenText:
     def write(self, data: bytes) -> Steps[int]:
         if self._file.write is None:
             raise KernelError(refusal(self._node.path), f"{self._node.path} cannot be written")
-        extra = {"position": self._position} if self._file.takes_position else {}
+        extra: dict[str, Any] = {"position": self._position} if self._file.takes_position else {}
+        if self._file.takes_writer:
+            extra["caller"] = self._caller
         text = data.decode("utf-8", "surrogateescape")
         taken = self._file.write(self._kernel, *self._node.parameters, text, **extra)
         if inspect.isgenerator(taken):
@@ -479,16 +504,17 @@ class _OpenText:
 
 
 class _OpenBinary:
-    """An open ``Binary``: nothing is kept."""
+    """An open ``Binary``: nothing is kept but who opened it."""
 
-    def __init__(self, kernel: Any, node: Node, declared: Binary) -> None:
+    def __init__(self, kernel: Any, node: Node, declared: Binary, caller: Caller) -> None:
         self._kernel = kernel
         self._node = node
         self._read = declared.read
+        self._extra = {"caller": caller} if declared.takes_caller else {}
 
     def read(self, offset: int, size: int) -> bytes:
         assert self._read is not None
-        return self._read(self._kernel, *self._node.parameters, offset, size)
+        return self._read(self._kernel, *self._node.parameters, offset, size, **self._extra)
 
     def write(self, data: bytes) -> Steps[int]:
         raise KernelError(refusal(self._node.path), f"{self._node.path} cannot be written")

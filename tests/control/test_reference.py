@@ -27,4 +27,4 @@ def test_the_listing_has_a_line_for_each_verb() -> None:
     lines = listing().splitlines()
     assert [line.split()[0] for line in lines] == VERBS.names()
     assert {"alloc_pages", "kmalloc", "vmalloc", "WRITE_ONCE", "spawn", "help"} <= set(VERBS.names())
-    assert len(MODULES) == 6
+    assert len(set(MODULES)) == len(MODULES) >= 13

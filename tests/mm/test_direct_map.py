@@ -31,6 +31,15 @@ def test_a_range_smaller_than_a_large_page() -> None:
     assert dict(mapped.lines) == {"DirectMap4k": 1032, "DirectMap2M": 0}
 
 
+def test_whole_gibs() -> None:
+    ranges = [(1 << 20, 3 << 30), (4 << 30, (5 << 30) + (2 << 20))]
+    mapped = dict(map_memory("x86_64", ranges, 1 << 46, gbpages=True).lines)
+    assert mapped["DirectMap1G"] == 3 << 20
+    plain = dict(map_memory("x86_64", ranges, 1 << 46).lines)
+    assert plain["DirectMap2M"] == mapped["DirectMap2M"] + mapped["DirectMap1G"]
+    assert plain["DirectMap4k"] == mapped["DirectMap4k"]
+
+
 def test_a_twin_has_the_map_of_its_original() -> None:
     mapped = from_meminfo({"MemTotal": 5, "DirectMap1G": 1 << 20, "DirectMap4k": 8, "DirectMap2M": 0})
     assert mapped is not None

@@ -6,8 +6,7 @@ import pytest
 
 from kmemd.core.context import Context
 from kmemd.errors import KernelError
-from kmemd.mm.oom_score import oom_badness, oom_score
-from kmemd.mm.sched import MAX_VISITORS, PF_KTHREAD, Mapping, TaskTable
+from kmemd.mm.sched import MAX_VISITORS, PF_KTHREAD, TaskTable
 
 
 @pytest.fixture
@@ -66,27 +65,3 @@ def test_visitors_have_their_own_pid_and_are_in_no_listing(tasks):
     for pid in range(5000, 5000 + MAX_VISITORS):
         tasks.visit(pid, 0)
     assert tasks.visitor(4711) is None
-
-
-def test_resident_pages_are_the_sums_of_the_mappings(tasks):
-    task = tasks.spawn("sh", 1)
-    task.mappings = [
-        Mapping(0x1000, 0x5000, "rw-p", anon_pages=2),
-        Mapping(0x8000, 0xA000, "r--p", "/bin/x", inode=3, file_pages=1),
-        Mapping(0xF000, 0x10000, "r-xp", "[vdso]"),
-    ]
-    assert (task.rss, task.rss_anon, task.rss_shmem, task.total_vm) == (3, 2, 1, 6)
-
-
-def test_oom_badness(tasks):
-    task = tasks.spawn("sh", 1)
-    task.mappings = [Mapping(0, 1 << 22, "rw-p", anon_pages=1000)]
-    task.page_table_pages = 10
-    assert oom_badness(task, 100_000) == 1010
-    assert oom_score(task, 100_000) == (1000 + 1010 * 1000 // 100_000) * 2 // 3
-    task.oom_score_adj = -500
-    assert oom_badness(task, 100_000) == 1010 - 500 * 100
-    task.oom_score_adj = -1000
-    assert oom_badness(task, 100_000) is None
-    assert oom_score(task, 100_000) == 0
-    assert oom_score(tasks.find(1), 100_000) == 0

@@ -1,0 +1,167 @@
+"""Calls on files by their path or file, whatever kind they are (fs/read_write.c, mm/fadvise.c, fs/drop_caches.c).
+
+Models read, write, truncate, posix_fadvise, fsync, readahead for mappings (MADV_WILLNEED), and what is in memory of
+a file (mincore). Left out: file descriptors: whoever reads names the file and the place.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kmemd.core.mmu import Mmu
+from kmemd.core.pte import MAX_SWAPFILES, PRESENT, PROTNONE, SWP_TYPE_SHIFT
+from kmemd.errors import KernelError
+from kmemd.mm.file_io import FileIo
+from kmemd.mm.filemap import File, FileKind, Indices, LruLists, PageCache
+from kmemd.mm.mm_types import VM_SHARED, Mm, Vma
+from kmemd.mm.shmem import Shmem
+from kmemd.mm.swap_state import SwapState
+from kmemd.mm.swapfile import slots_of
+from kmemd.mm.units import PAGE_SHIFT, PAGE_SIZE
+from kmemd.mm.vfs import Vfs
+from kmemd.steps import Steps
+
+SLICE = 1 << 12
+"""Pages that a long call handles before others may run."""
+
+
+class Files:
+    """Files of one machine."""
+
+    def __init__(
+        self, cache: PageCache, io: FileIo, shmem: Shmem, swap: SwapState, vfs: Vfs, mmu: Mmu, lru: LruLists
+    ) -> None:
+        self.cache, self.io, self.shmem, self.swap_state, self.vfs = cache, io, shmem, swap, vfs
+        self._mmu, self._lru = mmu, lru
+
+    # -- calls on files ----------------------------------------------------------------------------------
+
+    def read(self, file: File, offset: int, count: int) -> int:
+        """read(2) of a range: how many bytes there are. ENOMEM."""
+        return self.shmem.read(file, offset, count) if file.is_shmem else self.io.read(file, offset, count)
+
+    def write(self, file: File, offset: int, count: int) -> int:
+        """write(2) of a range. ENOMEM, ENOSPC, EFBIG, ETXTBSY."""
+        if count:
+            self.vfs.check_write(file, offset + count)
+            (self.shmem.write if file.is_shmem else self.io.write)(file, offset, count)
+            self.vfs.grown(file)
+        return count
+
+    def install(self, path: str, ino: int, pages: int) -> File:
+        """A file of the initramfs, whose pages are there and dirty. ENOMEM."""
+        file = self.vfs.create(path, pages << PAGE_SHIFT, ino)
+        pfns = self.shmem.get_pages(file, 0, pages)
+        self.cache.set_dirty(file, pfns)
+        return file
+
+    def punch_hole(self, file: File, offset: int, length: int) -> None:
+        """fallocate(2) with FALLOC_FL_PUNCH_HOLE: whole pages of a range of bytes go."""
+        if file.is_shmem:
+            self.shmem.punch_hole(file, offset, length)
+            return
+        self.io.truncate_pages(file, (offset + PAGE_SIZE - 1) >> PAGE_SHIFT, (offset + length) >> PAGE_SHIFT)
+
+    def fallocate(self, file: File, offset: int, length: int) -> None:
+        """fallocate(2). ENOMEM, ENOSPC."""
+        if file.is_shmem:
+            self.shmem.fallocate(file, offset, length)
+            return
+        file.size = max(file.size, offset + length)
+        self.vfs.grown(file)
+
+    def state(self, file: File) -> dict[str, int]:
+        """How many pages of a file are where."""
+        return {
+            "pages": file.nrpages,
+            "dirty": int(self.io.dirty(file)),
+            "writeback": file.nr_writeback,
+            "swapped": file.swapped,
+        }
+
+    def fadvise(self, file: File, advice: str, offset: int, count: int) -> Steps[int]:
+        """posix_fadvise for a range, to the end when ``count`` is 0; how many pages it touched. EINVAL."""
+        start = offset >> PAGE_SHIFT
+        end = file.pages if not count else (offset + count + PAGE_SIZE - 1) >> PAGE_SHIFT
+        if advice == "WILLNEED":
+            return (yield from self._read_ahead(file, start, min(end, file.pages)))
+        if advice == "DONTNEED":
+            first = (offset + PAGE_SIZE - 1) >> PAGE_SHIFT
+            last = file.pages if not count or offset + count >= file.size else (offset + count) >> PAGE_SHIFT
+            if file.is_shmem or first >= last:
+                return 0
+            self.io.writeback(file, first, last)
+            yield
+            self._lru.drain_all()  # the batches of all CPUs hold references
+            return self.io.invalidate(file, first, last)
+        if advice in ("NORMAL", "SEQUENTIAL", "RANDOM", "NOREUSE"):
+            return 0
+        raise KernelError(
+            errno.EINVAL, f"{advice} is no advice: NORMAL, RANDOM, SEQUENTIAL, WILLNEED, DONTNEED, NOREUSE"
+        )
+
+    def _read_ahead(self, file: File, start: int, end: int) -> Steps[int]:
+        """force_page_cache_readahead."""
+        done = 0
+        for at in range(start, end if not file.is_shmem else start, SLICE):
+            done += self.io.read_pages(file, at, min(at + SLICE, end))
+            yield
+        return done
+
+    def fsync(self, file: File, start: int = 0, end: int = 1 << 62) -> int:
+        """Write what is dirty and wait (``vfs_fsync_range``); offsets in pages. How many pages."""
+        return self.io.writeback(file, start, end)
+
+    def drop_pagecache(self) -> int:
+        """Drop clean pages of all files that nobody maps (``drop_pagecache_sb``). How many."""
+        return sum(self.io.invalidate(file) for file in list(self.cache.files.values()) if file.nrpages)
+
+    # -- what mappings ask -------------------------------------------------------------------------------
+
+    def willneed(self, mm: Mm, vma: Vma, first: int, last: int) -> None:
+        """MADV_WILLNEED for pages of address: from swap, or from the file (``madvise_willneed``)."""
+        file = vma.file
+        if file is None or (vma.anon_vma is not None and not vma.flags & VM_SHARED):
+            self._swapin(mm, vma, first, last)
+        if file is not None and file.kind is FileKind.DISK:
+            start = vma.index_of(first)
+            self.io.read_pages(file, start, min(start + last - first, file.pages))
+        elif file is not None and file.is_shmem:
+            window = -file.slots.window(vma.index_of(first), vma.index_of(last))
+            self._read_slots(np.ascontiguousarray(window[window > 0]))
+
+    def _swapin(self, mm: Mm, vma: Vma, first: int, last: int) -> None:
+        """Read what a range has in swap into the swap cache (``swapin_walk_pmd_entry``)."""
+        for _, count, slot, level in self._mmu.extents(mm.id, first, last).tolist():
+            words = self._mmu.words[slot : slot + count]
+            out = (words != 0) & (words & np.uint64(PRESENT | PROTNONE) == 0)
+            out &= words >> np.uint64(SWP_TYPE_SHIFT) < np.uint64(MAX_SWAPFILES)
+            if not level:
+                self._read_slots(slots_of(words[out]))
+
+    def _read_slots(self, slots: Indices, task: Any = None) -> None:
+        wanted = np.unique(slots)
+        if len(wanted):
+            wanted = wanted[self.swap_state.files.cached(wanted) < 0]
+        if len(wanted):
+            self.swap_state.read_slots(wanted, task)
+
+    def in_cache(self, file: File, start: int, end: int) -> npt.NDArray[np.bool_]:
+        """Which pages of ``[start, end)`` are in memory (``mincore_page``): a tmpfs page in the swap cache is too."""
+        found = np.zeros(end - start, dtype=bool)
+        window = file.slots.window(start, end)
+        found[: len(window)] = window > 0
+        if file.swapped:
+            out = np.flatnonzero(window < 0)
+            found[out] = self.swap_state.files.cached(-window[out]) >= 0
+        return found
+
+    def check(self) -> None:
+        """Page caches, swap and paths agree with the pages. AssertionError."""
+        self.cache.check()
+        self.swap_state.check()
+        self.vfs.check()

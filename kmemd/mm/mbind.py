@@ -1,0 +1,530 @@
+"""The system calls of NUMA placement: policies of mappings, and moving pages (mm/mempolicy.c, mm/migrate.c).
+
+Models mbind(2) with the pages that it moves or complains of, get_mempolicy(2), set_mempolicy_home_node(2),
+migrate_pages(2) and move_pages(2). set_mempolicy(2) is ``Mempolicy``'s. Left out: MPOL_MF_LAZY, which programs may not
+pass. What a call does to many pages is a generator that yields between batches of them.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from kmemd.core.pages import PG_HEAD, PageMap
+from kmemd.core.pte import PFN_MASK, PFN_SHIFT, PRESENT, PROTNONE, SPECIAL
+from kmemd.errors import KernelError
+from kmemd.mm import gfp as g
+from kmemd.mm.mempolicy import (
+    MAX_NUMNODES,
+    MPOL_BIND,
+    MPOL_DEFAULT,
+    MPOL_F_ADDR,
+    MPOL_F_MEMS_ALLOWED,
+    MPOL_F_NODE,
+    MPOL_INTERLEAVE,
+    MPOL_LOCAL,
+    MPOL_MF_MOVE,
+    MPOL_MF_MOVE_ALL,
+    MPOL_MF_STRICT,
+    MPOL_MF_VALID,
+    MPOL_MODE_FLAGS,
+    MPOL_PREFERRED_MANY,
+    Mempolicy,
+    Policy,
+    SharedPolicy,
+    mpol_dup,
+    mpol_equal,
+    mpol_new,
+    sanitize_mpol_flags,
+    user_mask,
+)
+from kmemd.mm.migrate import MR_MEMPOLICY_MBIND, MR_SYSCALL, Migrate
+from kmemd.mm.mm_types import VM_HUGETLB, VM_IO, VM_PFNMAP, Mm, Vma
+from kmemd.mm.nodemask import nodes_of
+from kmemd.mm.page_alloc import PageAllocator
+from kmemd.mm.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
+from kmemd.mm.vma import Content, VmaList
+from kmemd.steps import Steps
+
+MOVES = MPOL_MF_MOVE | MPOL_MF_MOVE_ALL
+BATCH = 512
+"""Pages that are moved between two yields (NR_MAX_BATCHED_MIGRATION)."""
+ADDRESS_SPACE = 1 << 64
+GFP_NEW_PAGE = g.GFP_HIGHUSER_MOVABLE | g.F.RETRY_MAYFAIL | g.F.COMP
+GFP_TARGET = g.GFP_HIGHUSER_MOVABLE | g.F.THISNODE | g.F.COMP
+
+
+class Task(Protocol):
+    """A process."""
+
+    uid: int
+    mm: Mm | None
+
+
+class Tables(Protocol):
+    """Page tables."""
+
+    words: npt.NDArray[np.uint64]
+
+    def leaf(self, mm: int, vpn: int) -> tuple[int, int]: ...
+    def extents(self, mm: int, start: int, end: int) -> npt.NDArray[np.int64]: ...
+
+
+@dataclass
+class _Queue:
+    """What a walk looks for and what it found (struct queue_pages): isolated pages and where they are mapped."""
+
+    nodes: int
+    flags: int
+    invert: bool = False
+    discontiguous: bool = False
+    pages: list[int] = field(default_factory=list)
+    vpns: dict[int, int] = field(default_factory=dict)
+    unmovable: bool = False
+
+
+def vma_migratable(vma: Vma) -> bool:
+    """Whether pages of a mapping may be moved: not those of devices."""
+    return not vma.flags & (VM_IO | VM_PFNMAP)
+
+
+def node_remap(nid: int, old: int, new: int) -> int:
+    """The node that takes the place of ``nid`` when the set ``old`` becomes ``new``, by their order."""
+    members, targets = list(nodes_of(old)), list(nodes_of(new))
+    return targets[members.index(nid) % len(targets)] if nid in members and targets else nid
+
+
+def _length(start: int, length: int) -> int:
+    """The end of a range whose length is rounded up to pages, as the kernel's arithmetic has it. EINVAL."""
+    if start & ~PAGE_MASK:
+        raise KernelError(errno.EINVAL, f"address {start:#x} is not page aligned")
+    end = (start + ((length + PAGE_SIZE - 1) % ADDRESS_SPACE & PAGE_MASK)) % ADDRESS_SPACE
+    if end < start:
+        raise KernelError(errno.EINVAL, f"{length:#x} bytes from {start:#x} on wrap around")
+    return end
+
+
+class Mbind:
+    """The calls. ``fault_in(task, vpn)`` makes a page present, for who asks where it is. ENOSYS without CONFIG_NUMA."""
+
+    def __init__(
+        self,
+        mempolicy: Mempolicy,
+        migrate: Migrate,
+        vmas: VmaList,
+        mmu: Tables,
+        pages: PageMap,
+        page_alloc: PageAllocator,
+        fault_in: Callable[[Task, int], None],
+    ) -> None:
+        self._mempolicy = mempolicy
+        self._migrate = migrate
+        self._vmas = vmas
+        self._mmu = mmu
+        self._pages = pages
+        self._page_alloc = page_alloc
+        self._fault_in = fault_in
+
+    # -- mbind -------------------------------------------------------------------------------------------
+
+    def mbind(
+        self,
+        task: Task,
+        start: int,
+        length: int,
+        mode: int,
+        mask: int | None,
+        maxnode: int = MAX_NUMNODES + 1,
+        flags: int = 0,
+    ) -> Steps[None]:
+        """Set the policy of a range. EINVAL, EPERM, EFAULT for a hole, EIO for pages that are elsewhere, ENOMEM."""
+        self._mempolicy.require_numa()
+        mode, mode_flags = sanitize_mpol_flags(mode)
+        nodes = user_mask(mask, maxnode)
+        if flags & ~MPOL_MF_VALID:
+            raise KernelError(errno.EINVAL, f"flags {flags:#x}: there are MPOL_MF_STRICT, _MOVE and _MOVE_ALL")
+        if flags & MPOL_MF_MOVE_ALL and task.uid:
+            raise KernelError(errno.EPERM, "MPOL_MF_MOVE_ALL takes CAP_SYS_NICE")
+        end = _length(start, length)
+        if end == start:
+            return
+        flags &= ~MPOL_MF_STRICT if mode == MPOL_DEFAULT else -1
+        policy = mpol_new(mode, mode_flags, nodes, self._mempolicy.memory_nodes)
+        mm = _mm_of(task)
+        queue = _Queue(nodes, flags, invert=True, discontiguous=policy is None)
+        if not flags & MOVES:
+            self._bind(mm, start, end, policy, queue)
+            return
+        with self._migrate.lru_cache_disabled():
+            self._bind(mm, start, end, policy, queue)
+            failed = yield from self._move(queue, lambda pfn: self._new_page(task, mm, queue.vpns[pfn], pfn), True)
+        if (failed or queue.unmovable) and flags & MPOL_MF_STRICT:
+            raise KernelError(errno.EIO, "some pages are not where the policy wants them, and cannot be moved")
+
+    def _bind(self, mm: Mm, start: int, end: int, policy: Policy | None, queue: _Queue) -> None:
+        """Collect the pages of a range that are in the wrong place, and set its policy."""
+        self._queue_pages_range(mm, start, end, queue)
+        try:
+            self._set_range(mm, start, end, policy)
+        except KernelError:
+            self._migrate.putback(queue.pages)
+            raise
+
+    def _set_range(self, mm: Mm, start: int, end: int, policy: Policy | None) -> None:
+        """Give every mapping in a range a policy, splitting and merging them. ENOMEM at the limit of mappings."""
+        at = start
+        while at < end and (vma := mm.find_vma(at)) is not None and vma.start < end:
+            at = self._mbind_range(mm, vma, max(start, vma.start), min(end, vma.end), policy)
+
+    def _mbind_range(self, mm: Mm, vma: Vma, start: int, end: int, policy: Policy | None) -> int:
+        """One mapping's part (mbind_range): where the next begins."""
+        if mpol_equal(vma.policy, policy):
+            return end
+        position = mm.position(vma.start)
+        prev = vma if start > vma.start else mm.vmas[position - 1] if position else None
+        pgoff = vma.pgoff + (start - vma.start >> PAGE_SHIFT)
+        content = Content(vma.flags, pgoff, vma.file, vma.anon_vma, policy)
+        merged = self._vmas.merge(mm, prev, start, end, content)
+        self._replace(mm, merged or self._vmas.isolate(mm, vma, start, end), policy)
+        return max(end, merged.end if merged is not None else end)
+
+    def _replace(self, mm: Mm, vma: Vma, policy: Policy | None) -> None:
+        """The mapping, and the part of a tmpfs file that it shows, get a policy of their own (vma_replace_policy)."""
+        file = vma.file
+        if file is not None and file.is_shmem:
+            if file.shared_policy is None:
+                file.shared_policy = SharedPolicy()
+            file.shared_policy.replace(vma.pgoff, vma.pgoff + vma.pages, policy)
+        vma.policy = mpol_dup(policy)
+        mm.changed += 1
+
+    def set_home_node(self, task: Task, start: int, length: int, home_node: int, flags: int = 0) -> None:
+        """Where bound memory comes from first (set_mempolicy_home_node). EINVAL, ENOENT, EOPNOTSUPP."""
+        self._mempolicy.require_numa()
+        if flags or not self._mempolicy.online_nodes >> home_node & 1:
+            raise KernelError(errno.EINVAL, f"there is no node {home_node}" if not flags else "flags must be 0")
+        end = _length(start, length)
+        if end == start:
+            return
+        mm, at, found = _mm_of(task), start, False
+        while at < end and (vma := mm.find_vma(at)) is not None and vma.start < end:
+            low, at = max(start, vma.start), min(end, vma.end)
+            if vma.policy is None:
+                continue
+            if vma.policy.mode not in (MPOL_BIND, MPOL_PREFERRED_MANY):
+                raise KernelError(errno.EOPNOTSUPP, "only bound and preferred-many mappings have a home node")
+            policy, found = vma.policy.dup(), True
+            policy.home_node = home_node
+            at = self._mbind_range(mm, vma, low, at, policy)
+        if not found:
+            raise KernelError(errno.ENOENT, "no mapping there has a policy")
+
+    # -- collecting pages --------------------------------------------------------------------------------
+
+    def _queue_pages_range(self, mm: Mm, start: int, end: int, queue: _Queue) -> None:
+        """Walk a range for pages that are on the wrong nodes, and isolate them if they are to move. EFAULT, EIO."""
+        found: Vma | None = None
+        error: KernelError | None = None
+        for vma in list(mm.overlapping(start, end)):
+            hole = start < vma.start if found is None else False
+            found = found or vma
+            above = mm.find_vma(vma.end)
+            hole = hole or (vma.end < end and (above is None or vma.end < above.start))
+            if hole and not queue.discontiguous:
+                error = KernelError(errno.EFAULT, f"nothing is mapped at one end of {vma.start:#x}-{vma.end:#x}")
+                break
+            if not queue.flags or not (vma_migratable(vma) or queue.flags & MPOL_MF_STRICT):
+                continue
+            if not self._queue_vma(mm, vma, max(start, vma.start), min(end, vma.end), queue):
+                error = KernelError(errno.EIO, "a page is on a node that the policy does not have")
+                break
+        if found is None:
+            error = KernelError(errno.EFAULT, f"nothing is mapped in {start:#x}-{end:#x}")
+        elif queue.unmovable:
+            error = None
+        if error is not None:
+            self._migrate.putback(queue.pages)
+            queue.pages.clear()
+            raise error
+
+    def _queue_vma(self, mm: Mm, vma: Vma, start: int, end: int, queue: _Queue) -> bool:
+        """One mapping's pages; False when one is in the wrong place and may not be moved (queue_folios_pte_range)."""
+        for vpn, count, slot, level in self._mmu.extents(mm.id, start >> PAGE_SHIFT, end >> PAGE_SHIFT).tolist():
+            entries = self._mmu.words[slot : slot + (1 if level else count)]
+            here = np.flatnonzero((entries & np.uint64(PRESENT | PROTNONE) != 0) & (entries & np.uint64(SPECIAL) == 0))
+            pfns = ((entries[here] & np.uint64(PFN_MASK)) >> np.uint64(PFN_SHIFT)).astype(np.int64)
+            inside = np.array([queue.nodes >> nid & 1 for nid in range(MAX_NUMNODES)], dtype=bool)
+            wrong = (inside[self._mempolicy.nid_of(pfns)] != queue.invert) & self._owned(pfns)
+            if wrong.any() and not queue.flags & MOVES:
+                return False
+            for pfn, at in zip(pfns[wrong].tolist(), here[wrong].tolist(), strict=True):
+                self._queue_page(vma, pfn, vpn + at, queue)
+        return True
+
+    def _owned(self, pfns: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Whether pages belong to somebody's memory: not zero pages and what the kernel maps into programs."""
+        owned: npt.NDArray[np.bool_] = self._pages.mapping[self._migrate.heads(pfns)] != 0
+        return owned
+
+    def _queue_page(self, vma: Vma, pfn: int, vpn: int, queue: _Queue) -> None:
+        """Isolate a page that only this process maps, or any (migrate_folio_add)."""
+        head = self._migrate.head(pfn)
+        queue.unmovable |= not vma_migratable(vma)
+        if not queue.flags & MPOL_MF_MOVE_ALL and self._sharers(head) != 1:
+            return
+        if vma.flags & VM_HUGETLB or not self._migrate.isolate(head):
+            queue.unmovable |= bool(queue.flags & MPOL_MF_STRICT)
+            return
+        queue.pages.append(head)
+        queue.vpns[head] = vpn - (pfn - head)
+
+    def _sharers(self, head: int) -> int:
+        """How often the first page of a block is mapped (folio_estimated_sharers)."""
+        whole = int(self._pages.mapping[head + 1]) if int(self._pages.flags[head]) >> PG_HEAD & 1 else 0
+        return int(self._pages.mapcount[head]) + whole
+
+    # -- moving pages ------------------------------------------------------------------------------------
+
+    def _move(self, queue: _Queue, new_page: Callable[[int], int], mbind: bool) -> Steps[int]:
+        """Move what was collected, in batches: how many pages stayed, or a negative errno; those are put back."""
+        failed, left = 0, list(queue.pages)
+        while left and failed >= 0:
+            batch, left = left[:BATCH], left[BATCH:]
+            outcome = self._migrate.migrate_pages(batch, new_page, MR_MEMPOLICY_MBIND if mbind else MR_SYSCALL)
+            failed = outcome.failed if outcome.failed < 0 else failed + outcome.failed
+            self._migrate.putback(outcome.left)
+            yield
+        self._migrate.putback(left)
+        return failed
+
+    def _new_page(self, task: Task, mm: Mm, vpn: int, pfn: int) -> int:
+        """A page where the policy of the mapping wants it. ENOMEM."""
+        order, vma = self._migrate.order(pfn), mm.find(vpn << PAGE_SHIFT)
+        if order and vma is not None:
+            return self._mempolicy.alloc_hugepage(vma, task, vpn, g.GFP_TRANSHUGE, order)
+        return self._mempolicy.alloc_pages_vma(vma, task, vpn, GFP_NEW_PAGE)
+
+    def _on_node(self, nid: int) -> Callable[[int], int]:
+        """Pages of one node and no other (alloc_migration_target)."""
+
+        def new_page(pfn: int) -> int:
+            order = self._migrate.order(pfn)
+            gfp = GFP_TARGET & ~g.F.RECLAIM | g.GFP_TRANSHUGE if order else GFP_TARGET
+            return self._page_alloc.alloc_pages(gfp, order, nid)
+
+        return new_page
+
+    def migrate_pages(self, caller: Task | None, task: Task, old: int, new: int) -> Steps[int]:
+        """Move all pages of a process from some nodes to others, by their order: how many stayed (migrate_pages(2)).
+
+        ``caller`` is None for the superuser. EPERM, EINVAL, ENOMEM.
+        """
+        self._mempolicy.require_numa()
+        self._may_look(caller, task)
+        new &= self._mempolicy.online_nodes
+        if not new:
+            raise KernelError(errno.EINVAL, "none of the nodes to move to is there")
+        mm = _mm_of(task)
+        flags = MPOL_MF_MOVE_ALL if caller is None or not caller.uid else MPOL_MF_MOVE
+        busy, left = 0, old
+        with self._migrate.lru_cache_disabled():
+            while (pair := _next_pair(left, old, new)) is not None:
+                source, dest = pair
+                left &= ~(1 << source)
+                queue = _Queue(1 << source, flags, discontiguous=True)
+                if mm.vmas:
+                    self._queue_pages_range(mm, mm.vmas[0].start, mm.vmas[-1].end, queue)
+                failed = yield from self._move(queue, self._on_node(dest), False)
+                if failed < 0:
+                    raise KernelError(-failed, f"node {dest} has no page left")
+                busy += failed
+        return busy
+
+    def _may_look(self, caller: Task | None, task: Task) -> None:
+        """EPERM for the memory of somebody else (ptrace_may_access)."""
+        if caller is not None and caller.uid and caller.uid != task.uid:
+            raise KernelError(errno.EPERM, "the process belongs to somebody else")
+
+    # -- move_pages --------------------------------------------------------------------------------------
+
+    def move_pages(
+        self, caller: Task | None, task: Task, addresses: Sequence[int], nodes: Sequence[int] | None, flags: int
+    ) -> Steps[tuple[int, list[int]]]:
+        """Move single pages, or without ``nodes`` ask where they are (move_pages(2)).
+
+        The call's result, which counts pages that stayed, and for each page its node or a negative errno. EINVAL,
+        EPERM; ENODEV for a node without memory, after what came before it was moved.
+        """
+        self._mempolicy.require_numa()
+        if flags & ~MOVES:
+            raise KernelError(errno.EINVAL, f"flags {flags:#x}: there are MPOL_MF_MOVE and MPOL_MF_MOVE_ALL")
+        if flags & MPOL_MF_MOVE_ALL and caller is not None and caller.uid:
+            raise KernelError(errno.EPERM, "MPOL_MF_MOVE_ALL takes CAP_SYS_NICE")
+        self._may_look(caller, task)
+        mm = _mm_of(task)
+        if nodes is None:
+            return 0, [self._node_at(mm, address) for address in addresses]
+        with self._migrate.lru_cache_disabled():
+            return (yield from _PagesMove(self, mm, addresses, nodes, flags).run())
+
+    def follow_page(self, mm: Mm, address: int) -> int:
+        """The page that an address maps, or a negative errno, as for a core dump (follow_page, FOLL_DUMP)."""
+        vma = mm.find(address)
+        if vma is None:
+            return -errno.EFAULT
+        slot, _level = self._mmu.leaf(mm.id, address >> PAGE_SHIFT)
+        entry = int(self._mmu.words[slot]) if slot >= 0 else 0
+        if not entry:
+            return -errno.EFAULT if vma.is_anon else -errno.ENOENT
+        if not entry & PRESENT:
+            return -errno.ENOENT
+        pfn = (entry & PFN_MASK) >> PFN_SHIFT
+        inside = (address >> PAGE_SHIFT) & ((1 << self._migrate.order(pfn)) - 1) if _level else 0
+        return -errno.EFAULT if entry & SPECIAL else pfn + inside
+
+    def _node_at(self, mm: Mm, address: int) -> int:
+        pfn = self.follow_page(mm, address)
+        return pfn if pfn < 0 else self._migrate.nid(pfn)
+
+    def isolate_at(self, mm: Mm, address: int, nid: int, *, every: bool) -> tuple[int, int]:
+        """``(1, page)`` for an isolated page, 0 where it is on the node, a negative errno (add_page_for_migration)."""
+        vma = mm.find(address)
+        if vma is None or not vma_migratable(vma):
+            return -errno.EFAULT, 0
+        pfn = self.follow_page(mm, address)
+        if pfn < 0:
+            return pfn, 0
+        if self._migrate.nid(pfn) == nid:
+            return 0, pfn
+        head = self._migrate.head(pfn)
+        whole = int(self._pages.mapping[head + 1]) if self._migrate.order(head) else 0
+        if int(self._pages.mapcount[pfn]) + whole > 1 and not every:
+            return -errno.EACCES, 0
+        if vma.flags & VM_HUGETLB or not self._migrate.isolate(head):
+            return -errno.EBUSY, 0
+        return 1, head
+
+    def move_to(self, pages: list[int], nid: int) -> Steps[int]:
+        """Move isolated pages to a node: how many stayed, or a negative errno (do_move_pages_to_node)."""
+        queue = _Queue(0, 0, pages=pages)
+        return (yield from self._move(queue, self._on_node(nid), False))
+
+    def has_memory(self, nid: int) -> bool:
+        """Whether a page can be moved to a node."""
+        return 0 <= nid < MAX_NUMNODES and bool(self._mempolicy.memory_nodes >> nid & 1)
+
+    # -- get_mempolicy -----------------------------------------------------------------------------------
+
+    def get_mempolicy(self, task: Task, address: int = 0, flags: int = 0) -> tuple[int, int]:
+        """``(mode with its flags, or a node; set of nodes)``. EINVAL, EFAULT."""
+        self._mempolicy.require_numa()
+        if flags & ~(MPOL_F_NODE | MPOL_F_ADDR | MPOL_F_MEMS_ALLOWED):
+            raise KernelError(errno.EINVAL, f"flags {flags:#x}: there are MPOL_F_NODE, _ADDR and _MEMS_ALLOWED")
+        if flags & MPOL_F_MEMS_ALLOWED:
+            if flags & (MPOL_F_NODE | MPOL_F_ADDR):
+                raise KernelError(errno.EINVAL, "MPOL_F_MEMS_ALLOWED stands alone")
+            return 0, self._mempolicy.memory_nodes
+        mm = _mm_of(task)
+        policy = mm.policy
+        if flags & MPOL_F_ADDR:
+            vma = mm.find(address)
+            if vma is None:
+                raise KernelError(errno.EFAULT, f"nothing is mapped at {address:#x}")
+            policy = self._mempolicy.own_policy(vma, address >> PAGE_SHIFT)
+        elif address:
+            raise KernelError(errno.EINVAL, "an address goes with MPOL_F_ADDR")
+        nodes = 0
+        if policy is not None:
+            nodes = policy.user_nodes if policy.keeps_nodes else 0 if policy.mode == MPOL_LOCAL else policy.nodes
+        if not flags & MPOL_F_NODE:
+            return (policy.mode | policy.flags & MPOL_MODE_FLAGS if policy is not None else MPOL_DEFAULT), nodes
+        if flags & MPOL_F_ADDR:
+            return self._lookup_node(task, mm, address), nodes
+        if policy is None or policy.mode != MPOL_INTERLEAVE:
+            raise KernelError(errno.EINVAL, "MPOL_F_NODE without an address is for tasks that interleave")
+        return self._mempolicy.interleave_next(policy), nodes
+
+    def _lookup_node(self, task: Task, mm: Mm, address: int) -> int:
+        """The node of the page at an address, which is faulted in (lookup_node). EFAULT."""
+        self._fault_in(task, address >> PAGE_SHIFT)
+        slot, _ = self._mmu.leaf(mm.id, address >> PAGE_SHIFT)
+        return self._migrate.nid((int(self._mmu.words[slot]) & PFN_MASK) >> PFN_SHIFT)
+
+
+class _PagesMove:
+    """One move_pages(2) that moves (do_pages_move): pages for the same node in a row are moved together."""
+
+    def __init__(self, calls: Mbind, mm: Mm, addresses: Sequence[int], nodes: Sequence[int], flags: int) -> None:
+        self._calls = calls
+        self._mm = mm
+        self._pairs = list(zip(addresses, nodes, strict=True))
+        self._every = bool(flags & MPOL_MF_MOVE_ALL)
+        self._status = [0] * len(self._pairs)
+        self._pages: list[int] = []
+        self._start = 0
+
+    def run(self) -> Steps[tuple[int, list[int]]]:
+        """The result and the status of each page. ENODEV."""
+        current = -1
+        for i, (address, nid) in enumerate(self._pairs):
+            if not self._calls.has_memory(nid):
+                yield from self._flush(current, i)
+                raise KernelError(errno.ENODEV, f"node {nid} has no memory")
+            if nid != current:
+                failed = yield from self._flush(current, i)
+                if failed:
+                    return self._result(failed, i)
+                self._start, current = i, nid
+            error, page = self._calls.isolate_at(self._mm, address, nid, every=self._every)
+            if error > 0:
+                self._pages.append(page)
+                continue
+            self._status[i] = error or nid
+            failed = yield from self._flush(current, i)
+            if failed:
+                return self._result(failed - (failed > 0), i)
+            current = -1
+        failed = yield from self._flush(current, len(self._pairs))
+        return self._result(failed, len(self._pairs))
+
+    def _result(self, failed: int, at: int) -> tuple[int, list[int]]:
+        """The number of pages that stayed, with those that were not tried; an errno is raised."""
+        if failed < 0:
+            raise KernelError(-failed, "no page left on the node")
+        return failed + (len(self._pairs) - at if failed else 0), self._status
+
+    def _flush(self, nid: int, end: int) -> Steps[int]:
+        """Move what was collected and note its node."""
+        if not self._pages:
+            return 0
+        failed = yield from self._calls.move_to(self._pages, nid)
+        self._pages = []
+        if not failed:
+            self._status[self._start : end] = [nid] * (end - self._start)
+        return failed
+
+
+def _next_pair(left: int, old: int, new: int) -> tuple[int, int] | None:
+    """The next node to empty and the one to fill, preferably one that is not emptied itself (do_migrate_pages)."""
+    found: tuple[int, int] | None = None
+    uneven = old.bit_count() != new.bit_count()
+    for nid in nodes_of(left):
+        dest = node_remap(nid, old, new)
+        if (uneven and new >> nid & 1) or dest == nid:
+            continue
+        found = nid, dest
+        if not left >> dest & 1:
+            break
+    return found
+
+
+def _mm_of(task: Task) -> Mm:
+    """A process' address space. EINVAL for kernel threads."""
+    if task.mm is None:
+        raise KernelError(errno.EINVAL, "a kernel thread has no memory of its own")
+    return task.mm

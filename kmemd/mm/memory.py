@@ -1,0 +1,640 @@
+"""Faults and unmapping: how accesses reach pages, and how mappings lose them (mm/memory.c, mm/gup.c).
+
+Models ``handle_mm_fault`` with all that it may have to do, ``zap_page_range``, ``populate``. Private
+anonymous memory is faulted in by the core's loop (core/mmu.py); everything else comes here one fault at a time. Left
+out:
+userfaultfd, hardware poison, and races: a fault sees the address space as it is.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from kmemd.core import mmu as core
+from kmemd.core import stats
+from kmemd.core.context import Context
+from kmemd.core.lru import MLOCK_NEW, MUNLOCK, Lru
+from kmemd.core.mmu import Mmu
+from kmemd.core.pages import PG_ANON_EXCLUSIVE, PG_LRU, PG_SWAPCACHE, PageMap
+from kmemd.core.pte import ACCESSED, DIRTY, NX, PFN_MASK, PFN_SHIFT, PRESENT, PROTNONE, RW, SOFT_DIRTY, SPECIAL, USER
+from kmemd.core.ptes import PteRanges
+from kmemd.errors import KernelError
+from kmemd.mm.contents import Contents
+from kmemd.mm.mempolicy import Mempolicy
+from kmemd.mm.mm_types import (
+    MM_ANONPAGES,
+    MM_FILEPAGES,
+    MM_SHMEMPAGES,
+    VM_EXEC,
+    VM_HUGETLB,
+    VM_LOCKED,
+    VM_LOCKONFAULT,
+    VM_MAYWRITE,
+    VM_MIXEDMAP,
+    VM_PFNMAP,
+    VM_READ,
+    VM_SHARED,
+    VM_WRITE,
+    Mm,
+    Vma,
+)
+from kmemd.mm.page_alloc import PageAllocator
+from kmemd.mm.pgtable import PageTables
+from kmemd.mm.rmap import Rmap
+from kmemd.mm.signals import BUS_ADRERR, SEGV_ACCERR, SEGV_MAPERR, SI_KERNEL, SIGBUS, SIGKILL, SIGSEGV, Signal
+from kmemd.mm.stackdepot import StackDepot
+from kmemd.mm.units import PAGE_SHIFT
+from kmemd.mm.user_regs import UserMode
+from kmemd.mm.vmstat import VmStat
+
+Rows = npt.NDArray[np.int64]
+Vpns = npt.NDArray[np.int64]
+
+FAULT_FRAMES = (
+    *("__folio_alloc", "vma_alloc_folio", "__handle_mm_fault", "handle_mm_fault"),
+    *("exc_page_fault", "asm_exc_page_fault"),
+)
+VDSO_PAGE, VVAR_PAGE = 1, 2
+"""Pages of the kernel's data behind the shared zero page."""
+ZAP_ROWS = 64
+"""Page tables that are emptied before their pages are given back: the gather of a TLB flush."""
+
+
+class Task(Protocol):
+    """The process that accesses memory."""
+
+    killed: int
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def mm(self) -> Mm | None: ...
+
+
+class HugePages(Protocol):
+    """Transparent huge pages (mm/huge_memory.c)."""
+
+    def eligible(self, mm: Mm, vma: Vma) -> bool: ...
+    def fault(self, task: Any, mm: Mm, vma: Vma, vpn: int, write: bool) -> bool: ...
+    def wp_fault(self, task: Any, mm: Mm, vma: Vma, vpn: int) -> bool: ...
+    def split_range(self, mm: Mm, start_vpn: int, end_vpn: int) -> None: ...
+    def zap(self, mm: Mm, vma: Vma, vpn: int, slot: int) -> None: ...
+    def copy(self, child: Mm, new: Vma, parent: Mm, vma: Vma, vpn: int, slot: int) -> None: ...
+    def unmapped_parts(self, heads: Rows) -> None: ...
+
+
+class HugetlbPages(Protocol):
+    """Pages of a pool (mm/hugetlb.c)."""
+
+    def fault(self, task: Any, mm: Mm, vma: Vma, vpn: int, write: bool) -> None: ...
+    def unmap(self, mm: Mm, vma: Vma, start_vpn: int, end_vpn: int) -> None: ...
+    def copy(self, child: Mm, parent: Mm, new: Vma, vma: Vma) -> None: ...
+
+
+class SwapSpace(Protocol):
+    """Swap entries (mm/swapfile.c, mm/swap_state.c)."""
+
+    def do_swap_page(self, memory: Any, task: Any, mm: Mm, vma: Vma, vpn: int, entry: int, write: bool) -> None: ...
+    def free_entries(self, entries: npt.NDArray[np.uint64]) -> None: ...
+    def free_cached(self, pfns: Rows) -> None: ...
+    def free_swap(self, pfns: Rows) -> npt.NDArray[np.bool_]: ...
+    def duplicate(self, entries: npt.NDArray[np.uint64]) -> None: ...
+
+
+class Balancing(Protocol):
+    """NUMA hint faults (kernel/sched/fair.c)."""
+
+    def numa_fault(self, task: Any, mm: Mm, vma: Vma, vpn: int) -> None: ...
+    def ran(self, task: Any, ns: int) -> None: ...
+
+
+class FileCache(Protocol):
+    """The page cache."""
+
+    def dirty_pages(self, pfns: Rows) -> None: ...
+
+
+class Stacks(Protocol):
+    """Mappings that grow (mm/mmap.c ``expand_stack``)."""
+
+    def expand_stack(self, task: Any, address: int) -> Vma: ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What faults are handed to."""
+
+    huge: HugePages
+    hugetlb: HugetlbPages
+    swap: SwapSpace
+    numa: Balancing
+    files: FileCache
+
+
+class Memory:
+    """User memory of all processes.
+
+    Invariants: while a fault is handled, the table of mappings that the core has is that of the executing task.
+    """
+
+    def __init__(
+        self,
+        mmu: Mmu,
+        ptes: PteRanges,
+        lru: Lru,
+        tables: PageTables,
+        rmap: Rmap,
+        pages: PageMap,
+        page_alloc: PageAllocator,
+        mempolicy: Mempolicy,
+        contents: Contents,
+        context: Context,
+        depot: StackDepot,
+        parts: Parts,
+        user: UserMode,
+        vmstat: VmStat,
+    ) -> None:
+        self.mmu = mmu
+        self.ptes = ptes
+        self.lru = lru
+        self.tables = tables
+        self.rmap = rmap
+        self.pages = pages
+        self.page_alloc = page_alloc
+        self.mempolicy = mempolicy
+        self.contents = contents
+        self._context = context
+        self._parts = parts
+        self._user = user
+        self._vmstat = vmstat
+        self._site = depot.save(FAULT_FRAMES)
+        self._task: Task | None = None
+        self._vmas: list[Vma] = []
+        self._rows: dict[int, tuple[Mm, int, int, Rows]] = {}
+        mmu.supply = self._supply
+        mmu.make_table = tables.ensure
+        mmu.copied = contents.copy
+
+    # -- access ------------------------------------------------------------------------------------------
+
+    def access(
+        self, task: Task, vpns: Vpns, op: int, stacks: Stacks | None = None, span: tuple[int, int] | None = None
+    ) -> None:
+        """Read, write or execute pages one after the other. ``Signal`` for a bad access, ENOMEM.
+
+        ``stacks`` lets mappings that grow down grow; ``span`` is the range in bytes (start, length) that the
+        pages are a part of, as far as the program goes.
+        """
+        mm = task.mm
+        assert mm is not None, "kernel threads access no user memory"
+        outer, self._context.site = self._context.site, self._site
+        before, self._task = self._task, task
+        start_ns = self._context.now
+        user = self._user.begin(mm, vpns, write=op == core.WRITE, execute=op == core.EXEC, span=span, task=task)
+        try:
+            done, end = 0, self._first_beyond(mm, vpns)
+            while done < end:
+                rows = self.rows(mm)
+                done = self.mmu.access(mm.id, vpns[:end], done, op, rows)
+                if done < end:
+                    self._stopped(task, mm, int(vpns[done]), op, stacks)
+            if end < len(vpns):
+                raise self._beyond(mm, int(vpns[end]), op)
+            if task.killed:
+                self.out_of_memory(task)
+        finally:
+            self._user.access = user
+            self._context.site = outer
+            self._task = before
+            self._parts.numa.ran(task, self._context.now - start_ns)
+
+    @staticmethod
+    def _first_beyond(mm: Mm, vpns: Vpns) -> int:
+        """How many accesses come before one outside of user space."""
+        beyond = (vpns < 0) | (vpns >= mm.task_size >> PAGE_SHIFT)
+        return int(np.argmax(beyond)) if beyond.any() else len(vpns)
+
+    def _beyond(self, mm: Mm, vpn: int, op: int) -> Signal:
+        """An access to the kernel's half of the address space, or to no address of this machine at all."""
+        address = vpn << PAGE_SHIFT & (1 << 64) - 1
+        width = self.mmu.bits * self.mmu.levels + PAGE_SHIFT
+        if width < 64 and address >> width - 1 not in (0, (1 << 65 - width) - 1) and width > 32:
+            return Signal(SIGSEGV, SI_KERNEL, 0, write=op == core.WRITE, execute=op == core.EXEC)
+        return Signal(SIGSEGV, SEGV_MAPERR, address, write=op == core.WRITE, execute=op == core.EXEC, present=True)
+
+    def page_at(self, task: Task, address: int) -> int:
+        """The page behind an address that was just accessed."""
+        assert task.mm is not None
+        slot, level = self.mmu.leaf(task.mm.id, address >> PAGE_SHIFT)
+        inside = address >> PAGE_SHIFT & ((1 << self.mmu.bits * level) - 1)
+        return ((int(self.mmu.words[slot]) & PFN_MASK) >> PFN_SHIFT) + int(inside)
+
+    def _stopped(self, task: Task, mm: Mm, vpn: int, op: int, stacks: Stacks | None) -> None:
+        """What the core leaves: mend it, or raise."""
+        why = self.mmu.why
+        address = vpn << PAGE_SHIFT
+        if why == core.NO_MEMORY:
+            self.out_of_memory(task)
+        elif why == core.NO_VMA:
+            self._no_vma(task, mm, address, op, stacks)
+        elif why == core.BAD_ACCESS:
+            raise self._segv(SEGV_ACCERR, address, op, mm)
+        else:
+            vma = mm.find(address)
+            assert vma is not None, "the core found a mapping"
+            self.handle_mm_fault(task, mm, vma, vpn, op)
+
+    def out_of_memory(self, task: Task) -> None:
+        """A fault found no page (pagefault_out_of_memory). Raises: SIGKILL for a victim, ENOMEM."""
+        if task.killed:
+            raise Signal(SIGKILL, SI_KERNEL, 0)
+        raise KernelError(errno.ENOMEM, "no page for a fault, and nothing that could be freed")
+
+    def _no_vma(self, task: Task, mm: Mm, address: int, op: int, stacks: Stacks | None) -> None:
+        above = mm.find_vma(address)
+        if stacks is None or above is None:
+            raise self._segv(SEGV_MAPERR, address, op, mm)
+        try:
+            stacks.expand_stack(task, address)
+        except KernelError:
+            raise self._segv(SEGV_MAPERR, address, op, mm) from None
+
+    def _segv(self, code: int, address: int, op: int, mm: Mm) -> Signal:
+        slot, _ = self.mmu.leaf(mm.id, address >> PAGE_SHIFT)
+        present = slot >= 0 and bool(int(self.mmu.words[slot]) & PRESENT)
+        return Signal(SIGSEGV, code, address, write=op == core.WRITE, execute=op == core.EXEC, present=present)
+
+    def rows(self, mm: Mm) -> Rows:
+        """The table of mappings as the core reads it, made anew when something changed."""
+        found = self._rows.get(mm.id)
+        policy = self._parts.huge.generation if hasattr(self._parts.huge, "generation") else 0
+        if found is None or found[0] is not mm or found[1] != mm.changed or found[2] != policy:
+            found = self._rows[mm.id] = (mm, mm.changed, policy, self._make_rows(mm))
+        self._vmas = mm.vmas
+        return found[3]
+
+    def forget(self, mm: Mm) -> None:
+        """An address space ends."""
+        self._rows.pop(mm.id, None)
+
+    def _make_rows(self, mm: Mm) -> Rows:
+        rows = np.zeros((len(mm.vmas), core.VMA_COLUMNS), dtype=np.int64)
+        for row, vma in zip(rows, mm.vmas, strict=True):
+            row[:] = (
+                vma.vpn,
+                vma.end >> PAGE_SHIFT,
+                self._row_flags(mm, vma),
+                vma.anon_vma.id if vma.anon_vma is not None else 0,
+                vma.pgoff - vma.vpn,
+                prot_bits(vma.flags, cow=False) & ~NX,
+            )
+        return rows
+
+    def _row_flags(self, mm: Mm, vma: Vma) -> int:
+        flags = vma.flags & (VM_READ | VM_WRITE | VM_EXEC)
+        kind = flags & VM_READ and core.ROW_READ
+        kind |= flags & VM_WRITE and core.ROW_WRITE | core.ROW_READ
+        kind |= flags & VM_EXEC and core.ROW_EXEC | core.ROW_READ
+        if vma.is_anon and not vma.flags & VM_HUGETLB:
+            kind |= core.ROW_FAST
+            kind |= core.ROW_HUGE if self._parts.huge.eligible(mm, vma) else 0
+        return kind | (core.ROW_LOCKED if vma.flags & VM_LOCKED else 0)
+
+    def _supply(self, row: int, vpns: Vpns) -> Rows:
+        """Pages for the core's faults in one mapping, in their order."""
+        self._came_to(int(vpns[0]))
+        return self.mempolicy.alloc_bulk(self._vmas[row], self._task, vpns)
+
+    def _came_to(self, vpn: int) -> None:
+        """The program is at this page, for reports to say so."""
+        if self._user.access is not None:
+            self._user.access.come_to(vpn)
+
+    # -- one fault ---------------------------------------------------------------------------------------
+
+    def handle_mm_fault(self, task: Task, mm: Mm, vma: Vma, vpn: int, op: int) -> None:
+        """One fault that the access rights of the mapping allow. ENOMEM, ``Signal``."""
+        self._came_to(vpn)
+        write = op == core.WRITE
+        if vma.flags & VM_HUGETLB:
+            self._count(mm, core.HUGETLB_FAULTS)
+            self._parts.hugetlb.fault(task, mm, vma, vpn, write)
+            return
+        slot, level = self.mmu.leaf(mm.id, vpn)
+        if slot < 0 and self._parts.huge.eligible(mm, vma) and self._huge_fault(task, mm, vma, vpn, write):
+            return
+        if slot >= 0 and level:
+            entry = int(self.mmu.words[slot])
+            if not entry & PRESENT and entry & PROTNONE:
+                self._count(mm, core.HINT_FAULTS)
+                self._parts.numa.numa_fault(task, mm, vma, vpn)
+                return
+            self._count(mm, core.HUGE_FAULTS)
+            if not self._parts.huge.wp_fault(task, mm, vma, vpn):
+                self._parts.huge.split_range(mm, vpn, vpn + 1)
+            return
+        self.handle_pte_fault(task, mm, vma, vpn, write)
+
+    def _huge_fault(self, task: Task, mm: Mm, vma: Vma, vpn: int, write: bool) -> bool:
+        size = 1 << self.mmu.bits
+        if vpn & -size < vma.vpn or (vpn & -size) + size > vma.end >> PAGE_SHIFT:
+            return False
+        if not self._parts.huge.fault(task, mm, vma, vpn, write):
+            return False
+        self._count(mm, core.HUGE_FAULTS)
+        return True
+
+    def _count(self, mm: Mm, step: int) -> None:
+        """A fault, and what it has to do: a step of the translation path."""
+        self.mmu.count_fault(mm.id)
+        self.mmu.stats[step] += 1
+
+    def handle_pte_fault(self, task: Task, mm: Mm, vma: Vma, vpn: int, write: bool) -> None:
+        """A fault on a small page (handle_pte_fault)."""
+        slot = self.tables.ensure(mm.id, vpn)
+        entry = int(self.mmu.words[slot])
+        if not entry and vma.is_anon:
+            self.rmap.prepare(mm, vma)  # the core does the rest when the access is tried again
+            return
+        if not entry:
+            self._missing_page(task, mm, vma, vpn, slot, write)
+        elif not entry & (PRESENT | PROTNONE):
+            self._count(mm, core.SWAP_FAULTS)
+            with self._major(core.SWAP_CACHE_HITS, core.SWAP_READS):
+                self._parts.swap.do_swap_page(self, task, mm, vma, vpn, entry, write)
+        elif not entry & PRESENT:
+            self._count(mm, core.HINT_FAULTS)
+            self._parts.numa.numa_fault(task, mm, vma, vpn)
+        else:
+            self.mmu.count_fault(mm.id)
+            if write and not entry & RW:
+                self.do_wp_page(task, mm, vma, vpn)
+
+    def _missing_page(self, task: Task, mm: Mm, vma: Vma, vpn: int, slot: int, write: bool) -> None:
+        """An empty entry of memory that is not anonymous (do_fault)."""
+        if vma.file is None:
+            self.mmu.count_fault(mm.id)
+            self._special_fault(mm, vma, vpn, slot)
+            return
+        self._count(mm, core.FILE_FAULTS)
+        with self._major(core.CACHE_HITS, core.DISK_READS):
+            vma.file.fault(self, task, mm, vma, vpn, write)
+
+    @contextmanager
+    def _major(self, hit: int, read: int) -> Iterator[None]:
+        """Count whether a fault found its page in memory, or had it read."""
+        before = int(self._vmstat.events[stats.PGMAJFAULT])
+        yield
+        self.mmu.stats[read if int(self._vmstat.events[stats.PGMAJFAULT]) > before else hit] += 1
+
+    def _special_fault(self, mm: Mm, vma: Vma, vpn: int, slot: int) -> None:
+        """[vdso] is a page of the kernel's image that counts as a file's, [vvar] one that is not counted
+        (special_mapping_fault, vvar_fault). Other mappings of page frames have their entries from the start: SIGBUS."""
+        bits = prot_bits(vma.flags, cow=True) | ACCESSED
+        if vma.name == "[vdso]":
+            pfn = self.mmu.zero_pfn + VDSO_PAGE
+            self.rmap.add_file(pfn)
+            self.mmu.rss_task[mm.id * 4 + MM_FILEPAGES] += 1
+            self.mmu.words[slot] = np.uint64(pfn << PFN_SHIFT | bits)
+        elif vma.name == "[vvar]":
+            self.mmu.words[slot] = np.uint64(self.mmu.zero_pfn + VVAR_PAGE << PFN_SHIFT | bits | SPECIAL)
+        else:
+            raise Signal(SIGBUS, BUS_ADRERR, vpn << PAGE_SHIFT)
+
+    def do_wp_page(self, task: Task, mm: Mm, vma: Vma, vpn: int) -> None:
+        """A write to a page that is mapped read-only (do_wp_page). ENOMEM."""
+        slot = self.mmu.slot(mm.id, vpn)
+        entry = int(self.mmu.words[slot])
+        pfn = (entry & PFN_MASK) >> PFN_SHIFT
+        if vma.flags & VM_SHARED:
+            if vma.file is not None and not entry & SPECIAL:
+                vma.file.page_mkwrite(pfn)
+            self._make_writable(mm, vpn, slot)
+            return
+        self.rmap.prepare(mm, vma)
+        if not entry & SPECIAL and self.may_reuse(pfn):
+            self.pages.flags[pfn] |= np.uint32(1 << PG_ANON_EXCLUSIVE)
+            self._make_writable(mm, vpn, slot)
+            self.mmu.stats[core.REUSES] += 1
+            return
+        self.copy_page(task, mm, vma, vpn, slot, None if entry & SPECIAL else pfn)
+
+    def may_reuse(self, pfn: int) -> bool:
+        """Whether nobody else has an anonymous page, so that its only mapper may write to it."""
+        if self.pages.mapping[self.rmap.head(pfn)] <= 0:
+            return False
+        flags = int(self.pages.flags[pfn])
+        if flags >> PG_ANON_EXCLUSIVE & 1:
+            return True
+        if not flags >> PG_LRU & 1:
+            self.lru.drain_local()  # a batch holds a reference
+        if self.pages.kind[pfn] == 0 or self.pages.order[pfn]:
+            return False  # the whole huge page is referenced
+        if int(self.pages.mapcount[pfn]) != 1:
+            return False
+        return not flags >> PG_SWAPCACHE & 1 or bool(self._parts.swap.free_swap(np.array([pfn], dtype=np.int64))[0])
+
+    def _make_writable(self, mm: Mm, vpn: int, slot: int) -> None:
+        self.mmu.words[slot] |= np.uint64(RW | DIRTY | ACCESSED | SOFT_DIRTY)
+        self.mmu.flush_range(mm.id, vpn, vpn + 1)
+
+    def copy_page(self, task: Task, mm: Mm, vma: Vma, vpn: int, slot: int, old: int | None) -> None:
+        """A private copy of a page, None for zeros, in place of what is mapped (wp_page_copy). ENOMEM."""
+        new = self.new_page(task, vma, vpn)
+        if old is not None:
+            self.contents.copy(old, new)
+        self.mmu.flush_range(mm.id, vpn, vpn + 1)
+        if old is not None:
+            self.unmap_page(mm, vma, old)
+        self.mmu.words[slot] = 0
+        self.map_anon(mm, vma, vpn, new)
+        self.mmu.stats[core.COPIES] += 1
+
+    def unmap_page(self, mm: Mm, vma: Vma, pfn: int) -> None:
+        """Count a page out of an address space whose entry is about to go."""
+        self.mmu.rss_task[mm.id * 4 + self.counter_of(pfn)] -= 1
+        self.rmap.remove(pfn)
+        head = self.rmap.head(pfn)
+        if self.pages.order[head] and self.pages.mapping[head] > 0:
+            self._parts.huge.unmapped_parts(np.array([head], dtype=np.int64))
+
+    def counter_of(self, pfn: int) -> int:
+        """Which RSS counter a page is in (mm_counter)."""
+        if self.pages.mapping[self.rmap.head(pfn)] > 0:
+            return MM_ANONPAGES
+        file = self.rmap.file_of(pfn)
+        return MM_SHMEMPAGES if file is not None and file.is_shmem else MM_FILEPAGES
+
+    def new_page(self, task: Task | None, vma: Vma, vpn: int) -> int:
+        """A page for a fault by the policy of task and mapping. ENOMEM, or SIGKILL for a victim of the OOM killer."""
+        pfns = self.mempolicy.alloc_bulk(vma, task, np.array([vpn], dtype=np.int64))
+        if not len(pfns) and task is not None:
+            self.out_of_memory(task)
+        return int(pfns[0])
+
+    def map_anon(self, mm: Mm, vma: Vma, vpn: int, pfn: int) -> None:
+        """Map a new anonymous page, writable and dirty when the mapping lets it."""
+        self.rmap.prepare(mm, vma)
+        self.rmap.add_anon(pfn, vma, vpn)
+        self._to_lru(vma, pfn)
+        slot = self.tables.ensure(mm.id, vpn)
+        self.mmu.words[slot] = np.uint64(
+            pfn << PFN_SHIFT | prot_bits(vma.flags, cow=False) | ACCESSED | DIRTY | SOFT_DIRTY
+        )
+        self.mmu.rss_task[mm.id * 4 + MM_ANONPAGES] += 1
+
+    def _to_lru(self, vma: Vma, pfn: int) -> None:
+        """lru_cache_add_inactive_or_unevictable."""
+        if vma.flags & VM_LOCKED:
+            self.lru.mlock(np.array([pfn], dtype=np.int64), MLOCK_NEW)
+        else:
+            self.lru.add(pfn)
+
+    # -- populate ----------------------------------------------------------------------------------------
+
+    def populate(self, task: Task, start: int, end: int) -> Iterator[None]:
+        """Fault a range in, a piece between two yields (mm_populate). ENOMEM, EFAULT ends it silently as in Linux."""
+        mm = task.mm
+        assert mm is not None
+        for vma in list(mm.overlapping(start, end)):
+            if not vma.flags & (VM_READ | VM_WRITE | VM_EXEC) or vma.flags & VM_LOCKONFAULT:
+                continue
+            op = core.WRITE if vma.flags & (VM_WRITE | VM_SHARED) == VM_WRITE else core.READ
+            op = op if vma.flags & (VM_WRITE | VM_READ) else core.EXEC
+            low, high = max(start, vma.start) >> PAGE_SHIFT, min(end, vma.end) >> PAGE_SHIFT
+            for at in range(low, high, POPULATE_PAGES):
+                vpns = np.arange(at, min(at + POPULATE_PAGES, high), dtype=np.int64)
+                try:
+                    self.access(task, vpns, op)
+                except Signal:
+                    return
+                yield
+
+    # -- fork --------------------------------------------------------------------------------------------
+
+    def copy_range(self, child: Mm, new: Vma, parent: Mm, vma: Vma) -> None:
+        """Have a child's mapping show the parent's pages (copy_page_range); those of files are left to faults.
+        ENOMEM.
+        """
+        if vma.flags & VM_HUGETLB:
+            self._parts.hugetlb.copy(child, parent, new, vma)
+            return
+        if vma.anon_vma is None and not vma.flags & (VM_PFNMAP | VM_MIXEDMAP):
+            return
+        cow = vma.flags & (VM_SHARED | VM_MAYWRITE) == VM_MAYWRITE
+        rows = self.mmu.extents(parent.id, vma.vpn, vma.end >> PAGE_SHIFT)
+        small = rows[rows[:, 3] == 0]
+        for at in range(0, len(small), ZAP_ROWS):
+            part = np.ascontiguousarray(small[at : at + ZAP_ROWS])
+            targets = np.array([self.tables.ensure(child.id, vpn) for vpn in part[:, 0].tolist()], dtype=np.int64)
+            swapped = self.ptes.copy(child.id, part, targets, cow)
+            if swapped:
+                self._parts.swap.duplicate(self.ptes.swapped[:swapped].copy())
+        for vpn, _, slot, _ in rows[rows[:, 3] > 0].tolist():
+            self._parts.huge.copy(child, new, parent, vma, vpn, slot)
+
+    def rss(self, mm: Mm) -> int:
+        """Resident pages as they are counted (get_mm_rss)."""
+        counts = self.mmu.rss[mm.id * 4 : mm.id * 4 + 4].tolist()
+        return sum(max(counts[kind], 0) for kind in (MM_FILEPAGES, MM_ANONPAGES, MM_SHMEMPAGES))
+
+    # -- unmapping ---------------------------------------------------------------------------------------
+
+    def zap_range(self, mm: Mm, start: int, end: int) -> None:
+        """Take all pages out of a range of addresses; the mappings stay (zap_page_range)."""
+        first, last = start >> PAGE_SHIFT, end >> PAGE_SHIFT
+        self.update_hiwater_rss(mm)
+        self.lru.drain_local()
+        for vma in list(mm.overlapping(start, end)):
+            low, high = max(first, vma.vpn), min(last, vma.end >> PAGE_SHIFT)
+            if vma.flags & VM_HUGETLB:
+                self._parts.hugetlb.unmap(mm, vma, low, high)
+            else:
+                self._zap_vma(mm, vma, low, high)
+
+    def _zap_vma(self, mm: Mm, vma: Vma, low: int, high: int) -> None:
+        self._parts.huge.split_range(mm, low, high)
+        rows = self.mmu.extents(mm.id, low, high)
+        if not len(rows):
+            return
+        self.mmu.sync_rss(mm.id)
+        small = rows[rows[:, 3] == 0]
+        for at in range(0, len(small), ZAP_ROWS):
+            self._zap_rows(mm, vma, np.ascontiguousarray(small[at : at + ZAP_ROWS]))
+        for vpn, _, slot, _ in rows[rows[:, 3] > 0].tolist():
+            self._parts.huge.zap(mm, vma, vpn, slot)
+        self.mmu.flush_range(mm.id, low, high)
+
+    def _zap_rows(self, mm: Mm, vma: Vma, rows: Rows) -> None:
+        """Empty some tables and give back what nobody maps any more."""
+        if vma.flags & VM_LOCKED:
+            self._munlock(rows)
+        freed, compound, dirtied, cached, swapped = self.ptes.zap(mm.id, rows)
+        if freed:
+            self.free_anon(self.ptes.freed[:freed].copy())
+        if dirtied:
+            self._parts.files.dirty_pages(self.ptes.dirtied[:dirtied].copy())
+        if compound:
+            self._parts.huge.unmapped_parts(np.unique(self.ptes.compound[:compound]))
+        if cached:
+            self._parts.swap.free_cached(self.ptes.cached[:cached].copy())
+        if swapped:
+            self._parts.swap.free_entries(self.ptes.swapped[:swapped].copy())
+
+    def _munlock(self, rows: Rows) -> None:
+        """Pages of files stay in memory, unlocked; others are about to be freed (munlock_vma_page)."""
+        pfns = self.ptes.pages_of(rows)
+        self.lru.mlock(pfns[self.pages.mapping[pfns] < 0], MUNLOCK)
+
+    def free_anon(self, pfns: Rows) -> None:
+        """Give back anonymous pages that nobody maps (free_unref_page_list)."""
+        flags = self.pages.flags[pfns]
+        if not (flags >> np.uint32(PG_LRU) & np.uint32(1)).all():
+            self.lru.drain_all()
+        self.lru.remove_bulk(pfns)
+        self.lru.clear_mlock(pfns)
+        self.pages.flags[pfns] = 0
+        self.page_alloc.free_pages_bulk(pfns)
+
+    def reap(self, mm: Mm) -> None:
+        """Take the pages of private memory from a dying task, locked ones as well (__oom_reap_task_mm)."""
+        for vma in mm.vmas:
+            if not vma.flags & (VM_PFNMAP | VM_HUGETLB) and (vma.is_anon or not vma.flags & VM_SHARED):
+                self.zap_range(mm, vma.start, vma.end)
+
+    def unmap_region(self, mm: Mm, start: int, end: int, floor: int, ceiling: int) -> None:
+        """Take the pages of a range out, and the tables that nothing between floor and ceiling needs (unmap_region)."""
+        self.zap_range(mm, start, end)
+        self.tables.free_range(mm.id, floor >> PAGE_SHIFT, ceiling >> PAGE_SHIFT)
+
+    def split_huge(self, mm: Mm, address: int) -> None:
+        """Make small entries of a huge one that ``address`` lies inside of."""
+        self._parts.huge.split_range(mm, address >> PAGE_SHIFT, address >> PAGE_SHIFT)
+
+    def prepare_anon(self, mm: Mm, vma: Vma) -> None:
+        """The mapping gets an anon_vma when it has none (anon_vma_prepare)."""
+        self.rmap.prepare(mm, vma)
+
+    def update_hiwater_rss(self, mm: Mm) -> None:
+        """Remember the most pages that were resident before some go (update_hiwater_rss)."""
+        mm.hiwater_rss = max(mm.hiwater_rss, self.rss(mm))
+
+
+POPULATE_PAGES = 1 << 13
+
+
+def prot_bits(flags: int, *, cow: bool) -> int:
+    """The protection of entries of a mapping (vm_page_prot); ``cow``: without the right to write."""
+    if not flags & (VM_READ | VM_WRITE | VM_EXEC):
+        return PROTNONE
+    bits = PRESENT | USER
+    if flags & VM_WRITE and not cow:
+        bits |= RW
+    return bits if flags & VM_EXEC else bits | NX

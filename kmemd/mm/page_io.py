@@ -1,0 +1,118 @@
+"""Reading and writing swap (mm/page_io.c), and the end of write-back (mm/filemap.c ``folio_end_writeback``).
+
+Models: requests of neighbouring slots, writes that are under way until the device had its time, pages that go to the
+end of their LRU list when they are clean. A device with rw_page is done at once. Left out: zswap, file systems with
+swap_rw, errors.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kmemd.core import stats
+from kmemd.core.context import Context
+from kmemd.core.pages import (
+    PG_ACTIVE,
+    PG_DIRTY,
+    PG_LRU,
+    PG_RECLAIM,
+    PG_UNEVICTABLE,
+    PG_WRITEBACK,
+    PageMap,
+)
+from kmemd.mm.clock import Clock
+from kmemd.mm.filemap import LruLists, PFNs, ZoneCounts, flag
+from kmemd.mm.vmstat import VmStat
+
+SECTORS_PER_PAGE = 8
+PAGES_PER_REQUEST = 256
+_WRITEBACK, _RECLAIM, _DIRTY = flag(PG_WRITEBACK), flag(PG_RECLAIM), flag(PG_DIRTY)
+
+
+class SwapIo:
+    """The swap devices, which do one request after the other. Costs in ns per request."""
+
+    def __init__(
+        self,
+        pages: PageMap,
+        counts: ZoneCounts,
+        vmstat: VmStat,
+        context: Context,
+        clock: Clock,
+        lru: LruLists,
+        read_ns: int,
+        write_ns: int,
+    ) -> None:
+        self._pages, self._counts, self._vmstat = pages, counts, vmstat
+        self._context, self._clock, self._lru = context, clock, lru
+        self._read_ns, self._write_ns = read_ns, write_ns
+        self._busy_until = 0
+        self._next = 0
+        self._under_way: dict[int, PFNs] = {}
+
+    def read(self, slots: PFNs) -> None:
+        """Somebody waits for slots to be read (``swap_readpage``)."""
+        self._context.charge(self._read_ns * requests(slots))
+        self._vmstat.count(stats.PSWPIN, len(slots))
+        self._vmstat.count(stats.PGPGIN, SECTORS_PER_PAGE * len(slots))
+
+    def write(self, pfns: PFNs, slots: PFNs, *, synchronous: bool) -> None:
+        """Pages are written out (``swap_writepage``): they are clean, and under write-back until that is done."""
+        flags = self._pages.flags
+        flags[pfns] &= ~_DIRTY
+        self._vmstat.count(stats.PSWPOUT, len(pfns))
+        self._vmstat.count(stats.PGPGOUT, SECTORS_PER_PAGE * len(pfns))
+        self._counts.move(pfns, 1, (stats.NR_WRITEBACK,), (stats.NR_ZONE_WRITE_PENDING,))
+        flags[pfns] |= _WRITEBACK
+        cost = self._write_ns * requests(slots)
+        if synchronous:
+            self._context.charge(cost)
+            self._end(pfns)
+            return
+        self._busy_until = max(self._busy_until, self._clock.now) + cost
+        number = self._next = self._next + 1
+        self._under_way[number] = pfns
+        self._clock.call_at(self._busy_until, lambda: self._arrived(number))
+
+    def wait(self) -> None:
+        """Wait until all that is under way has arrived."""
+        if self._under_way:
+            self._context.charge(max(0, self._busy_until - self._clock.now))
+            for number in list(self._under_way):
+                self._arrived(number)
+
+    def _arrived(self, number: int) -> None:
+        pfns = self._under_way.pop(number, None)
+        if pfns is not None:
+            self._end(pfns)
+
+    def _end(self, pfns: PFNs) -> None:
+        """Pages are not under write-back any more; those that reclaim waits for go to the end of their list."""
+        flags = self._pages.flags
+        flags[pfns] &= ~_WRITEBACK
+        self._counts.move(pfns, -1, (stats.NR_WRITEBACK,), (stats.NR_ZONE_WRITE_PENDING,))
+        self._counts.move(pfns, 1, (stats.NR_WRITTEN,))
+        marked = pfns[flags[pfns] & _RECLAIM != 0]
+        flags[marked] &= ~_RECLAIM
+        moved = marked[flags[marked] & flag(PG_LRU, PG_DIRTY, PG_UNEVICTABLE) == flag(PG_LRU)]
+        self._rotate(moved)
+
+    def _rotate(self, pfns: PFNs) -> None:
+        """``folio_rotate_reclaimable``: none stays active."""
+        flags = self._pages.flags
+        active = np.ascontiguousarray(pfns[flags[pfns] & flag(PG_ACTIVE) != 0])
+        if len(active):
+            self._lru.remove_bulk(active)
+            flags[active] &= ~flag(PG_ACTIVE)
+            self._lru.add_bulk(active)
+            self._lru.drain_local()
+        self._vmstat.count(stats.PGROTATED, len(pfns))
+
+
+def requests(slots: PFNs) -> int:
+    """How many requests a device gets for these slots or offsets: runs, of at most 1 MiB."""
+    if len(slots) < 2:
+        return len(slots)
+    edges = np.flatnonzero(np.diff(slots) != 1)
+    bounds = np.concatenate(([-1], edges, [len(slots) - 1]))
+    return int((-(-np.diff(bounds) // PAGES_PER_REQUEST)).sum())

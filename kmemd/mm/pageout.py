@@ -1,0 +1,363 @@
+"""Reclaiming given pages (mm/vmscan.c ``reclaim_pages``, ``shrink_folio_list``; mm/rmap.c ``try_to_unmap``).
+
+Models what MADV_PAGEOUT does: anonymous and tmpfs pages get slots, lose their entries and are written out; clean
+file pages go; pages freed lazily are dropped. Choosing pages by age, and waiting for dirty ones, is reclaim's. Left
+out: huge pages written whole: they are split first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from kmemd.core import stats
+from kmemd.core.mmu import Mmu
+from kmemd.core.pages import (
+    PG_ACTIVE,
+    PG_ANON_EXCLUSIVE,
+    PG_DIRTY,
+    PG_HEAD,
+    PG_LRU,
+    PG_MLOCKED,
+    PG_RECLAIM,
+    PG_REFERENCED,
+    PG_SWAPBACKED,
+    PG_SWAPCACHE,
+    PG_UNEVICTABLE,
+    PG_WRITEBACK,
+    PageMap,
+)
+from kmemd.core.pte import (
+    DIRTY,
+    PFN_MASK,
+    PFN_SHIFT,
+    PRESENT,
+    PROTNONE,
+    RW,
+    SOFT_DIRTY,
+    SWP_EXCLUSIVE,
+    SWP_OFFSET_BITS,
+    SWP_SOFT_DIRTY,
+)
+from kmemd.mm.filemap import File, PageCache, PFNs, ZoneCounts, flag
+from kmemd.mm.mm_types import (
+    MM_ANONPAGES,
+    MM_FILEPAGES,
+    MM_SHMEMPAGES,
+    MM_SWAPENTS,
+    NR_MM_COUNTERS,
+    VM_LOCKED,
+    VM_SHARED,
+    Mm,
+    Vma,
+)
+from kmemd.mm.rmap import Rmap
+from kmemd.mm.shmem import Shmem
+from kmemd.mm.swap_state import SwapState
+from kmemd.mm.swapfile import Entries, entries_of
+from kmemd.mm.vmstat import VmStat
+
+CHUNK = 256
+"""Pages that are handled together: those of one request to a device."""
+_DIRTY, _SWAPCACHE, _SWAPBACKED = flag(PG_DIRTY), flag(PG_SWAPCACHE), flag(PG_SWAPBACKED)
+_EXCLUSIVE, _WRITEBACK, _LRU = flag(PG_ANON_EXCLUSIVE), flag(PG_WRITEBACK), flag(PG_LRU)
+_MLOCKED = flag(PG_MLOCKED)
+
+
+class LruLists(Protocol):
+    """The LRU lists."""
+
+    def add_bulk(self, pfns: PFNs) -> None: ...
+    def remove_bulk(self, pfns: PFNs) -> None: ...
+
+
+class PageOut:
+    """Takes pages out of memory that somebody names. ``split(pfns)`` makes small pages of huge ones and gives all of
+    them; ``page_ns`` is the time that each page takes."""
+
+    def __init__(
+        self,
+        mmu: Mmu,
+        pages: PageMap,
+        counts: ZoneCounts,
+        vmstat: VmStat,
+        rmap: Rmap,
+        lru: LruLists,
+        cache: PageCache,
+        swap: SwapState,
+        shmem: Shmem,
+        split: Callable[[PFNs], PFNs],
+        charge: Callable[[int], None],
+        page_ns: int,
+    ) -> None:
+        self._mmu, self._pages, self._counts, self._vmstat = mmu, pages, counts, vmstat
+        self._rmap, self._lru, self._cache, self._swap, self._shmem = rmap, lru, cache, swap, shmem
+        self._split, self._charge, self._page_ns = split, charge, page_ns
+
+    def reclaim_pages(self, pfns: PFNs) -> int:
+        """Reclaim pages that are on a list; what cannot go stays. How many were freed at once."""
+        flags = self._pages.flags
+        heads = flags[pfns] & flag(PG_HEAD) != 0
+        if heads.any():
+            small = self._split(pfns[heads])
+            split = int((flags[pfns[heads]] & flag(PG_HEAD) == 0).sum())
+            self._vmstat.count(stats.THP_SWPOUT_FALLBACK, split)
+            pfns = np.sort(np.concatenate((pfns[~heads], small)))
+        freed = 0
+        for start in range(0, len(pfns), CHUNK):
+            part = pfns[start : start + CHUNK]
+            on_list = flags[part] & flag(PG_LRU, PG_UNEVICTABLE) == _LRU
+            freed += self._shrink(np.ascontiguousarray(part[on_list]))
+        return freed
+
+    def _shrink(self, pfns: PFNs) -> int:
+        """shrink_folio_list with references ignored. How many pages were freed."""
+        self._lru.remove_bulk(pfns)
+        self._charge(self._page_ns * len(pfns))
+        flags, mapping = self._pages.flags, self._pages.mapping
+        kept: list[PFNs] = []
+        pfns, busy = _parted(pfns, flags[pfns] & (_WRITEBACK | _MLOCKED) == 0)
+        kept.append(self._activate(busy))
+        anon, files = _parted(pfns, (mapping[pfns] > 0) | (flags[pfns] & _SWAPCACHE != 0))
+        backed, lazy = _parted(anon, flags[anon] & _SWAPBACKED != 0)
+        freed = self._drop_lazy(lazy, kept)
+        freed += self._swap_out(backed, kept)
+        for number in np.unique(-mapping[files]).tolist():
+            freed += self._drop_file(self._cache.files[number], files[mapping[files] == -number], kept)
+        self._putback(np.concatenate(kept))
+        return freed
+
+    def _activate(self, pfns: PFNs) -> PFNs:
+        """Pages that cannot go are active again (``activate_locked``)."""
+        flags = self._pages.flags
+        cached = pfns[flags[pfns] & _SWAPCACHE != 0]
+        if len(cached) and self._swap.files.full:
+            self._swap.free_swap(cached)
+        fresh = pfns[flags[pfns] & (flag(PG_ACTIVE) | _MLOCKED) == 0]
+        flags[fresh] |= flag(PG_ACTIVE)
+        self._vmstat.count(stats.PGACTIVATE, len(fresh))
+        return pfns
+
+    def _putback(self, pfns: PFNs) -> None:
+        """Back to the lists, by way of the batch (``putback_lru_page``)."""
+        self._lru.add_bulk(np.ascontiguousarray(np.sort(pfns)))
+
+    def _free(self, pfns: PFNs) -> int:
+        """Pages that are isolated, unmapped and in no cache."""
+        if len(pfns):
+            self._pages.mapping[pfns] = 0
+            self._cache.release(pfns, listed=False)
+        return len(pfns)
+
+    # -- anonymous pages ---------------------------------------------------------------------------------
+
+    def _drop_lazy(self, pfns: PFNs, kept: list[PFNs]) -> int:
+        """Pages of MADV_FREE: gone, unless they were written to since."""
+        gone = [pfn for pfn in pfns.tolist() if self._discard(pfn)]
+        self._vmstat.count(stats.PGLAZYFREED, len(gone))
+        stay = np.setdiff1d(pfns, gone)
+        self._pages.flags[stay] |= _SWAPBACKED
+        kept.append(self._activate(stay))
+        return self._free(np.array(gone, dtype=np.int64))
+
+    def _discard(self, pfn: int) -> bool:
+        """Unmap a lazily freed page when it and its entries are clean (``try_to_unmap_one``)."""
+        where = [(mm, self._mmu.slot(mm.id, vpn), vpn) for mm, _, vpn in self._rmap.walk(pfn)]
+        words = self._mmu.words
+        if self._pages.flags[pfn] & _DIRTY or any(int(words[slot]) & DIRTY for _, slot, _ in where):
+            return False
+        for mm, slot, vpn in where:
+            words[slot] = 0
+            self._uncount(mm, MM_ANONPAGES, 1)
+            self._rmap.remove(pfn)
+            self._mmu.flush_range(mm.id, vpn, vpn + 1)
+        return True
+
+    def _uncount(self, mm: Mm, kind: int, pages: int) -> None:
+        """Fewer resident pages; the most that there were is remembered before (update_hiwater_rss)."""
+        counts = self._mmu.rss[mm.id * NR_MM_COUNTERS : (mm.id + 1) * NR_MM_COUNTERS]
+        resident = sum(max(int(counts[item]), 0) for item in (MM_FILEPAGES, MM_ANONPAGES, MM_SHMEMPAGES))
+        mm.hiwater_rss = max(mm.hiwater_rss, resident)
+        counts[kind] -= pages
+
+    def _swap_out(self, pfns: PFNs, kept: list[PFNs]) -> int:
+        """Give pages slots, take their entries, write them. How many were freed at once."""
+        flags = self._pages.flags
+        fresh = pfns[flags[pfns] & _SWAPCACHE == 0]
+        slots = self._swap.files.alloc(len(fresh))
+        self._swap.add_to_swap_cache(fresh[: len(slots)], slots)
+        flags[fresh[: len(slots)]] |= _DIRTY
+        refused = fresh[len(slots) :]
+        kept.append(self._activate(refused))
+        pfns = np.setdiff1d(pfns, refused)
+        once = self._unmap_single(pfns)
+        rest = np.setdiff1d(pfns, once)
+        done, stuck = _parted(rest, np.array([self._unmap_to_swap(pfn) for pfn in rest.tolist()], dtype=bool))
+        mapped = np.sort(np.concatenate((once, done)))
+        kept.append(self._activate(stuck))
+        return self._write_out(mapped, kept)
+
+    def _unmap_single(self, pfns: PFNs) -> PFNs:
+        """``_unmap_to_swap`` of the pages that one entry maps, an address space at a time. Those that were unmapped."""
+        mapping, left = self._pages.mapping, pfns[self._pages.mapcount[pfns] == 1]
+        done: list[PFNs] = []
+        for owner in np.unique(mapping[left]).tolist():
+            mine = left[mapping[left] == owner]
+            anon = self._rmap.anon_vma(owner)
+            for vma, mm in anon.vmas.items() if anon is not None else ():
+                if not vma.flags & VM_LOCKED and len(mine):
+                    found = self._unmap_from(mm, vma, mine)
+                    done.append(mine[found])
+                    mine = mine[~found]
+        return np.concatenate(done) if done else pfns[:0]
+
+    def _unmap_from(self, mm: Mm, vma: Vma, pfns: PFNs) -> npt.NDArray[np.bool_]:
+        """Swap entries in one mapping for the pages that it maps. Which ones."""
+        vpns = vma.vpn + self._pages.index[pfns] - vma.pgoff
+        inside = (vpns >= vma.vpn) & (vpns < vma.vpn + vma.pages)
+        slots = np.array([self._mmu.slot(mm.id, vpn) for vpn in vpns[inside].tolist()], dtype=np.int64)
+        words = self._mmu.words
+        entries = np.where(slots >= 0, words[slots], np.uint64(0))
+        here = (entries & np.uint64(PRESENT | PROTNONE) != 0) & (
+            entries & np.uint64(PFN_MASK) == pfns[inside].astype(np.uint64) << np.uint64(PFN_SHIFT)
+        )
+        found = inside.copy()
+        found[inside] = here
+        if here.any():
+            self._swap_entries(mm, pfns[found], slots[here], entries[here])
+            low, high = int(vpns[found].min()), int(vpns[found].max()) + 1
+            self._mmu.flush_range(mm.id, low, high)
+        return found
+
+    def _swap_entries(self, mm: Mm, pfns: PFNs, at: PFNs, entries: Entries) -> None:
+        """Swap entries where pages that nobody else maps were."""
+        flags = self._pages.flags
+        slots = self._pages.private[pfns]
+        new = entries_of(slots)
+        new[flags[pfns] & _EXCLUSIVE != 0] |= np.uint64(SWP_EXCLUSIVE)
+        new[entries & np.uint64(SOFT_DIRTY) != 0] |= np.uint64(SWP_SOFT_DIRTY)
+        self._mmu.words[at] = new
+        flags[pfns[entries & np.uint64(DIRTY) != 0]] |= _DIRTY
+        flags[pfns] &= ~_EXCLUSIVE
+        self._uncount(mm, MM_ANONPAGES, len(pfns))
+        self._mmu.rss[mm.id * NR_MM_COUNTERS + MM_SWAPENTS] += len(pfns)
+        self._pages.mapcount[pfns] = 0
+        self._counts.move(pfns, -1, (stats.NR_ANON_MAPPED,))
+        self._swap.files.duplicate(slots)
+
+    def _unmap_to_swap(self, pfn: int) -> bool:
+        """Swap entries instead of a page's entries (``try_to_unmap``); whether nobody maps it any more."""
+        if not self._pages.mapcount[pfn]:
+            return True
+        where = self._rmap.walk(pfn)
+        if any(vma.flags & VM_LOCKED for _, vma, _ in where):
+            return False
+        slot = self._pages.private[pfn : pfn + 1]
+        base = int(entries_of(slot)[0]) | (SWP_EXCLUSIVE if self._pages.flags[pfn] & _EXCLUSIVE else 0)
+        words, rss = self._mmu.words, self._mmu.rss
+        for mm, _, vpn in where:
+            at = self._mmu.slot(mm.id, vpn)
+            entry = int(words[at])
+            words[at] = np.uint64(base | (SWP_SOFT_DIRTY if entry & SOFT_DIRTY else 0))
+            if entry & DIRTY:
+                self._pages.flags[pfn] |= _DIRTY
+            self._uncount(mm, MM_ANONPAGES, 1)
+            rss[mm.id * NR_MM_COUNTERS + MM_SWAPENTS] += 1
+            self._rmap.remove(pfn)
+            self._mmu.flush_range(mm.id, vpn, vpn + 1)
+        self._pages.flags[pfn] &= ~_EXCLUSIVE
+        self._swap.files.duplicate(np.repeat(slot, len(where)))
+        return not self._pages.mapcount[pfn]
+
+    def _write_out(self, pfns: PFNs, kept: list[PFNs]) -> int:
+        """Write dirty pages of the swap cache (``pageout``); clean ones are dropped. How many were freed."""
+        flags = self._pages.flags
+        pfns, unused = _parted(pfns, ~self._swap.free_swap(pfns))
+        dirty, clean = _parted(pfns, flags[pfns] & _DIRTY != 0)
+        for area in self._swap.files.areas:
+            mine = dirty[self._pages.private[dirty] >> SWP_OFFSET_BITS == area.number]
+            if not len(mine):
+                continue
+            slots = self._pages.private[mine]
+            self._swap.remember(mine)
+            flags[mine] |= np.uint32(0 if area.synchronous else 1 << PG_RECLAIM)
+            self._counts.move(mine, 1, (stats.NR_VMSCAN_WRITE,))
+            self._swap.io.write(mine, slots, synchronous=area.synchronous)
+            if area.synchronous:
+                clean = np.concatenate((clean, mine))
+            else:
+                kept.append(mine)
+        self._swap.delete_from_swap_cache(clean)
+        return self._free(np.concatenate((clean, unused)))
+
+    # -- pages of files ----------------------------------------------------------------------------------
+
+    def _drop_file(self, file: File, pfns: PFNs, kept: list[PFNs]) -> int:
+        """Unmap pages of one file, and drop or swap out those that may go. How many were freed."""
+        stuck = [pfn for pfn in pfns.tolist() if not self._unmap_file(file, pfn)]
+        kept.append(self._activate(np.array(stuck, dtype=np.int64)))
+        pfns = np.setdiff1d(pfns, stuck)
+        clean, dirty = _parted(pfns, self._pages.flags[pfns] & _DIRTY == 0)
+        freed = 0
+        if file.is_shmem:
+            freed += self._swap_file(file, dirty, kept)
+        else:
+            self._pages.flags[dirty] |= flag(PG_RECLAIM)
+            self._counts.move(dirty, 1, (stats.NR_VMSCAN_IMMEDIATE,))
+            kept.append(self._activate(dirty))
+        self._cache.remove_bulk(file, self._pages.index[clean], clean)
+        return freed + self._free(clean)
+
+    def _unmap_file(self, file: File, pfn: int) -> bool:
+        """Take all entries of a page of a file (``try_to_unmap``); whether none is left."""
+        words = self._mmu.words
+        counter = MM_SHMEMPAGES if file.is_shmem else MM_FILEPAGES
+        for mm, vma, vpn in self._rmap.walk(pfn) if self._pages.mapcount[pfn] else ():
+            if vma.flags & VM_LOCKED:
+                return False
+            at = self._mmu.slot(mm.id, vpn)
+            if int(words[at]) & DIRTY:
+                self._cache.set_dirty(file, np.array([pfn], dtype=np.int64))
+            words[at] = 0
+            self._uncount(mm, counter, 1)
+            self._rmap.remove(pfn)
+            self._mmu.flush_range(mm.id, vpn, vpn + 1)
+        return not self._pages.mapcount[pfn]
+
+    def _swap_file(self, file: File, pfns: PFNs, kept: list[PFNs]) -> int:
+        """tmpfs pages go to the swap cache, and are written (``shmem_writepage``). How many were freed."""
+        slots = self._swap.files.alloc(len(pfns))
+        gone = pfns[: len(slots)]
+        kept.append(self._activate(pfns[len(slots) :]))
+        if not len(gone):
+            return 0
+        indices = self._pages.index[gone]
+        self._shmem.moved_to_swap(file, indices, gone, slots)
+        self._swap.add_to_swap_cache(gone, slots)
+        self._swap.files.duplicate(slots)
+        self._pages.flags[gone] &= ~flag(PG_REFERENCED)
+        return self._write_out(gone, kept)
+
+    # -- cleaning ----------------------------------------------------------------------------------------
+
+    def clean(self, file: File, pfns: PFNs) -> None:
+        """Make the entries of shared mappings read-only and clean, and pages dirty whose were (``folio_mkclean``)."""
+        words = self._mmu.words
+        for pfn in pfns.tolist():
+            for mm, vma, vpn in self._rmap.walk(pfn):
+                if not vma.flags & VM_SHARED:
+                    continue
+                at = self._mmu.slot(mm.id, vpn)
+                entry = int(words[at])
+                if entry & (DIRTY | RW):
+                    words[at] = np.uint64(entry & ~(DIRTY | RW))
+                    self._mmu.flush_range(mm.id, vpn, vpn + 1)
+                    self._cache.set_dirty(file, np.array([pfn], dtype=np.int64))
+
+
+def _parted(pfns: PFNs, chosen: np.ndarray) -> tuple[PFNs, PFNs]:
+    """Those chosen, and the others."""
+    return pfns[chosen], pfns[~chosen]

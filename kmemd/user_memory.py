@@ -1,0 +1,533 @@
+"""User memory, wired: page tables, files, swap, huge pages, mappings and programs, on top of the page allocator.
+
+A part of ``kernel.py`` in a module of its own: what Linux sets up in ``mmu_init``, ``pagecache_init``, ``shmem_init``,
+``swap_init``, ``hugepage_init`` and ``fork_init``. Each subsystem gets what it needs by its constructor.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kmemd.core import stats
+from kmemd.core.lru import Lru
+from kmemd.core.mmu import READ, Mmu
+from kmemd.core.pages import PG_HEAD
+from kmemd.core.ptes import PteRanges
+from kmemd.errors import KernelError
+from kmemd.mm import gfp as g
+from kmemd.mm.contents import Contents
+from kmemd.mm.exec import IMAGE_SEGMENTS, Exec
+from kmemd.mm.file_check import FileCheck
+from kmemd.mm.file_io import DiskCosts, FileIo
+from kmemd.mm.filemap import File, FileKind, PageCache, ZoneCounts
+from kmemd.mm.files import Files
+from kmemd.mm.fork import Fork
+from kmemd.mm.holders import Holders
+from kmemd.mm.huge_page import HugePages
+from kmemd.mm.huge_pmd import TransparentHuge
+from kmemd.mm.huge_split import HugeSplit
+from kmemd.mm.hugetlb_vm import HugetlbVm
+from kmemd.mm.khugepaged import Khugepaged, KhugepagedSlots
+from kmemd.mm.layout import PHYSICAL_START, X86_64
+from kmemd.mm.madvise import Madvise
+from kmemd.mm.mbind import Mbind
+from kmemd.mm.memory import Memory, Parts
+from kmemd.mm.migrate import Migrate
+from kmemd.mm.mincore import Mincore
+from kmemd.mm.mlock import Mlock
+from kmemd.mm.mm_struct import MmStructs
+from kmemd.mm.mm_types import Mm, Vma
+from kmemd.mm.mmap_region import AddressSpaces, Backing
+from kmemd.mm.mprotect import Mprotect
+from kmemd.mm.mremap import Mremap
+from kmemd.mm.msync import Msync
+from kmemd.mm.numa_balancing import NumaBalancing
+from kmemd.mm.page_io import SwapIo
+from kmemd.mm.pageout import PageOut
+from kmemd.mm.pfnmap import DeviceFaults, PfnMap
+from kmemd.mm.pgtable import PageTables
+from kmemd.mm.remote_vm import RemoteVm
+from kmemd.mm.rlimit import Rlimits
+from kmemd.mm.rmap import Rmap
+from kmemd.mm.sched import max_threads
+from kmemd.mm.shmem import Shmem
+from kmemd.mm.signals import Signal
+from kmemd.mm.swap_state import SwapState
+from kmemd.mm.swapfile import slots_of
+from kmemd.mm.swapoff import SwapOff
+from kmemd.mm.units import PAGE_SHIFT
+from kmemd.mm.unmapped_area import UnmappedArea, UserLayout
+from kmemd.mm.vfs import Vfs, room
+from kmemd.mm.vma import VmaList
+from kmemd.mm.vma_pages import Services, VmaPages
+
+if TYPE_CHECKING:
+    from kmemd.kernel import Kernel
+
+PFNs = npt.NDArray[np.int64]
+LRU_EVENTS = (
+    *(stats.PGACTIVATE, stats.PGDEACTIVATE, stats.PGLAZYFREE, stats.UNEVICTABLE_PGCULLED, stats.UNEVICTABLE_PGRESCUED),
+    *(stats.UNEVICTABLE_PGMLOCKED, stats.UNEVICTABLE_PGMUNLOCKED, stats.UNEVICTABLE_PGSTRANDED),
+)
+LEVELS = {X86_64: (9, 4), "i386": (10, 2)}
+"""Bits of an index into a table, and levels of tables."""
+LEVELS_LA57 = 5
+ROOTFS_DEVICE = "00:02"
+FIRST_PROGRAM_INO = 9
+GFP_SWAP = g.GFP_HIGHUSER_MOVABLE | g.F.COMP
+
+
+class UserMemory:
+    """Everything about user memory of one kernel, as attributes that the kernel passes on."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._programs_by_path: dict[str, File] = {}
+        self._tables()
+        self._files()
+        self._huge()
+        self._faults()
+        self._shared_and_swapped()
+        self._mappings()
+        self._programs()
+
+    def _tables(self) -> None:
+        """LRU lists, page tables, TLBs."""
+        kernel = self._kernel
+        machine, latency, vmstat = kernel.machine, kernel.machine.latency, kernel.vmstat
+        zones = [(zone.nid, zone.start_pfn, zone.end_pfn) for zone in kernel.zones]
+        lru_items = (stats.NR_ZONE_INACTIVE_ANON, stats.NR_INACTIVE_ANON, stats.NR_MLOCK)
+        self.lru = Lru(kernel.pages, kernel.context, zones, machine.cpus, vmstat, lru_items, LRU_EVENTS)
+        bits, levels = LEVELS[machine.arch]
+        self.la57 = machine.arch == X86_64 and kernel.cmdline.has("la57")
+        rss_items = (stats.NR_ANON_MAPPED, stats.NR_FILE_MAPPED)
+        self.mmu = Mmu(
+            kernel.pages,
+            kernel.context,
+            zones,
+            machine.cpu_nodes,
+            vmstat,
+            self.lru,
+            bits,
+            LEVELS_LA57 if self.la57 else levels,
+            self._kernel_data_pfn(),
+            (stats.PGFAULT, stats.NR_ANON_MAPPED),
+            (latency.tlb_hit, latency.tlb_walk, latency.minor_fault, latency.dram_local, latency.dram_remote),
+        )
+        self.ptes = PteRanges(self.mmu, kernel.pages, zones, vmstat, rss_items, vmstat.hpage_pmd_nr)
+        self.tables = PageTables(
+            self.mmu, kernel.page_alloc, kernel.pages, kernel.zones, vmstat, kernel.context, kernel.depot
+        )
+        self.contents = Contents(kernel.pages)
+
+    def _kernel_data_pfn(self) -> int:
+        """Where the kernel has its data, of which the first page is the shared zero page, the second the vDSO's."""
+        iomem = self._kernel.machine.iomem
+        start = next((found.start for found in iomem if found.name == "Kernel data"), PHYSICAL_START)
+        return start >> PAGE_SHIFT
+
+    def _files(self) -> None:
+        """The page cache, the reverse map, the swap cache."""
+        kernel = self._kernel
+        latency = kernel.machine.latency
+        counts = self._counts = ZoneCounts(kernel.zones, kernel.vmstat)
+        self.page_cache = PageCache(kernel.pages, counts, kernel.vmstat, self.lru, kernel.page_alloc)
+        self.rmap = Rmap(self.mmu, kernel.pages, kernel.zones, kernel.vmstat, self.page_cache.owner)
+        self.swap_io = SwapIo(
+            kernel.pages,
+            counts,
+            kernel.vmstat,
+            kernel.context,
+            kernel.clock,
+            self.lru,
+            latency.swap_read,
+            latency.swap_write,
+        )
+        self.swap_state = SwapState(
+            kernel.swap,
+            kernel.pages,
+            counts,
+            kernel.vmstat,
+            self.page_cache,
+            self.contents,
+            self._swap_pages,
+            self.swap_io,
+        )
+
+    def _swap_pages(self, task: Any, vma: Vma | None, vpn: int, n: int) -> PFNs:
+        """Pages to read swap slots into."""
+        vpns = np.arange(vpn, vpn + n, dtype=np.int64)
+        mempolicy = self._kernel.mempolicy
+        if vma is None:
+            return self._kernel.page_alloc.alloc_pages_bulk(GFP_SWAP, 0, n)
+        return mempolicy.alloc_bulk(vma, task, vpns, GFP_SWAP)
+
+    def _huge(self) -> None:
+        """Transparent huge pages, and mappings of hugetlb's."""
+        kernel = self._kernel
+        spans = [(zone.start_pfn, zone.end_pfn, zone.nid) for zone in kernel.zones]
+        huge = HugePages(kernel.pages, self.mmu, kernel.context, kernel.machine.latency.zero_page, spans)
+        self.huge_split = HugeSplit(
+            kernel.pages,
+            huge,
+            self.lru,
+            kernel.page_alloc,
+            kernel.vmstat,
+            kernel.owner,
+            len(kernel.nodes),
+            lambda head: self.thp.split_mappings(head),
+        )
+        self.khugepaged_slots = KhugepagedSlots(kernel.huge_memory)
+        self.thp: TransparentHuge = TransparentHuge(
+            kernel.huge_memory,
+            huge,
+            self.huge_split,
+            self.khugepaged_slots,
+            self.mmu,
+            self.tables,
+            kernel.pages,
+            self.rmap,
+            self.lru,
+            kernel.page_alloc,
+            kernel.mempolicy,
+            kernel.vmstat,
+        )
+        self.hugetlb_vm = HugetlbVm(
+            kernel.hugetlb,
+            self.page_cache,
+            self.mmu,
+            self.tables,
+            self.rmap,
+            kernel.mempolicy,
+            kernel.printk,
+            huge,
+        )
+        self.huge_pages = huge
+
+    def _faults(self) -> None:
+        """What faults need: NUMA balancing with migration, and the fault handler."""
+        kernel = self._kernel
+        self.migrate = Migrate(
+            kernel.pages,
+            self.mmu,
+            self.lru,
+            self.rmap,
+            Holders(kernel.pages, self.page_cache, self.swap_state, self.contents, self.huge_split, self.thp),
+            kernel.page_alloc,
+            kernel.vmstat,
+            kernel.context,
+            kernel.mempolicy,
+            kernel.owner,
+            kernel.machine.latency.zero_page,
+            self.swap_io.wait,
+        )
+        self.numa = NumaBalancing(
+            kernel.pages,
+            self.mmu,
+            kernel.mempolicy,
+            self.migrate,
+            kernel.page_alloc,
+            kernel.zones,
+            kernel.nodes,
+            kernel.vmstat,
+            kernel.context,
+            kernel.buddy.watermark_ok,
+            kernel.mm_counters.rss,
+        )
+        parts = Parts(self.thp, self.hugetlb_vm, self.swap_state, self.numa, self.page_cache)
+        self.memory = Memory(
+            self.mmu,
+            self.ptes,
+            self.lru,
+            self.tables,
+            self.rmap,
+            kernel.pages,
+            kernel.page_alloc,
+            kernel.mempolicy,
+            self.contents,
+            kernel.context,
+            kernel.depot,
+            parts,
+            kernel.user_mode,
+            kernel.vmstat,
+        )
+        self.remote_vm = RemoteVm(self.memory, self.contents)
+
+    # -- files in memory and on disks --------------------------------------------------------------------
+
+    def _shared_and_swapped(self) -> None:
+        """tmpfs and files of block devices."""
+        kernel = self._kernel
+        latency = kernel.machine.latency
+        self.shmem = Shmem(
+            self.page_cache,
+            kernel.pages,
+            kernel.vmstat,
+            self.swap_state,
+            self.memory.zap_range,
+            kernel.mempolicy.alloc_shmem_pages,
+            self._promise,
+            kernel.mmap.unaccount,
+            self._later,
+            room,
+            lambda: kernel.context.cpu,
+            kernel.context.charge,
+            latency.zero_page,
+        )
+        self.pageout = PageOut(
+            self.mmu,
+            kernel.pages,
+            self._counts,
+            kernel.vmstat,
+            self.rmap,
+            self.lru,
+            self.page_cache,
+            self.swap_state,
+            self.shmem,
+            self._split_pages,
+            kernel.context.charge,
+            latency.reclaim_page,
+        )
+        self.file_io = FileIo(
+            self.page_cache,
+            kernel.pages,
+            kernel.vmstat,
+            kernel.context,
+            kernel.mempolicy.alloc_file_pages,
+            self.contents,
+            self.memory.zap_range,
+            self.pageout.clean,
+            self._later,
+            DiskCosts(latency.disk_read, latency.disk_write, latency.dram_local),
+        )
+        self.vfs = Vfs(self.page_cache, self.file_io, self.shmem, kernel.swap.files, kernel.totalram_pages() // 2)
+        self.vfs.mknod("/dev/mem", DeviceFaults())
+        self.files = Files(self.page_cache, self.file_io, self.shmem, self.swap_state, self.vfs, self.mmu, self.lru)
+        self.swap_off = SwapOff(
+            kernel.pages, self.swap_state, self.shmem, lambda: self.memory, self._all_mms, self._enough
+        )
+
+        self.file_check = FileCheck(
+            self.files, kernel.pages, self._counts, kernel.vmstat, self.mmu, self.ptes, self._all_mms
+        )
+
+    def _all_mms(self) -> list[Mm]:
+        """Address spaces of all processes."""
+        return list(self.mms.living.values())
+
+    def _enough(self, pages: int) -> bool:
+        """Whether memory could be promised."""
+        mmap = self._kernel.mmap
+        if not mmap.enough_memory(pages, 0, root=True):
+            return False
+        mmap.unaccount(pages)
+        return True
+
+    def _split_pages(self, pfns: PFNs) -> PFNs:
+        """Pages to be paged out, small ones all of them."""
+        heads = [pfn for pfn in pfns.tolist() if self.huge_pages.has_flag(pfn, PG_HEAD)]
+        small = [pfn for pfn in pfns.tolist() if not self.huge_pages.has_flag(pfn, PG_HEAD)]
+        for head in heads:
+            if self.huge_split.split(head):
+                small += range(head, head + self.huge_pages.pages)
+        return np.array(small, dtype=np.int64)
+
+    def _later(self, function: Callable[[], None]) -> None:
+        """Run something when the current call is over."""
+        self._kernel.clock.call_at(self._kernel.clock.now, function)
+
+    def _promise(self, pages: int) -> None:
+        """Charge the commit limit for the executing task. ENOMEM."""
+        task = self._kernel.tasks.current()
+        if task is not None and task.mm is not None:
+            self.spaces.charge(task, pages)
+        elif not self._kernel.mmap.enough_memory(pages, 0, root=True):
+            raise KernelError(errno.ENOMEM, "the commit limit leaves no room for a shared mapping")
+
+    # -- mappings ----------------------------------------------------------------------------------------
+
+    def _mappings(self) -> None:
+        """The system calls of mappings."""
+        kernel = self._kernel
+        threads = max_threads(kernel.machine.arch, kernel.totalram_pages())
+        self.rlimits = Rlimits(threads, long_bits=kernel.machine.long_bits)
+        self.user_layout = UserLayout.of(kernel.machine.arch, la57=self.la57)
+        self.vma_pages = VmaPages(
+            self.memory,
+            Services(
+                self.thp,
+                self.hugetlb_vm,
+                lambda vma: vma.file is not None and vma.file.kind is FileKind.DISK,
+                self.swap_state.free_entries,
+                self.pageout.reclaim_pages,
+                self._willneed,
+                lambda file, first, last: file.ops.remove(file, first, last),
+                lambda mm, vma, start, end: self.khugepaged.madvise_collapse(mm, vma, start, end),
+                self.khugepaged_slots.enter,
+                lambda mm: None,
+            ),
+        )
+        self.vmas = VmaList(self.rmap, lambda: kernel.mmap.max_map_count, self.vma_pages.split_huge)
+        self.mbind = Mbind(
+            kernel.mempolicy, self.migrate, self.vmas, self.mmu, kernel.pages, kernel.page_alloc, self._fault_in
+        )
+        self.pfn_map = PfnMap(
+            self.mmu,
+            self.tables,
+            kernel.device_memory.resources,
+            kernel.dump_stack,
+            lambda: {task.mm.id: task.mm for task in kernel.tasks if task.mm is not None}.values(),
+            kernel.device_memory.phys_bits,
+        )
+        backing = Backing(
+            self.shmem.zero_setup,
+            self.hugetlb_vm.file_setup,
+            self._map_file,
+            self._shmem_align,
+            self.khugepaged_slots.enter,
+        )
+        self.spaces = AddressSpaces(
+            kernel.mmap,
+            self.rlimits,
+            self.vmas,
+            UnmappedArea(self.user_layout),
+            self.vma_pages,
+            backing,
+            kernel.printk,
+            kernel.ratelimit,
+        )
+        self._khugepaged()
+        self.mprotect = Mprotect(self.spaces, self.vma_pages.populate_now)
+        self.mremap = Mremap(self.spaces)
+        self.madvise = Madvise(self.spaces, self.vma_pages, thp=True)
+        self.mlock = Mlock(self.spaces, self.vma_pages.lock_pages)
+        self.msync = Msync(self._fsync_range)
+        self.mincore = Mincore(self.mmu, self.user_layout.task_size, self._in_cache, self._in_swap_cache)
+
+    def _fault_in(self, task: Any, vpn: int) -> None:
+        """Make a page present for who asks where it is. EFAULT."""
+        try:
+            self.memory.access(task, np.array([vpn], dtype=np.int64), READ)
+        except Signal as signal:
+            raise KernelError(errno.EFAULT, f"{vpn << PAGE_SHIFT:#x} cannot be read") from signal
+
+    def _willneed(self, mm: Mm, vma: Vma, first: int, last: int) -> None:
+        """Read ahead what a mapping lacks: from its file, or from swap."""
+        if vma.file is None:
+            rows = self.mmu.extents(mm.id, first, last)
+            self.swap_state.read_slots(slots_of(self.ptes.swap_entries(rows)), None, vma, first)
+        elif vma.file.kind is FileKind.DISK:
+            self.file_io.read_pages(vma.file, vma.index_of(first), vma.index_of(last))
+
+    def _fsync_range(self, file: File, first: int, last: int) -> None:
+        """Write pages of a file to its disk; tmpfs has none."""
+        if file.kind is FileKind.DISK:
+            self.file_io.writeback(file, first, last)
+
+    def _in_cache(self, file: File, first: int, pages: int) -> npt.NDArray[np.uint8]:
+        """Which pages of a file are in memory."""
+        found = np.zeros(pages, dtype=np.uint8)
+        indices, _ = self.page_cache.find_get_pages(file, first, first + pages)
+        found[indices - first] = 1
+        return found
+
+    def _in_swap_cache(self, entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
+        """Which swap entries have their page in memory still."""
+        return (self._kernel.swap.files.cached(slots_of(entries)) > 0).astype(np.uint8)
+
+    def _shmem_align(self, file: File | None) -> int:
+        """Where mappings of memory files begin that may get huge pages (``shmem_get_unmapped_area``), 0: anywhere."""
+        huge = self._kernel.huge_memory
+        mount = huge.shmem_enabled if file is None else "never"  # no tmpfs of programs is mounted with huge=
+        wanted = huge.shmem_enabled == "force" or mount not in ("never", "deny")
+        return huge.hpage_pmd_size if wanted and (file is None or file.is_shmem) else 0
+
+    def _map_file(self, mm: Mm, vma: Vma) -> None:
+        if vma.file is not None and vma.file.is_hugetlb:
+            self.hugetlb_vm.map_file(mm, vma)
+        elif vma.file is not None and vma.file.kind is FileKind.DEVICE:
+            self.pfn_map.mmap_mem(mm, vma)
+
+    def _khugepaged(self) -> None:
+        kernel = self._kernel
+        self.khugepaged: Khugepaged = Khugepaged(
+            kernel.huge_memory,
+            self.khugepaged_slots,
+            kernel.clock,
+            kernel.context,
+            kernel.depot,
+            self.huge_pages,
+            self.mmu,
+            kernel.pages,
+            self.rmap,
+            self.lru,
+            kernel.page_alloc,
+            kernel.vmstat,
+            self.thp,
+            self.memory.zap_range,
+            self._swap_in,
+            self._run_as,
+        )
+
+    def _swap_in(self, mm: Mm, vma: Vma, vpn: int) -> bool:
+        """Bring a page back for khugepaged; whether it could be."""
+        entry = int(self.mmu.words[self.mmu.slot(mm.id, vpn)])
+        try:
+            self.swap_state.do_swap_page(self.memory, None, mm, vma, vpn, entry, False)
+        except (KernelError, Signal):
+            return False
+        return True
+
+    def _run_as(self, comm: str) -> None:
+        """Become a kernel thread."""
+        kernel = self._kernel
+        task = next((task for task in kernel.tasks if task.comm == comm), None)
+        if task is not None:
+            kernel.context.switch(task.pid, task.tgid, task.comm, task.cpu)
+
+    # -- programs ----------------------------------------------------------------------------------------
+
+    def _programs(self) -> None:
+        """Programs and processes."""
+        kernel = self._kernel
+        self.mms = MmStructs(self.memory, kernel.mmap, self.thp.exit_mm)
+        self.exec = Exec(
+            self.memory,
+            self.mms,
+            self.spaces,
+            self.mprotect.mprotect,
+            self.user_layout,
+            self.executable,
+            lambda: kernel.kernel_sysctl.randomize_va_space,
+            kernel.rng,
+            kernel.machine.arch,
+        )
+        self.fork = Fork(
+            kernel.tasks,
+            kernel.slub,
+            kernel.context,
+            kernel.depot,
+            kernel.machine.cpu_nodes,
+            kernel.stacks,
+            kernel.kmemleak.kernel_data,
+            kernel.machine.arch,
+            self.mms,
+            self.exec,
+        )
+
+    def executable(self, path: str) -> File:
+        """The file of a program in the initramfs, made when it is run for the first time. ENOMEM."""
+        pages = max(segment.offset + segment.end - segment.start for segment in IMAGE_SEGMENTS[path]) >> PAGE_SHIFT
+        return self._programs_by_path.get(path) or self.initramfs_file(path, pages << PAGE_SHIFT)
+
+    def initramfs_file(self, path: str, size: int) -> File:
+        """A file of the initramfs with all its pages. ENOMEM."""
+        ino = FIRST_PROGRAM_INO + len(self._programs_by_path)
+        file = self.files.install(path, ino, size >> PAGE_SHIFT)
+        self._programs_by_path[path] = file
+        return file
