@@ -76,6 +76,7 @@ FLUSH_CEILING = 33
 _BATCH = cython.declare(cython.int, 2048)
 _PCIDS = cython.declare(cython.int, 6)
 _CEILING = cython.declare(cython.int, 33)
+_AHEAD = cython.declare(cython.int, 16)
 _CTX_SHIFT = cython.declare(cython.int, 45)
 _CTX_LAST = cython.declare(cython.longlong, (1 << 17) - 1)
 _L1_SETS = cython.declare(cython.int, 16)
@@ -229,6 +230,7 @@ class Mmu:
     _has_huge: cython.uchar[::1]
 
     _fault_slot: cython.longlong
+    _seen: cython.ulonglong
     _near_mm: cython.int
     _near_block: cython.longlong
     _near_base: cython.longlong
@@ -802,6 +804,7 @@ class Mmu:
         k: cython.longlong
         tag: cython.longlong
         hits: cython.longlong = 0
+        ahead: cython.Py_ssize_t = start
         got: cython.int
         self.why = _DONE
         self.row = 0
@@ -823,6 +826,9 @@ class Mmu:
                 i += 1
                 continue
             self.at = i
+            if i >= ahead:
+                ahead = min(i + _AHEAD, n)
+                self._look_ahead(mm, vpns, i, ahead)
             got = self._miss(mm, cpu, tags, vpns[i], op, vmas, i)
             if got == _DONE:
                 i += 1
@@ -847,6 +853,21 @@ class Mmu:
         self._stats[_S_L1] += hits
         self._ctx[_NOW] += hits * self._cost_hit
         return i
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _look_ahead(
+        self, mm: cython.int, vpns: cython.longlong[::1], start: cython.Py_ssize_t, stop: cython.Py_ssize_t
+    ) -> cython.void:
+        """Load the entries of the next accesses together: at random addresses each would wait for the host's memory."""
+        i: cython.Py_ssize_t
+        slot: cython.longlong
+        seen: cython.ulonglong = 0
+        for i in range(start, stop):
+            slot = self._find(mm, vpns[i], 0)
+            if slot >= 0:
+                seen |= self._words[slot]
+        self._seen = seen
 
     @cython.cfunc
     def _miss(
