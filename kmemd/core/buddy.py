@@ -1243,13 +1243,15 @@ class Buddy:
                 return i
             out[i] = pfn
             i += 1
-            if self._pcp_used >= 0 and not self._owner_on:
-                i += self._take_rest(out, i, order)
+            if self._pcp_used >= 0:
+                i += self._take_rest(out, i, order, gfp)
         return n
 
     @cython.cfunc
     @cython.exceptval(check=False)
-    def _take_rest(self, out: cython.longlong[::1], start: cython.Py_ssize_t, order: cython.int) -> cython.Py_ssize_t:
+    def _take_rest(
+        self, out: cython.longlong[::1], start: cython.Py_ssize_t, order: cython.int, gfp: cython.longlong
+    ) -> cython.Py_ssize_t:
         """Take what is left on the per-cpu list that the last block came from.
 
         Taking from it changes nothing that the zone walk looks at, so each walk would end at the same list.
@@ -1264,6 +1266,9 @@ class Buddy:
         while at > 0 and i < n:
             out[i] = at - 1
             self._meta[at - 1] += _ALLOCATED - _IN_PCP
+            if self._owner_on:
+                self._set_owner(at - 1, order, gfp)
+                self._ctx[_NOW] += self.cost_pcp
             at = self._next[at - 1]
             i += 1
         if at > 0:
@@ -1276,7 +1281,8 @@ class Buddy:
         self._pcp_count[pi] -= taken << order
         self._pcp_factor[pi] >>= min(taken, 31)
         self._events[self._ev_alloc[zi]] += taken << order
-        self._ctx[_NOW] += taken * self.cost_pcp
+        if not self._owner_on:
+            self._ctx[_NOW] += taken * self.cost_pcp
         if self.numa_stat_on:
             self._count_numa(self._preferred, zi, taken)
         return taken
