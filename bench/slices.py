@@ -39,6 +39,8 @@ def ctl(*lines: str) -> tuple[tuple[str, str], ...]:
     return tuple((CTL, line) for line in lines)
 
 
+SMALL = ("p = spawn a", "m = mmap p 1G", "madvise p m 1G MADV_NOHUGEPAGE", "access p m 1G w")
+"""A process with a GiB of small pages."""
 OBJECTS = ctl("p = kmalloc 64 n=1000000", "kfree p")
 CASES = (
     Case("default", "", OBJECTS),
@@ -68,6 +70,10 @@ CASES = (
         2,
     ),
     Case("default", "", (*ctl("p = kmalloc 64 n=1000000", "forget p", "sleep 10"), (KMEMLEAK, "scan")), 1),
+    Case("laptop", "", ctl(*SMALL, "q = fork p", "exit q", "madvise p m 1G MADV_DONTNEED", "kill p"), len(SMALL)),
+    Case("laptop", "", ctl(*SMALL, "exec p other"), len(SMALL)),
+    Case("four-node", "", ctl(*SMALL, "mbind p m 256M MPOL_BIND 2 flags=MPOL_MF_MOVE", "munmap p m 1G"), len(SMALL)),
+    Case("laptop", "", ctl("p = spawn a", "m = mmap p 256M flags=MAP_SHARED|MAP_ANONYMOUS", "access p m 256M w"), 2),
 )
 
 

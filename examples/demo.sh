@@ -1,5 +1,6 @@
 #!/bin/sh
-# `make demo`: a machine with one gibibyte of swap, a leak, fragmentation, and the state of swap; then the end.
+# `make demo`: one machine and what breaks or moves in it, each with the files that show it: a leak, fragmentation, a
+# process that is swapped out and in, a fork with copy on write; then every count, proved.
 set -eu
 here=$(dirname "$0")
 . "$here/machine.sh"
@@ -19,10 +20,11 @@ MACHINE_AT=$M sh "$here/fragment-memory.sh"
 title 'who holds the pages (page_owner)'
 awk '/^Page allocated via order 9/ { shown = 1 } shown { print } shown && /^$/ { exit }' "$M/sys/kernel/debug/page_owner"
 
-title 'swap: the device is on, and nothing has been swapped out'
-cat "$M/proc/swaps"
-grep -E '^(SwapTotal|SwapFree|SwapCached):' "$M/proc/meminfo"
-grep -E '^pswp(in|out) ' "$M/proc/vmstat"
+title 'swap'
+MACHINE_AT=$M sh "$here/swap-out.sh"
+
+title 'processes: copy on write'
+MACHINE_AT=$M sh "$here/copy-on-write.sh"
 
 title 'every cached number, recomputed from the truth'
 cat "$M/kmemd/check"

@@ -105,6 +105,8 @@ class Kernel:
         self.printk.log_all(boot_log.mm_init(machine, self.cmdline, self.boot_memory, self.page_alloc.zonelists))
         self._init_allocators()
         self._init_policies()
+        self._init_huge_pages()
+        self._init_limits()
         self._init_user_memory()
         self._init_settings()
         self.watermarks.boot_finished()
@@ -118,7 +120,9 @@ class Kernel:
         kernel.kmemleak.late_init()
         if not machine.is_twin:
             kernel.printk.log_all(boot_log.kernel_init(machine, kernel.cmdline, kernel.boot_memory))
-        kernel.user.file_check.boot_finished()
+        if machine.is_twin:
+            kernel.user.file_check.boot_finished()
+        kernel.user.vma_objects.boot_finished()
         kernel.accounting.boot_finished(twin=machine.is_twin)
         return kernel
 
@@ -235,11 +239,21 @@ class Kernel:
             for low, high in zone.free_ranges:
                 self.buddy.free_range(zone.index, low, high)
 
+    def _init_exit(self) -> None:
+        """The end of tasks, and the counters of their memory."""
+        self.mm_counters = MmCounters(lambda: self.mmu)
+        self.do_exit = DoExit(
+            self.context,
+            self.handles,
+            lambda pid: self.user.fork.exit(pid),
+            self.tasks.has,
+            lambda pid: self.user.fork.empty(pid),
+        )
+
     def _init_oom(self) -> None:
         """The OOM killer: it ends tasks by means that are made after the page allocator (oom_init)."""
         tasks, bits = self.tasks, self.machine.long_bits
-        self.mm_counters = MmCounters(lambda: self.mmu)
-        self.do_exit = DoExit(self.context, self.handles, lambda pid: self.user.fork.exit(pid), tasks.has)
+        self._init_exit()
         report = OomReport(
             self.context,
             self.printk,
@@ -257,7 +271,7 @@ class Kernel:
             self.mm_counters,
             self.vmstat,
             report,
-            OomReaper(self.context, self.clock, report, lambda mm: self.user.memory.reap(mm)),
+            OomReaper(self.context, self.clock, report, lambda mm: self.user.zap.reap(mm)),
             self.do_exit,
             long_bits=bits,
         )
@@ -422,7 +436,7 @@ class Kernel:
         return percpu
 
     def _init_policies(self) -> None:
-        """Reclaim, compaction, write-back, huge pages, swap and overcommit (subsys_initcall and later)."""
+        """Memory policies, compaction, write-back (subsys_initcall and later)."""
         machine, bits = self.machine, self.machine.long_bits
         self.mempolicy = Mempolicy(
             self.page_alloc,
@@ -443,6 +457,10 @@ class Kernel:
             highmem=not machine.numa,
             long_bits=bits,
         )
+
+    def _init_huge_pages(self) -> None:
+        """Pools of huge pages, transparent huge pages."""
+        bits = self.machine.long_bits
         self.hugetlb = Hugetlb(
             self.page_alloc,
             self.nodes,
@@ -455,6 +473,7 @@ class Kernel:
             highmem_pfn=next((zone.start_pfn for zone in self.zones if zone.name == "HighMem"), None),
             contig=self.contig,
             bootmem=self.boot_memory.gigantic,
+            writer_nodes=lambda: self.mempolicy.pool_nodes(self.tasks.current()),
         )
         self.watermarks.pages_came([(pfn, 1 << PUD_ORDER) for pfn in self.boot_memory.gigantic])
         self.huge_memory = HugeMemory(
@@ -464,6 +483,10 @@ class Kernel:
             self.watermarks.set_recommended_min_free_kbytes,
             long_bits=bits,
         )
+
+    def _init_limits(self) -> None:
+        """Swap, what may be promised, open files, pressure."""
+        machine, bits = self.machine, self.machine.long_bits
         self.swap = Swap(
             machine.swap,
             SwapFiles(self.context, self.printk, self.rng, cpus=machine.cpus, long_bits=bits),

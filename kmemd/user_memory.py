@@ -22,6 +22,7 @@ from kmemd.errors import KernelError
 from kmemd.mm import gfp as g
 from kmemd.mm.contents import Contents
 from kmemd.mm.exec import IMAGE_SEGMENTS, Exec
+from kmemd.mm.fault_parts import Parts
 from kmemd.mm.file_check import FileCheck
 from kmemd.mm.file_io import DiskCosts, FileIo
 from kmemd.mm.filemap import File, FileKind, PageCache, ZoneCounts
@@ -31,12 +32,13 @@ from kmemd.mm.holders import Holders
 from kmemd.mm.huge_page import HugePages
 from kmemd.mm.huge_pmd import TransparentHuge
 from kmemd.mm.huge_split import HugeSplit
+from kmemd.mm.hugetlb_migrate import HugetlbMigrate
 from kmemd.mm.hugetlb_vm import HugetlbVm
 from kmemd.mm.khugepaged import Khugepaged, KhugepagedSlots
 from kmemd.mm.layout import PHYSICAL_START, X86_64
 from kmemd.mm.madvise import Madvise
 from kmemd.mm.mbind import Mbind
-from kmemd.mm.memory import Memory, Parts
+from kmemd.mm.memory import Memory
 from kmemd.mm.migrate import Migrate
 from kmemd.mm.mincore import Mincore
 from kmemd.mm.mlock import Mlock
@@ -65,6 +67,8 @@ from kmemd.mm.unmapped_area import UnmappedArea, UserLayout
 from kmemd.mm.vfs import Vfs, room
 from kmemd.mm.vma import VmaList
 from kmemd.mm.vma_pages import Services, VmaPages
+from kmemd.mm.vma_slab import VmaObjects
+from kmemd.mm.zap import ZapPages
 
 if TYPE_CHECKING:
     from kmemd.kernel import Kernel
@@ -91,9 +95,12 @@ class UserMemory:
         self._tables()
         self._files()
         self._huge()
+        self._migration()
         self._faults()
-        self._shared_and_swapped()
-        self._mappings()
+        self._shmem_and_pageout()
+        self._file_systems()
+        self._areas()
+        self._mapping_calls()
         self._programs()
 
     def _tables(self) -> None:
@@ -121,7 +128,14 @@ class UserMemory:
         )
         self.ptes = PteRanges(self.mmu, kernel.pages, zones, vmstat, rss_items, vmstat.hpage_pmd_nr)
         self.tables = PageTables(
-            self.mmu, kernel.page_alloc, kernel.pages, kernel.zones, vmstat, kernel.context, kernel.depot
+            self.mmu,
+            kernel.page_alloc,
+            kernel.pages,
+            kernel.zones,
+            vmstat,
+            kernel.context,
+            kernel.depot,
+            lambda gfp: kernel.mempolicy.alloc_pages(kernel.tasks.current(), gfp),
         )
         self.contents = Contents(kernel.pages)
 
@@ -137,7 +151,8 @@ class UserMemory:
         latency = kernel.machine.latency
         counts = self._counts = ZoneCounts(kernel.zones, kernel.vmstat)
         self.page_cache = PageCache(kernel.pages, counts, kernel.vmstat, self.lru, kernel.page_alloc)
-        self.rmap = Rmap(self.mmu, kernel.pages, kernel.zones, kernel.vmstat, self.page_cache.owner)
+        self.vma_objects = VmaObjects(kernel.slub, kernel.kmemleak.kernel_data)
+        self.rmap = Rmap(self.mmu, kernel.pages, kernel.zones, kernel.vmstat, self.page_cache.owner, self.vma_objects)
         self.swap_io = SwapIo(
             kernel.pages,
             counts,
@@ -209,8 +224,8 @@ class UserMemory:
         )
         self.huge_pages = huge
 
-    def _faults(self) -> None:
-        """What faults need: NUMA balancing with migration, and the fault handler."""
+    def _migration(self) -> None:
+        """Pages that move, and NUMA balancing, which moves them."""
         kernel = self._kernel
         self.migrate = Migrate(
             kernel.pages,
@@ -239,7 +254,21 @@ class UserMemory:
             kernel.buddy.watermark_ok,
             kernel.mm_counters.rss,
         )
+
+    def _faults(self) -> None:
+        """The fault handler, and what takes pages out again."""
+        kernel = self._kernel
         parts = Parts(self.thp, self.hugetlb_vm, self.swap_state, self.numa, self.page_cache)
+        self.zap = ZapPages(
+            self.mmu,
+            self.ptes,
+            self.lru,
+            self.tables,
+            kernel.pages,
+            kernel.page_alloc,
+            kernel.mm_counters,
+            parts,
+        )
         self.memory = Memory(
             self.mmu,
             self.ptes,
@@ -253,15 +282,17 @@ class UserMemory:
             kernel.context,
             kernel.depot,
             parts,
+            self.zap,
             kernel.user_mode,
             kernel.vmstat,
+            kernel.machine.latency.dram_local,
         )
         self.remote_vm = RemoteVm(self.memory, self.contents)
 
     # -- files in memory and on disks --------------------------------------------------------------------
 
-    def _shared_and_swapped(self) -> None:
-        """tmpfs and files of block devices."""
+    def _shmem_and_pageout(self) -> None:
+        """tmpfs, and pages that go to swap or their files."""
         kernel = self._kernel
         latency = kernel.machine.latency
         self.shmem = Shmem(
@@ -269,7 +300,7 @@ class UserMemory:
             kernel.pages,
             kernel.vmstat,
             self.swap_state,
-            self.memory.zap_range,
+            self.zap.zap_range,
             kernel.mempolicy.alloc_shmem_pages,
             self._promise,
             kernel.mmap.unaccount,
@@ -293,6 +324,11 @@ class UserMemory:
             kernel.context.charge,
             latency.reclaim_page,
         )
+
+    def _file_systems(self) -> None:
+        """Files of block devices, paths, swapoff."""
+        kernel = self._kernel
+        latency = kernel.machine.latency
         self.file_io = FileIo(
             self.page_cache,
             kernel.pages,
@@ -300,7 +336,7 @@ class UserMemory:
             kernel.context,
             kernel.mempolicy.alloc_file_pages,
             self.contents,
-            self.memory.zap_range,
+            self.zap.zap_range,
             self.pageout.clean,
             self._later,
             DiskCosts(latency.disk_read, latency.disk_write, latency.dram_local),
@@ -311,7 +347,6 @@ class UserMemory:
         self.swap_off = SwapOff(
             kernel.pages, self.swap_state, self.shmem, lambda: self.memory, self._all_mms, self._enough
         )
-
         self.file_check = FileCheck(
             self.files, kernel.pages, self._counts, kernel.vmstat, self.mmu, self.ptes, self._all_mms
         )
@@ -351,8 +386,8 @@ class UserMemory:
 
     # -- mappings ----------------------------------------------------------------------------------------
 
-    def _mappings(self) -> None:
-        """The system calls of mappings."""
+    def _areas(self) -> None:
+        """Mappings and their pages."""
         kernel = self._kernel
         threads = max_threads(kernel.machine.arch, kernel.totalram_pages())
         self.rlimits = Rlimits(threads, long_bits=kernel.machine.long_bits)
@@ -364,6 +399,7 @@ class UserMemory:
                 self.hugetlb_vm,
                 lambda vma: vma.file is not None and vma.file.kind is FileKind.DISK,
                 self.swap_state.free_entries,
+                self.swap_state.free_swap,
                 self.pageout.reclaim_pages,
                 self._willneed,
                 lambda file, first, last: file.ops.remove(file, first, last),
@@ -374,7 +410,16 @@ class UserMemory:
         )
         self.vmas = VmaList(self.rmap, lambda: kernel.mmap.max_map_count, self.vma_pages.split_huge)
         self.mbind = Mbind(
-            kernel.mempolicy, self.migrate, self.vmas, self.mmu, kernel.pages, kernel.page_alloc, self._fault_in
+            kernel.mempolicy,
+            self.migrate,
+            self.vmas,
+            self.mmu,
+            kernel.pages,
+            kernel.page_alloc,
+            self._fault_in,
+            HugetlbMigrate(
+                kernel.hugetlb, self.page_cache, self.rmap, self.mmu, kernel.pages, self.huge_pages, kernel.vmstat
+            ),
         )
         self.pfn_map = PfnMap(
             self.mmu,
@@ -384,12 +429,17 @@ class UserMemory:
             lambda: {task.mm.id: task.mm for task in kernel.tasks if task.mm is not None}.values(),
             kernel.device_memory.phys_bits,
         )
+
+    def _mapping_calls(self) -> None:
+        """The system calls that make, change and ask for mappings."""
+        kernel = self._kernel
         backing = Backing(
             self.shmem.zero_setup,
             self.hugetlb_vm.file_setup,
             self._map_file,
             self._shmem_align,
             self.khugepaged_slots.enter,
+            self.vfs.is_swapfile,
         )
         self.spaces = AddressSpaces(
             kernel.mmap,
@@ -406,7 +456,7 @@ class UserMemory:
         self.mremap = Mremap(self.spaces)
         self.madvise = Madvise(self.spaces, self.vma_pages, thp=True)
         self.mlock = Mlock(self.spaces, self.vma_pages.lock_pages)
-        self.msync = Msync(self._fsync_range)
+        self.msync = Msync(self._fsync_range, self.user_layout.addresses)
         self.mincore = Mincore(self.mmu, self.user_layout.task_size, self._in_cache, self._in_swap_cache)
 
     def _fault_in(self, task: Any, vpn: int) -> None:
@@ -469,7 +519,7 @@ class UserMemory:
             kernel.page_alloc,
             kernel.vmstat,
             self.thp,
-            self.memory.zap_range,
+            self.zap.zap_range,
             self._swap_in,
             self._run_as,
         )
@@ -495,9 +545,10 @@ class UserMemory:
     def _programs(self) -> None:
         """Programs and processes."""
         kernel = self._kernel
-        self.mms = MmStructs(self.memory, kernel.mmap, self.thp.exit_mm)
+        self.mms = MmStructs(self.memory, self.spaces, self.khugepaged_slots, self.thp)
         self.exec = Exec(
             self.memory,
+            self.contents,
             self.mms,
             self.spaces,
             self.mprotect.mprotect,
@@ -518,6 +569,9 @@ class UserMemory:
             kernel.machine.arch,
             self.mms,
             self.exec,
+            self.rlimits,
+            lambda: kernel.kernel_sysctl.threads_max,
+            self.mmu.faults_of,
         )
 
     def executable(self, path: str) -> File:

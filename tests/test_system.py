@@ -110,7 +110,8 @@ def test_write_to_a_file_that_takes_none(shared: System) -> None:
 
 def test_reading_ctl_lists_the_verbs(shared: System) -> None:
     lines = shared.read("/kmemd/ctl").decode().splitlines()
-    assert lines[0].startswith("alloc_pages ")
+    assert lines[0] == "# Pages"
+    assert lines[1].startswith("alloc_pages ")
     assert any(line.startswith("help ") for line in lines)
 
 

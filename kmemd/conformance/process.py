@@ -48,7 +48,7 @@ def run(folder: Path) -> Iterator[Case]:
 
 def run_machine(folder: Path) -> Iterator[Case]:
     """The cases of one machine's files."""
-    texts = {path.name: path.read_text() for path in sorted(folder.iterdir()) if path.is_file()}
+    texts = {path.name: path.read_text(errors="replace") for path in sorted(folder.iterdir()) if path.is_file()}
     for name in texts:
         scenario, words = parse(name)
         if scenario is not None:

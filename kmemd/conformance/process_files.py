@@ -34,7 +34,8 @@ def _use_huge(uo: Uo, wanted: int, size: int) -> None:
     line = next(line for line in uo.read("/proc/self/maps").splitlines() if "anon_hugepage" in line)
     p = int(line.partition("-")[0], 16)
     uo.show("/proc/meminfo")
-    uo.do("access", p, wanted // 2 * size, "w")
+    if wanted // 2:
+        uo.do("access", p, wanted // 2 * size, "w")
     uo.say("-- touched half")
     uo.show("/proc/meminfo")
     uo.entry(p)

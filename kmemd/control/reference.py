@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 
 from kmemd.control.language import Parameter, Verb
-from kmemd.control.verbs import VERBS
+from kmemd.control.verbs import sections
 from kmemd.control.words import GENERIC
 from kmemd.mm.units import NUMA_NO_NODE
 
@@ -68,6 +68,15 @@ def generic_keys() -> Iterator[str]:
     yield "\n"
 
 
+def contents() -> Iterator[str]:
+    """The sections, as links, and their verbs."""
+    yield "## Verbs\n\n| about | verbs |\n| --- | --- |\n"
+    for title, verbs in sections():
+        anchor = title.lower().replace(",", "").replace(" ", "-")
+        yield f"| [{title}](#{anchor}) | {', '.join(f'`{verb.name}`' for verb in verbs)} |\n"
+    yield "\n"
+
+
 def section(verb: Verb) -> Iterator[str]:
     """One verb."""
     yield f"### {verb.name}\n\n    {verb.usage}\n\n{verb.help}\n\n"
@@ -85,9 +94,11 @@ def _default(parameter: Parameter) -> str:
 
 def text() -> str:
     """The whole page."""
-    parts = [HEAD, *generic_keys(), "## Verbs\n\n"]
-    for verb in VERBS:
-        parts += section(verb)
+    parts = [HEAD, *generic_keys(), *contents()]
+    for title, verbs in sections():
+        parts.append(f"## {title}\n\n")
+        for verb in verbs:
+            parts += section(verb)
     return "".join(parts).rstrip() + "\n"
 
 

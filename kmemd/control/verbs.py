@@ -18,7 +18,7 @@ from kmemd.control import (  # isort: skip
     verbs_general,
 )
 from kmemd.control.language import VERBS
-from kmemd.control.verbs_general import listing
+from kmemd.control.verbs_general import listing, sections
 
 MODULES = (
     verbs_pages,
@@ -37,4 +37,4 @@ MODULES = (
 )
 """In the order in which the verbs are listed."""
 
-__all__ = ["MODULES", "VERBS", "listing"]
+__all__ = ["MODULES", "VERBS", "listing", "sections"]

@@ -1,8 +1,7 @@
 """Verbs of user memory: ``access``, ``read``, ``write``: what a program does with its mappings.
 
-A bad access is a signal: the process catches it (``sigaction``) and the reply says which it was, or it dies of it,
-with the
-kernel's line in the log, and the command fails.
+A bad access is a signal: the process catches it (``sigaction``) and the reply says which it was, or it dies of it, with
+the kernel's line in the log, and the command fails.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from kmemd.errors import KernelError
 from kmemd.mm.sched import Task
 from kmemd.mm.signals import SI_KERNEL, Signal
 from kmemd.mm.units import PAGE_SHIFT, PAGE_SIZE
+from kmemd.steps import Steps
 
 if TYPE_CHECKING:
     from kmemd.kernel import Kernel
@@ -30,6 +30,8 @@ Vpns = npt.NDArray[np.int64]
 OPS = {"r": core.READ, "w": core.WRITE, "x": core.EXEC}
 PIECE = 1 << 13
 """Accesses before others may get in."""
+SLOW_PIECE = 32
+"""As many while they are faults on files, swapped or huge pages."""
 ZIPF_PAGES = 1 << 24
 READ_MAX = 1024
 
@@ -105,22 +107,40 @@ def access(
     rng = np.random.default_rng(kernel.rng.getrandbits(64))
     before = _Tally.of(kernel, task)
     done, n = 0, n or count
-    for vpns in pages(pattern, first, count, n, rng):
+    for vpns in _paced(kernel, pages(pattern, first, count, n, rng)):
         try:
             kernel.memory.access(task, vpns, op, kernel.user.spaces, (addr.address, length))
         except Signal as signal:
-            return _signalled(kernel, task, signal, addr.address)
+            return (yield from _signalled(kernel, task, signal, addr.address))
         done += len(vpns)
         if task.killed:
-            _die(kernel, task, "killed")
+            yield from _die(kernel, task, "killed")
         yield
         if task.mm is None:
             raise KernelError(errno.EFAULT, f"{task.comm} (pid {task.pid}) was killed meanwhile")
     return Reply({"pid": pid, "n": done, **before.since(kernel, task)})
 
 
+def _paced(kernel: Kernel, accesses: Iterator[Vpns]) -> Iterator[Vpns]:
+    """Accesses in parts: small ones while most of them are faults that take long."""
+    size = SLOW_PIECE
+    for vpns in accesses:
+        done = 0
+        while done < len(vpns):
+            before = _slow_faults(kernel)
+            yield vpns[done : done + size]
+            done += size
+            slow = _slow_faults(kernel) - before
+            size = max(size // 4, SLOW_PIECE) if slow > SLOW_PIECE // 4 else min(2 * size, PIECE)
+
+
+def _slow_faults(kernel: Kernel) -> int:
+    """Faults that the core left to Python so far."""
+    return int(kernel.mmu.stats[core.HUGE_FAULTS : core.HINT_FAULTS + 1].sum())
+
+
 @verb
-def read(kernel: Kernel, pid: Pid, addr: Address, size: Size = 16) -> Reply:
+def read(kernel: Kernel, pid: Pid, addr: Address, size: Size = 16) -> Slices:
     """Read bytes of a process' memory, as the process itself: the reply has them as text, others than ASCII escaped."""
     task = run_as(kernel, pid)
     if not 0 < size <= READ_MAX:
@@ -131,13 +151,13 @@ def read(kernel: Kernel, pid: Pid, addr: Address, size: Size = 16) -> Reply:
             for pfn, offset, length in _places(kernel, task, addr.address, size, core.READ)
         )
     except Signal as signal:
-        return _signalled(kernel, task, signal, addr.address)
+        return (yield from _signalled(kernel, task, signal, addr.address))
     text = data.rstrip(b"\0").decode("latin-1").encode("unicode_escape").decode().replace(" ", "\\x20")
     return Reply({"pid": pid, "size": size, "data": text})
 
 
 @verb
-def write(kernel: Kernel, pid: Pid, addr: Address, text: Text) -> Reply:
+def write(kernel: Kernel, pid: Pid, addr: Address, text: Text) -> Slices:
     """Write the bytes of a word to a process' memory, as the process itself; escapes like \\x20 are understood."""
     task = run_as(kernel, pid)
     try:
@@ -147,7 +167,7 @@ def write(kernel: Kernel, pid: Pid, addr: Address, text: Text) -> Reply:
     try:
         places = list(_places(kernel, task, addr.address, len(data), core.WRITE))
     except Signal as signal:
-        return _signalled(kernel, task, signal, addr.address)
+        return (yield from _signalled(kernel, task, signal, addr.address))
     done = 0
     for pfn, offset, length in places:
         kernel.contents.write(pfn, offset, data[done : done + length])
@@ -187,7 +207,7 @@ class _Tally:
         return {name: after - before for name, after, before in zip(names, now, self._figures, strict=True)}
 
 
-def _signalled(kernel: Kernel, task: Task, signal: Signal, start: int) -> Reply:
+def _signalled(kernel: Kernel, task: Task, signal: Signal, start: int) -> Slices:
     """A handler took the signal: say which it was. Without one the process is gone: EFAULT.
 
     Faults tell pages apart; in the first one the byte is where the access began.
@@ -196,11 +216,11 @@ def _signalled(kernel: Kernel, task: Task, signal: Signal, start: int) -> Reply:
         signal.address = start
     if kernel.bad_area.deliver(task, signal):
         return Reply({"pid": task.pid, "signal": signal.number, "code": signal.code, "addr": f"{signal.address:#x}"})
-    _die(kernel, task, str(signal))
+    yield from _die(kernel, task, str(signal))
     raise AssertionError("a task that dies raises")
 
 
-def _die(kernel: Kernel, task: Task, reason: str) -> None:
+def _die(kernel: Kernel, task: Task, reason: str) -> Steps[None]:
     """End the task that executes. EFAULT."""
-    kernel.do_exit(task)
+    yield from kernel.do_exit.steps(task)
     raise KernelError(errno.EFAULT, f"{task.comm} (pid {task.pid}) died: {reason}")

@@ -125,7 +125,7 @@ def fsync(kernel: Kernel, path: Text) -> Slices:
 
 @verb
 def fallocate(kernel: Kernel, path: Text, offset: Size, length: Size, *, mode: Text = "allocate") -> Reply:
-    """Give a range of a file its pages or blocks, or take them away: mode=punch_hole."""
+    """Give a range of a tmpfs file its pages, or take them away: mode=punch_hole. ext2 cannot (EOPNOTSUPP)."""
     if mode not in MODES:
         invalid(f"mode: allocate or punch_hole, not {quoted(mode)}{suggestion(mode, MODES)}")
     if not length:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import groupby
 from typing import TYPE_CHECKING
 
-from kmemd.control.language import VERBS, Reply, Slices, Word, verb
+from kmemd.control.language import VERBS, Reply, Slices, Verb, Word, verb
 from kmemd.control.words import Cpu, Duration, Name, Text
 from kmemd.mm.printk import KERN_NOTICE
 
@@ -57,7 +59,34 @@ def help(kernel: Kernel, verb: Text = "") -> Reply:
     return Reply(lines=[line.rstrip() for line in lines])
 
 
+SECTIONS = {
+    "verbs_pages": "Pages",
+    "verbs_slab": "Slab objects and caches",
+    "verbs_vmalloc": "vmalloc and ioremap",
+    "verbs_highmem": "High memory",
+    "verbs_devices": "Devices",
+    "verbs_memory": "Pointers in memory",
+    "verbs_tasks": "Processes",
+    "verbs_mm": "Mappings of a process",
+    "verbs_access": "What a process does with its memory",
+    "verbs_files": "Files and swap",
+    "verbs_numa": "NUMA placement of a process",
+    "verbs_signals": "Signals",
+    "verbs_general": "Time, handles, the log",
+}
+"""What the verbs of a module are about."""
+
+
+def sections() -> Iterator[tuple[str, list[Verb]]]:
+    """The verbs by section, in the order in which they are listed."""
+    for module, verbs in groupby(VERBS, lambda found: found.function.__module__.rpartition(".")[2]):
+        yield SECTIONS[module], list(verbs)
+
+
 def listing() -> str:
-    """The verbs, a line each: usage and the first line of the help."""
-    width = 18
-    return "".join(f"{found.name:<{width}} {found.summary}\n" for found in VERBS)
+    """The verbs, a line each with the first line of the help, under the titles of their sections."""
+    width = max(map(len, VERBS.names()))
+    return "\n".join(
+        f"# {title}\n" + "".join(f"{found.name:<{width}} {found.summary}\n" for found in verbs)
+        for title, verbs in sections()
+    )

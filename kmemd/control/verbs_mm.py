@@ -6,6 +6,7 @@ Each is the system call of its name, made by the process whose pid comes first, 
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from kmemd.control.language import Reply, Slices, WordType, allocator, invalid, quoted, suggestion, verb, word_type
-from kmemd.control.words import Address, Pid, Reference, Size, Text, number
+from kmemd.control.words import Address, Pid, Reference, Size, Text, mask, number
 from kmemd.errors import KernelError
 from kmemd.mm import mman
 from kmemd.mm.handles import Handle, Kind
@@ -40,31 +41,18 @@ def run_as(kernel: Kernel, pid: int) -> Task:
     if kernel.context.pid != pid:
         kernel.context.switch(task.pid, task.tgid, task.comm, task.cpu)
     kernel.context.charge(kernel.machine.latency.syscall)
+    task.stime_ns += kernel.machine.latency.syscall
     return task
 
 
 # -- words -----------------------------------------------------------------------------------------------
 
 
-def _mask(text: str, names: Mapping[str, int]) -> int:
-    """Names or numbers joined by ``|``. EINVAL with the column of the wrong one."""
-    mask, column = 0, 0
-    for part in text.split("|"):
-        if part[:1].isdigit():
-            mask |= number(part, (1 << 32) - 1, "a number")
-        elif part in names:
-            mask |= names[part]
-        else:
-            invalid(f"no flag {quoted(part)}{suggestion(part, names)}" if part else "a flag is missing", column)
-        column += len(part) + 1
-    return mask
-
-
 def _named(metavar: str, meaning: str, names: Mapping[str, int]) -> WordType:
     def show(value: int) -> str:
         return "|".join(name for name, bit in names.items() if bit and value & bit == bit) or str(value)
 
-    return WordType(metavar, meaning, lambda text, kernel: _mask(text, names), show)
+    return WordType(metavar, meaning, lambda text, kernel: mask(text, names), show)
 
 
 def _prot(text: str, kernel: Any) -> int:
@@ -72,7 +60,7 @@ def _prot(text: str, kernel: Any) -> int:
         return 0
     if _PROT.fullmatch(text):
         return sum(bit for letter, bit in _LETTERS.items() if letter in text)
-    return _mask(text, mman.PROT_NAMES)
+    return mask(text, mman.PROT_NAMES)
 
 
 def _show_prot(value: int) -> str:
@@ -85,6 +73,12 @@ def _advice(text: str, kernel: Any) -> int:
     if text not in mman.MADV_NAMES:
         invalid(f"no advice {quoted(text)}{suggestion(text, mman.MADV_NAMES)}")
     return int(mman.MADV_NAMES[text])
+
+
+def _open_mode(text: str, kernel: Any) -> bool:
+    if text not in ("r", "rw"):
+        invalid(f"{quoted(text)} is not a way to open a file; write r or rw")
+    return text == "rw"
 
 
 def _resource(text: str, kernel: Any) -> int:
@@ -103,6 +97,9 @@ MremapFlags = Annotated[int, _named("FLAGS", "MREMAP_MAYMOVE|..., or numbers", m
 MsyncFlags = Annotated[int, _named("FLAGS", "MS_SYNC, MS_ASYNC, MS_INVALIDATE, or a number", mman.MS_NAMES)]
 McaFlags = Annotated[int, _named("FLAGS", "MCL_CURRENT|MCL_FUTURE|MCL_ONFAULT, or a number", mman.MCL_NAMES)]
 MlockFlags = Annotated[int, _named("FLAGS", "MLOCK_ONFAULT, or a number", {"MLOCK_ONFAULT": mman.MLOCK_ONFAULT})]
+OpenMode = Annotated[
+    bool, WordType("MODE", "r or rw: how the file was opened", _open_mode, lambda value: "rw" if value else "r")
+]
 Advice = Annotated[int, WordType("ADVICE", "MADV_DONTNEED, MADV_FREE..., or a number", _advice)]
 Resource = Annotated[int, WordType("RESOURCE", "RLIMIT_AS, RLIMIT_MEMLOCK...", _resource)]
 Limit = Annotated[int, WordType("LIMIT", "bytes, a number with K, M, G or T, or unlimited", _limit)]
@@ -122,11 +119,12 @@ def mmap(
     flags: MapFlags | None = None,
     file: Text | None = None,
     offset: Size = 0,
+    open: OpenMode = True,
 ) -> Slices:
     """Map memory, or a file, into a process; NAME stands for the address.
 
     Without flags= it is MAP_PRIVATE, and MAP_ANONYMOUS without file=. MAP_POPULATE and MAP_LOCKED fault the pages
-    in at once.
+    in at once. open=r: a shared mapping of a file that was opened for reading cannot be written to (EACCES).
     """
     task = run_as(kernel, pid)
     found = kernel.user.vfs.lookup(file) if file is not None else None
@@ -135,7 +133,7 @@ def mmap(
     if offset & (PAGE_SIZE - 1):
         invalid(f"offset: {offset} is not a multiple of the page size")
     where = addr.address if addr is not None else 0
-    mapped = kernel.user.spaces.mmap(task, Request(length, prot, flags, where, found, offset >> PAGE_SHIFT))
+    mapped = kernel.user.spaces.mmap(task, Request(length, prot, flags, where, found, offset >> PAGE_SHIFT, open))
     yield from _populate(kernel, task, mapped)
     address = np.array([mapped.address], dtype=np.uint64)
     handle = Handle(Kind.MAPPING, address, size=mapped.length, pid=pid)
@@ -300,12 +298,17 @@ def mincore(kernel: Kernel, pid: Pid, addr: Address, length: Size) -> Slices:
 def prlimit(
     kernel: Kernel, pid: Pid, resource: Resource, soft: Limit | None = None, hard: Limit | None = None
 ) -> Reply:
-    """Show or set a resource limit of a process. Only root raises a hard limit; who runs the line asks."""
-    task, rlimits = kernel.tasks.find(pid), kernel.user.rlimits
+    """Show or set a resource limit of a process. Only root raises a hard limit, or asks for another user's process.
+
+    The caller is the task that the line runs as (pid=).
+    """
+    task, rlimits, caller = kernel.tasks.find(pid), kernel.user.rlimits, kernel.tasks.current()
+    privileged = caller is None or capable(caller)
+    if caller is not None and caller.uid != task.uid and not privileged:
+        raise KernelError(errno.EPERM, f"user {caller.uid} may not see or change the limits of user {task.uid}")
     if soft is not None:
         limit = hard if hard is not None else rlimits.get(task, resource)[1]
-        caller = kernel.tasks.current()
-        rlimits.set(task, resource, soft, limit, privileged=caller is None or capable(caller))
+        rlimits.set(task, resource, soft, limit, privileged=privileged)
     return Reply(_shown(rlimits, task, resource))
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from kmemd.control.language import Reply, Slices, WordType, allocator, invalid, quoted, suggestion, verb
+from kmemd.control.language import Reply, Slices, WordType, allocator, invalid, quoted, verb
 from kmemd.control.verbs_mm import run_as
-from kmemd.control.words import Address, Node, Number, Pid, Size, number
+from kmemd.control.words import Address, Node, Number, Pid, Size, mask, number
 from kmemd.core import stats
 from kmemd.errors import KernelError
 from kmemd.mm import mempolicy as m
@@ -38,30 +37,16 @@ MAX_PAGES = 4096
 """Pages that one move_pages names."""
 
 
-def _flags(text: str, names: Mapping[str, int]) -> int:
-    """Names or numbers joined by ``|``. EINVAL with the column of the wrong one."""
-    mask, column = 0, 0
-    for part in text.split("|"):
-        if part[:1].isdigit():
-            mask |= number(part, (1 << 32) - 1, "a number")
-        elif part in names:
-            mask |= names[part]
-        else:
-            invalid(f"no flag {quoted(part)}{suggestion(part, names)}" if part else "a flag is missing", column)
-        column += len(part) + 1
-    return mask
-
-
 def _mode(text: str, kernel: Any) -> int:
-    return _flags(text, {**MODES, **MODE_FLAGS})
+    return mask(text, {**MODES, **MODE_FLAGS})
 
 
 def _get_flags(text: str, kernel: Any) -> int:
-    return _flags(text, GET_FLAGS)
+    return mask(text, GET_FLAGS)
 
 
 def _move_flags(text: str, kernel: Any) -> int:
-    return _flags(text, MOVE_FLAGS)
+    return mask(text, MOVE_FLAGS)
 
 
 def _nodes(text: str, kernel: Any) -> int:

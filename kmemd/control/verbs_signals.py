@@ -6,11 +6,12 @@ import errno
 import signal as signals
 from typing import TYPE_CHECKING
 
-from kmemd.control.language import Reply, invalid, quoted, suggestion, verb
+from kmemd.control.language import Reply, Slices, invalid, quoted, suggestion, verb
 from kmemd.control.words import Pid, Text
 from kmemd.errors import KernelError
 from kmemd.mm.fork import INIT_PID
 from kmemd.mm.signals import NSIG, STOPPING, Action, may_kill
+from kmemd.steps import Steps
 
 if TYPE_CHECKING:
     from kmemd.kernel import Kernel
@@ -33,7 +34,7 @@ def sigaction(kernel: Kernel, pid: Pid, signal: Text, action: Text = "default") 
 
 
 @verb
-def kill(kernel: Kernel, pid: Pid, signal: Text = "TERM", *, sender: Pid | None = None) -> Reply:
+def kill(kernel: Kernel, pid: Pid, signal: Text = "TERM", *, sender: Pid | None = None) -> Slices:
     """Send a signal, by number or name (9, KILL, SIGKILL).
 
     A signal that is neither caught nor ignored ends the process; 0 only asks whether it is there. Kernel threads
@@ -50,15 +51,15 @@ def kill(kernel: Kernel, pid: Pid, signal: Text = "TERM", *, sender: Pid | None 
     reply: dict[str, int | str] = {"pid": pid, "comm": task.comm, "signal": number}
     if number == 0 or task.is_kthread or pid == INIT_PID or not task.signals.fatal(number):
         return Reply(reply)
-    end(kernel, task, number)
+    yield from end(kernel, task, number)
     return Reply(reply)
 
 
-def end(kernel: Kernel, task: Task, number: int) -> None:
+def end(kernel: Kernel, task: Task, number: int) -> Steps[None]:
     """End a task by a fatal signal; one in uninterruptible sleep ends when it wakes."""
     task.killed = number
     try:
-        kernel.do_exit(task)
+        yield from kernel.do_exit.steps(task)
     except KernelError:
         task.killed = 0
         raise

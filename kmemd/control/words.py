@@ -23,6 +23,8 @@ from kmemd.mm.handles import Handle, Kind
 COUNT_MAX = 1 << 28
 DURATION_MAX_S = 10 * 365 * 86400
 TASK_COMM_LEN = 16
+FLAGS_LISTED = 24
+"""As many names a message lists."""
 
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]{1,32}|[0-9]{1,32}", re.ASCII)
 _SIZE = re.compile(r"(0[xX][0-9a-fA-F]{1,32}|[0-9]{1,32})([KMGT]?)(?:i?B)?", re.ASCII | re.IGNORECASE)
@@ -84,25 +86,35 @@ def _duration(text: str, kernel: Any) -> int:
 
 
 def _gfp(text: str, kernel: Any) -> int:
-    return _mask(text, gfp_names.ALIASES, gfp_names.ALL_FLAGS)
+    return mask(text, gfp_names.ALIASES, gfp_names.ALL_FLAGS)
 
 
 def _slab_flags(text: str, kernel: Any) -> int:
-    return _mask(text, slab_flags.FLAG_NAMES, (1 << 32) - 1)
+    return mask(text, slab_flags.FLAG_NAMES, (1 << 32) - 1)
 
 
-def _mask(text: str, names: Mapping[str, int], maximum: int) -> int:
+def mask(text: str, names: Mapping[str, int], maximum: int = (1 << 32) - 1) -> int:
     """Flags by name or number, joined by ``|``. EINVAL with the column of the wrong one."""
-    mask, column = 0, 0
+    value, column = 0, 0
     for part in text.split("|"):
-        if _NUMBER.fullmatch(part):
-            mask |= number(part, maximum, "a mask")
+        if part[:1].isdigit():
+            value |= number(part, maximum, "a mask")
         elif part in names:
-            mask |= names[part]
+            value |= names[part]
         else:
-            invalid(f"no flag {quoted(part)}{suggestion(part, names)}" if part else "a flag is missing", column)
+            invalid(_no_flag(part, names), column)
         column += len(part) + 1
-    return mask
+    return value
+
+
+def _no_flag(part: str, names: Mapping[str, int]) -> str:
+    """What is wrong with a flag: the one that may be meant, else all there are when they are few."""
+    if not part:
+        return "a flag is missing"
+    hint = suggestion(part, names)
+    if not hint and len(names) <= FLAGS_LISTED:
+        hint = f"; there are {', '.join(names)}"
+    return f"no flag {quoted(part)}{hint}"
 
 
 def _node(text: str, kernel: Any) -> int:
@@ -128,7 +140,8 @@ def _pid(text: str, kernel: Any) -> int:
             invalid(f"{quoted(text)} is {handle.kind}, not a task")
         return int(handle.pid)
     if _NUMBER.fullmatch(text) is None:
-        raise KernelError(errno.ENOENT, f"no handle {quoted(text)}{suggestion(text, kernel.handles)}")
+        hint = suggestion(text, kernel.handles) or "; the name of a process goes when it ends"
+        raise KernelError(errno.ENOENT, f"no handle {quoted(text)}{hint}")
     return number(text, (1 << 22) - 1, "a pid")
 
 

@@ -10,7 +10,7 @@ allocator
 at once and put in. The order of allocations is that of the faults, and nobody looks in between.
 
 Invariants:
-- An address space's tables belong to it alone; ``tables`` counts them without the top one.
+- An address space's tables belong to it alone; ``tables`` counts those of the three lowest levels but the top one.
 - A TLB entry's tag holds a context number that is new after each full flush, so stale entries never match.
 - ``rss`` is what the kernel has counted; ``rss_task`` what the task has not yet handed over (SPLIT_RSS_COUNTING).
 """
@@ -76,6 +76,7 @@ FLUSH_CEILING = 33
 _BATCH = cython.declare(cython.int, 2048)
 _PCIDS = cython.declare(cython.int, 6)
 _CEILING = cython.declare(cython.int, 33)
+_COUNTED = cython.declare(cython.int, 3)  # tables of PTEs, PMDs and PUDs are in mm_pgtables_bytes, of P4Ds not
 _AHEAD = cython.declare(cython.int, 16)
 _CTX_SHIFT = cython.declare(cython.int, 45)
 _CTX_LAST = cython.declare(cython.longlong, (1 << 17) - 1)
@@ -450,7 +451,7 @@ class Mmu:
         assert self._level == level + 1, "a huge page is mapped there"
         assert not self._words[slot], "there is a table already"
         self._words[slot] = (cython.cast(cython.ulonglong, pfn) << 12) | _TABLE
-        self._tables[mm] += 1
+        self._tables[mm] += level < _COUNTED
         self._stats[_S_TABLES] += 1
 
     def uninstall(self, mm: cython.int, vpn: cython.longlong, level: cython.int) -> int:
@@ -461,7 +462,7 @@ class Mmu:
             return -1
         entry = self._words[slot]
         self._words[slot] = 0
-        self._tables[mm] -= 1
+        self._tables[mm] -= level < _COUNTED
         self._near_mm = -1
         self._wipe(cython.cast(cython.longlong, (entry & _PFN_MASK) >> 12))
         return cython.cast(cython.longlong, (entry & _PFN_MASK) >> 12)
@@ -548,14 +549,14 @@ class Mmu:
         """
         freed: list = []
         if self._pgd[mm]:
-            self._free_tables(self._pgd[mm], self.levels - 1, 0, start, end, freed)
-        self._tables[mm] -= len(freed)
+            self._free_tables(mm, self._pgd[mm], self.levels - 1, 0, start, end, freed)
         self._near_mm = -1
         return freed
 
     @cython.cfunc
     def _free_tables(
         self,
+        mm: cython.int,
         pfn: cython.longlong,
         level: cython.int,
         base: cython.longlong,
@@ -578,10 +579,11 @@ class Mmu:
                 continue
             at = base + (i << shift)
             below: cython.longlong = cython.cast(cython.longlong, (entry & _PFN_MASK) >> 12)
-            self._free_tables(below, level - 1, at, start, end, freed)
+            self._free_tables(mm, below, level - 1, at, start, end, freed)
             if at >= start and at + span <= end:
                 self._words[(pfn << self.bits) + i] = 0
                 self._wipe(below)
+                self._tables[mm] -= level <= _COUNTED
                 freed.append(below)
         return None
 

@@ -43,8 +43,3 @@ def swap_offset(entry: int) -> int:
 def is_swap(entry: int) -> bool:
     """Whether an entry is neither empty, nor present, nor PROT_NONE."""
     return entry != 0 and not entry & (PRESENT | PROTNONE)
-
-
-def is_migration(entry: int) -> bool:
-    """Whether the entry stands for a page that is being migrated."""
-    return is_swap(entry) and SWP_MIGRATION_READ <= entry >> SWP_TYPE_SHIFT <= SWP_MIGRATION_WRITE

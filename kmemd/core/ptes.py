@@ -388,14 +388,16 @@ class PteRanges:
                         self._flags[self._head(pfn)] &= ~_REFERENCED_FLAG
 
     def young_and_clean(self, rows: cython.longlong[:, ::1], clean: cython.bint) -> int:
-        """Make entries old, and with ``clean`` also clean, as MADV_COLD and MADV_FREE do to pages only this task maps.
+        """Make entries old, and with ``clean`` also clean, as MADV_COLD and MADV_FREE do: how many pages there are in
+        ``freed``.
 
-        Their pages stand in ``freed``, those that ``clean`` found in the swap cache in ``cached``; the number of the
-        first.
+        MADV_COLD is for pages on a list that only this task maps; MADV_FREE for small anonymous pages, but not for one
+        that is in the swap cache still, nor for a dirty one that others map.
         """
         r: cython.Py_ssize_t
         i: cython.longlong
         pfn: cython.longlong
+        flags: cython.uint
         entry: cython.ulonglong
         entries: cython.longlong = 0
         for r in range(rows.shape[0]):
@@ -407,9 +409,15 @@ class PteRanges:
             for i in range(rows[r, 2], rows[r, 2] + rows[r, 1]):
                 entry = self._words[i]
                 pfn = self._page(entry)
-                if pfn < 0 or not self._meta[pfn] & 0xFF or self._meta[pfn] >> 8 & 0xFF or self._mapcount[pfn] != 1:
+                if pfn < 0 or not self._meta[pfn] & 0xFF or self._meta[pfn] >> 8 & 0xFF:
                     continue
-                if clean and self._mapping[pfn] <= 0:
+                flags = self._flags[pfn]
+                if clean:
+                    if self._mapping[pfn] <= 0 or flags & _SWAPCACHE:
+                        continue
+                    if flags & _DIRTY_FLAG and self._mapcount[pfn] != 1:
+                        continue
+                elif not flags & _LRU or self._mapcount[pfn] != 1:
                     continue
                 self._words[i] = entry & ~(_ACCESSED | (_DIRTY if clean else 0))
                 self._freed[self._nfreed] = pfn

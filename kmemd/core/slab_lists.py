@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from kmemd.core import slab_layout as at
 from kmemd.core.pages import PageMap
 from kmemd.core.slab import SlabCore
@@ -25,7 +28,7 @@ class SlabLists:
 
     def field(self, slab: int, column: int) -> int:
         """One column of a slab's row."""
-        return int(self._core.arrays["slab"][slab * at.SLAB_COLUMNS + column])
+        return int(self._core.arrays["slab"].item(slab * at.SLAB_COLUMNS + column))
 
     def cache(self, slab: int) -> int:
         """The cache that a slab belongs to."""
@@ -87,9 +90,9 @@ class SlabLists:
         """Slabs on a CPU's partial list from this one on."""
         return self.field(slab, at.SLABS)
 
-    def slab_at(self, pfn: int) -> int:
-        """The slab number that a page carries."""
-        return int(self._mapping[pfn])
+    def slabs_at(self, start: int, end: int) -> npt.NDArray[np.int32]:
+        """The slab numbers that pages carry."""
+        return self._mapping[start:end]
 
     def partial(self, cache: int, nid: int) -> list[int]:
         """A node's partial slabs, the first to be taken first."""
@@ -118,13 +121,19 @@ class SlabLists:
 
     def used(self, slab: int) -> list[int]:
         """The allocated objects of a slab."""
-        start = self.field(slab, at.ARENA)
-        bits = self._core.arrays["used"]
-        return [i for i in range(self.objects(slab)) if bits[start + (i >> 3)] >> (i & 7) & 1]
+        bits = self.used_bits(slab)
+        return [i for i in range(self.objects(slab)) if bits >> i & 1]
+
+    def used_bits(self, slab: int) -> int:
+        """The allocated objects of a slab, a bit each."""
+        start, objects = self.field(slab, at.ARENA), self.objects(slab)
+        bits = self._core.arrays["used"][start : start + (objects + 7 >> 3)]
+        return int.from_bytes(bits.tobytes(), "little") & ((1 << objects) - 1)
 
     def live(self) -> Iterator[int]:
         """Every slab that has pages."""
-        return (slab for slab in range(1, self._core.nslabs) if self.field(slab, at.PFN) >= 0)
+        rows = self._core.arrays["slab"][: self._core.nslabs * at.SLAB_COLUMNS]
+        return iter((np.flatnonzero(rows[at.PFN :: at.SLAB_COLUMNS][1:] >= 0) + 1).tolist())
 
     def _node(self, cache: int, nid: int, column: int) -> int:
         row = (cache * self._core.nnodes + nid) * at.NODE_COLUMNS

@@ -203,7 +203,8 @@ class InodeTable:
         attributes.st_ino = InodeT(number)
         attributes.st_mode = _file_type(node) | node.entry.mode
         attributes.st_nlink = 1
-        attributes.st_uid, attributes.st_gid = self._owner
+        uid = self._namespace.owner(node)
+        attributes.st_uid, attributes.st_gid = (uid, uid) if uid else self._owner
         attributes.st_size = node.entry.size
         attributes.st_blksize = BLOCK_SIZE
         attributes.st_atime_ns = attributes.st_mtime_ns = attributes.st_ctime_ns = self._mounted_ns

@@ -100,7 +100,7 @@ class BadArea(Tuned):
         where = _vma_text(access.mm, ip)
         if signal.code == SI_KERNEL:
             if self._limit("show_signal"):
-                text = f"{task.comm}[{task.pid}] general protection fault ip:{ip:x} sp:{sp:x} error:0{where}"
+                text = f"traps: {task.comm}[{task.pid}] general protection fault ip:{ip:x} sp:{sp:x} error:0{where}"
                 self._printk.log(KERN_INFO, text)
             return
         if not self._limit("show_signal_msg"):

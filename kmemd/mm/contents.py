@@ -49,7 +49,3 @@ class Contents:
     def take(self, pfn: int) -> bytes | None:
         """What stands in a page, to be kept elsewhere; None for zeros."""
         return bytes(self._bytes[pfn]) if self.known(pfn) else None
-
-    def prune(self) -> None:
-        """Forget the bytes of pages that were freed."""
-        self._bytes = {pfn: data for pfn, data in self._bytes.items() if self.known(pfn)}

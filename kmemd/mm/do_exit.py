@@ -10,6 +10,7 @@ from typing import Protocol
 
 from kmemd.core.context import NOW, Context
 from kmemd.mm.handles import Handles, Kind
+from kmemd.steps import Steps
 
 UNINTERRUPTIBLE = "D"
 
@@ -26,7 +27,7 @@ class Ending(Protocol):
 
 class DoExit:
     """Ends tasks: each runs to its end on its own CPU. ``exit(pid)`` takes its memory and kernel objects back,
-    ``alive(task)`` says whether it has not ended otherwise.
+    ``empty(pid)`` most of its memory in slices; ``alive(task)`` says whether it has not ended otherwise.
 
     Invariants: the task that was executing goes on as if nothing had happened, at a later time. A task that sleeps
     uninterruptibly ends at the first ``deliver`` after it woke.
@@ -38,11 +39,13 @@ class DoExit:
         handles: Handles,
         exit: Callable[[int], object],
         alive: Callable[[Ending], bool],
+        empty: Callable[[int], Steps[None]],
     ) -> None:
         self._context = context
         self._handles = handles
         self._exit = exit
         self._alive = alive
+        self._empty = empty
         self._asleep: list[Ending] = []
 
     def __call__(self, task: Ending) -> bool:
@@ -62,6 +65,18 @@ class DoExit:
             if handle.kind in (Kind.TASK, Kind.MAPPING) and handle.pid == task.pid:
                 self._handles.forget(name)
         return True
+
+    def steps(self, task: Ending) -> Steps[bool]:
+        """End a task in slices: what is large of its memory goes first."""
+        if task.state != UNINTERRUPTIBLE:
+            words = self._context.words
+            before = words.copy()
+            self._context.switch(task.pid, task.tgid, task.comm, task.cpu)
+            try:
+                yield from self._empty(task.pid)
+            finally:
+                words[NOW + 1 :] = before[NOW + 1 :]
+        return self(task)
 
     def deliver(self) -> None:
         """End the tasks that slept when their fatal signal came, and are awake now."""

@@ -3,7 +3,7 @@
 Models the mapping of an executable's segments, bss, heap, stack, [vvar] and [vdso] at the addresses that
 ``randomize_va_space`` lets chance pick, and the pages a statically linked program touches before it waits. A program is
 an ``Image``; the built-in ones are those of the captured machines' initramfs. Left out: interpreters, shared libraries,
-arguments beyond their size.
+argument lists of more than a page.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kmemd.core.mmu import EXEC, READ, WRITE
+from kmemd.mm.contents import Contents
+from kmemd.mm.elf_tables import ElfTables
 from kmemd.mm.filemap import File
 from kmemd.mm.layout import X86_64
 from kmemd.mm.memory import Memory
@@ -39,7 +41,8 @@ from kmemd.mm.mm_types import (
 from kmemd.mm.mman import PROT_READ
 from kmemd.mm.mmap_region import AddressSpaces
 from kmemd.mm.rlimit import RLIMIT_STACK
-from kmemd.mm.units import PAGE_SHIFT, PAGE_SIZE
+from kmemd.mm.sched import PF_FORKNOEXEC, PF_RANDOMIZE
+from kmemd.mm.units import MIB, PAGE_SHIFT, PAGE_SIZE
 from kmemd.mm.unmapped_area import UserLayout
 
 VM_MAY = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
@@ -53,7 +56,9 @@ FAULT_AROUND = 16
 VVAR_PAGES, VDSO_PAGES = 4, 1
 STACK_RANDOM_BITS = {X86_64: 22, "i386": 11}
 STACK_TOP = {X86_64: 0x7FFFFFFFF000, "i386": 0xBFFFF000}
-VDSO_GAP_PAGES = 64
+PMD_SIZE = 2 * MIB
+ENVIRONMENT = ("HOME=/", "TERM=linux")
+"""What the kernel gives init, and the others inherit."""
 
 
 class Segment(NamedTuple):
@@ -77,7 +82,8 @@ class Image:
     """A program. Sizes in pages; ``bss_written`` and so on are the pages that starting up writes.
 
     ``buffer`` is a mapping that it makes; ``stack_chance``: how many more pages of the stack may be written, as far
-    down as chance has the first frame (arch_align_stack).
+    down as chance has the first frame (arch_align_stack). ``end_code`` and ``data`` say where code ends and where data
+    are, in bytes, if that is known; else the segments do.
     """
 
     path: str
@@ -89,6 +95,8 @@ class Image:
     stack_written: int = 3
     buffer: int = 0
     stack_chance: int = 0
+    end_code: int = 0
+    data: tuple[int, int] | None = None
 
 
 _BUSYBOX_64 = (
@@ -131,13 +139,15 @@ _TINY_32 = (
 )
 IMAGES: dict[str, dict[str, Image]] = {
     X86_64: {
-        "busybox": Image("/bin/busybox", _BUSYBOX_64, 7, 3, 34, 2, 3, 16),
+        "busybox": Image("/bin/busybox", _BUSYBOX_64, 7, 3, 34, 2, 3, 16, end_code=0x584989, data=(0x5DB708, 0x5E4710)),
         "uo": Image("/bin/uo", _UO_64, 22, 4, 34, 2, 2, stack_chance=1),
         "uo2": Image("/bin/uo2", _UO2_64, 22, 4, 34, 2, 2, stack_chance=1),
         "tiny": Image("/bin/tiny", _TINY_64, 1, 1, 33, 1, 2),
     },
     "i386": {
-        "busybox": Image("/bin/busybox", _BUSYBOX_32, 4, 3, 34, 2, 3, 16),
+        "busybox": Image(
+            "/bin/busybox", _BUSYBOX_32, 4, 3, 34, 2, 3, 16, end_code=0x81CCD88, data=(0x823A324, 0x823F598)
+        ),
         "tiny": Image("/bin/tiny", _TINY_32, 1, 1, 33, 1, 2),
     },
 }
@@ -154,6 +164,7 @@ class Exec:
     def __init__(
         self,
         memory: Memory,
+        contents: Contents,
         mms: MmStructs,
         spaces: AddressSpaces,
         mprotect: Callable[[Any, int, int, int], None],
@@ -164,6 +175,7 @@ class Exec:
         arch: str,
     ) -> None:
         self._memory = memory
+        self._contents = contents
         self._mms = mms
         self._spaces = spaces
         self._mprotect = mprotect
@@ -184,8 +196,13 @@ class Exec:
         """
         old, task.mm = task.mm, None
         if old is not None:
+            task.min_flt = task.minor_faults(int(self._memory.mmu.faults_of[old.id]))
+            task.mm_maj_flt = task.maj_flt
             self._mms.exit(old)
             policy = old.policy
+        task.flags &= ~(PF_FORKNOEXEC | PF_RANDOMIZE)
+        if self._randomize():
+            task.flags |= PF_RANDOMIZE
         file = self._executable(image.path)
         mm = task.mm = self._mms.alloc()
         mm.policy, mm.exe = policy, file
@@ -196,6 +213,7 @@ class Exec:
         self._special(task, mm)
         self._heap(task, mm, image)
         buffer = self._buffer(task, mm, image)
+        self._arguments(task, mm, image)
         self._start_up(task, mm, image, buffer)
 
     # -- layout ------------------------------------------------------------------------------------------
@@ -216,10 +234,20 @@ class Exec:
         mm.mmap_base = self._user_layout.mmap_base(stack_limit, shift, spread)
         flags = VM_DATA | VM_GROWSDOWN
         vma = self._place(task, mm, top - STACK_PAGES * PAGE_SIZE, top, flags, "[stack]")
-        mm.start_stack = vma.end - PAGE_SIZE + 0x200
-        mm.arg_start, mm.env_end = vma.end - PAGE_SIZE + 0x400, vma.end - 8
         self._touch(task, vma.end - PAGE_SIZE, 1, WRITE)
         self._memory.lru.drain_local()  # shift_arg_pages
+
+    def _arguments(self, task: Any, mm: Mm, image: Image) -> None:
+        """The arguments and what else a program finds on its stack (create_elf_tables)."""
+        top = next(vma.end for vma in mm.vmas if vma.name == "[stack]")
+        rng = self._rng if self._randomize() else None
+        tables = ElfTables.make(self._arch, top, task.argv, ENVIRONMENT, image.path, rng)
+        mm.arg_start, mm.arg_end = tables.arg_start, tables.arg_end
+        mm.env_start, mm.env_end = tables.arg_end, tables.env_end
+        mm.start_stack, mm.platform, mm.random = tables.start_stack, tables.platform, tables.random
+        pfn = self._memory.page_at(task, top - 1)
+        in_page = tables.strings[-PAGE_SIZE:]
+        self._contents.write(pfn, PAGE_SIZE - len(in_page), in_page)
 
     def _place(self, task: Any, mm: Mm, start: int, end: int, flags: int, name: str = "") -> Vma:
         vma = self._spaces.region(task, None, start, end - start, flags, start >> PAGE_SHIFT)
@@ -238,9 +266,9 @@ class Exec:
 
     def _code_and_data(self, mm: Mm, image: Image) -> None:
         code = next(s for s in image.segments if "x" in s.perms)
-        data = image.segments[-1]
-        mm.start_code, mm.end_code = code.start, code.end
-        mm.start_data, mm.end_data = data.start, data.end
+        last = image.segments[-1]
+        mm.start_code, mm.end_code = code.start, image.end_code or code.end
+        mm.start_data, mm.end_data = image.data or (last.start, last.end)
 
     def _heap(self, task: Any, mm: Mm, image: Image) -> None:
         """bss behind the data, then the heap at a distance (set_brk, arch_randomize_brk)."""
@@ -255,26 +283,27 @@ class Exec:
             self._spaces.brk(task, end + image.heap * PAGE_SIZE)
 
     def _special(self, task: Any, mm: Mm) -> None:
-        """[vvar] and [vdso], above the stack on x86_64 (map_vdso, vdso_addr)."""
-        stack_end = next(vma.end for vma in mm.vmas if vma.name == "[stack]")
-        if self._arch == X86_64:
-            room = max((STACK_TOP[self._arch] - stack_end >> PAGE_SHIFT) - VVAR_PAGES - VDSO_PAGES, 1)
-            start = stack_end + PAGE_SIZE * (
-                1 + self._rng.randrange(min(room, VDSO_GAP_PAGES)) if self._randomize() else 1
-            )
-        else:
-            start = mm.mmap_base - (VVAR_PAGES + VDSO_PAGES) * PAGE_SIZE
+        """[vvar] and [vdso] (map_vdso): above the stack on x86_64, where there is room."""
+        length = (VVAR_PAGES + VDSO_PAGES) * PAGE_SIZE
+        hint = self._vdso_addr(mm, length) if self._arch == X86_64 else 0
+        start = self._spaces.area.find(mm, hint, length, 0)
         middle = start + VVAR_PAGES * PAGE_SIZE
         self._place(task, mm, start, middle, VM_VVAR, "[vvar]")
         self._place(task, mm, middle, middle + VDSO_PAGES * PAGE_SIZE, VM_VDSO, "[vdso]")
 
+    def _vdso_addr(self, mm: Mm, length: int) -> int:
+        """Somewhere between the stack and the next border of page tables (vdso_addr)."""
+        start = next(vma.end for vma in mm.vmas if vma.name == "[stack]")
+        end = min(start + length + PMD_SIZE - 1 & -PMD_SIZE, STACK_TOP[self._arch]) - length
+        return start + self._rng.randrange((end - start >> PAGE_SHIFT) + 1) * PAGE_SIZE if end > start else start
+
     def _buffer(self, task: Any, mm: Mm, image: Image) -> Vma | None:
+        """What the program maps for itself."""
         if not image.buffer:
             return None
-        start = mm.mmap_base - image.buffer * PAGE_SIZE
-        if self._arch != X86_64:
-            start -= (VVAR_PAGES + VDSO_PAGES) * PAGE_SIZE
-        return self._place(task, mm, start, start + image.buffer * PAGE_SIZE, VM_DATA)
+        length = image.buffer * PAGE_SIZE
+        start = self._spaces.area.find(mm, 0, length, 0)
+        return self._place(task, mm, start, start + length, VM_DATA)
 
     # -- starting up -------------------------------------------------------------------------------------
 

@@ -107,8 +107,8 @@ class FileIo:
         self._later(lambda: self._evict_unused(file))
 
     def remove(self, file: File, start: int, end: int) -> int:
-        """A hole in a file: its pages go, and what the disk has of them."""
-        return self.truncate_pages(file, start, end)
+        """A hole in a file, which ext2 cannot make (it has no fallocate). EOPNOTSUPP."""
+        raise KernelError(errno.EOPNOTSUPP, f"{file.path} is on ext2, whose files have no fallocate")
 
     def _evict_unused(self, file: File) -> None:
         if not file.maps and not file.users and file.id in self._cache.files:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kmemd.core import stats
+from kmemd.core.lru import Lru
 from kmemd.core.pages import (
     PG_DIRTY,
     PG_LRU,
@@ -116,6 +117,11 @@ class File:
         return False
 
     @property
+    def is_device(self) -> bool:
+        """Whether it is a device, which has no size."""
+        return self.kind is FileKind.DEVICE
+
+    @property
     def pages(self) -> int:
         """Pages that the file's bytes take."""
         return (self.size + PAGE_SIZE - 1) >> PAGE_SHIFT
@@ -157,18 +163,6 @@ class File:
     def page_mkwrite(self, pfn: int) -> None:
         """A shared mapping is about to write to a page (``vm_ops->page_mkwrite``): it becomes dirty."""
         self.ops.page_mkwrite(self, pfn)
-
-
-class LruLists(Protocol):
-    """Where pages are queued for reclaim (core/lru.py)."""
-
-    def add(self, pfn: int) -> None: ...
-    def add_bulk(self, pfns: PFNs) -> None: ...
-    def batch(self, kind: int, pfns: PFNs) -> None: ...
-    def remove_bulk(self, pfns: PFNs) -> None: ...
-    def clear_mlock(self, pfns: PFNs) -> None: ...
-    def drain_local(self) -> None: ...
-    def drain_all(self) -> None: ...
 
 
 class PageSupply(Protocol):
@@ -217,9 +211,7 @@ _DIRTY_ITEMS, _DIRTY_ZONE = (stats.NR_FILE_DIRTY,), (stats.NR_ZONE_WRITE_PENDING
 class PageCache:
     """All files' pages. ``files`` by id."""
 
-    def __init__(
-        self, pages: PageMap, counts: ZoneCounts, vmstat: VmStat, lru: LruLists, page_alloc: PageSupply
-    ) -> None:
+    def __init__(self, pages: PageMap, counts: ZoneCounts, vmstat: VmStat, lru: Lru, page_alloc: PageSupply) -> None:
         self._pages, self._counts, self._vmstat = pages, counts, vmstat
         self.lru, self._page_alloc = lru, page_alloc
         self.files: dict[int, File] = {}

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kmemd.core.lru import Lru
 from kmemd.core.mmu import Mmu
 from kmemd.core.pte import MAX_SWAPFILES, PRESENT, PROTNONE, SWP_TYPE_SHIFT
 from kmemd.errors import KernelError
 from kmemd.mm.file_io import FileIo
-from kmemd.mm.filemap import File, FileKind, Indices, LruLists, PageCache
+from kmemd.mm.filemap import File, FileKind, Indices, PageCache
 from kmemd.mm.mm_types import VM_SHARED, Mm, Vma
 from kmemd.mm.shmem import Shmem
 from kmemd.mm.swap_state import SwapState
@@ -33,7 +34,7 @@ class Files:
     """Files of one machine."""
 
     def __init__(
-        self, cache: PageCache, io: FileIo, shmem: Shmem, swap: SwapState, vfs: Vfs, mmu: Mmu, lru: LruLists
+        self, cache: PageCache, io: FileIo, shmem: Shmem, swap: SwapState, vfs: Vfs, mmu: Mmu, lru: Lru
     ) -> None:
         self.cache, self.io, self.shmem, self.swap_state, self.vfs = cache, io, shmem, swap, vfs
         self._mmu, self._lru = mmu, lru
@@ -60,19 +61,19 @@ class Files:
         return file
 
     def punch_hole(self, file: File, offset: int, length: int) -> None:
-        """fallocate(2) with FALLOC_FL_PUNCH_HOLE: whole pages of a range of bytes go."""
-        if file.is_shmem:
-            self.shmem.punch_hole(file, offset, length)
-            return
-        self.io.truncate_pages(file, (offset + PAGE_SIZE - 1) >> PAGE_SHIFT, (offset + length) >> PAGE_SHIFT)
+        """fallocate(2) with FALLOC_FL_PUNCH_HOLE: whole pages of a range of bytes go. EOPNOTSUPP on a disk."""
+        self._has_fallocate(file)
+        self.shmem.punch_hole(file, offset, length)
 
     def fallocate(self, file: File, offset: int, length: int) -> None:
-        """fallocate(2). ENOMEM, ENOSPC."""
-        if file.is_shmem:
-            self.shmem.fallocate(file, offset, length)
-            return
-        file.size = max(file.size, offset + length)
-        self.vfs.grown(file)
+        """fallocate(2). ENOMEM, ENOSPC; EOPNOTSUPP on a disk."""
+        self._has_fallocate(file)
+        self.shmem.fallocate(file, offset, length)
+
+    @staticmethod
+    def _has_fallocate(file: File) -> None:
+        if not file.is_shmem:
+            raise KernelError(errno.EOPNOTSUPP, f"{file.path} is on ext2, whose files have no fallocate")
 
     def state(self, file: File) -> dict[str, int]:
         """How many pages of a file are where."""

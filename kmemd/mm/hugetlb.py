@@ -8,7 +8,7 @@ boot fills. Mappings are ``mm/hugetlb_vm.py``. Left out: hugetlb_cma, vmemmap op
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any, ClassVar, Protocol
 
@@ -20,9 +20,7 @@ from kmemd.errors import KernelError
 from kmemd.mm import gfp as g
 from kmemd.mm.hugetlb_boot import PMD_ORDER, PUD_ORDER, BootParameters, Wanted, size_text
 from kmemd.mm.hugetlb_pool import Pool
-from kmemd.mm.hugetlbfs import HugetlbFile
 from kmemd.mm.layout import STRUCT_PAGE_SIZE, X86_64
-from kmemd.mm.mm_types import Vma
 from kmemd.mm.pace import Pace, pieces
 from kmemd.mm.page_supply import PageSupply, PFNs
 from kmemd.mm.params import CommandLine
@@ -105,6 +103,7 @@ class Node(Protocol):
 class Hugetlb(Tuned):
     """All pools.
 
+    ``writer_nodes()`` are the nodes that the policy of the task that writes spreads over, None for all.
     ``highmem_pfn`` is where memory without a kernel mapping begins, None where all is mapped. ``contig`` is
     there when the CPU maps 1 GiB pages, and ``bootmem`` are those that boot set aside.
     """
@@ -116,7 +115,7 @@ class Hugetlb(Tuned):
             proc_doulongvec_minmax,
             attr="nr_hugepages",
             when="numa",
-            steps="resize_default",
+            steps="resize_by_policy",
         ),
         vm_knob("nr_overcommit_hugepages", proc_doulongvec_minmax, attr="nr_overcommit"),
         vm_knob("hugetlb_shm_group"),
@@ -137,6 +136,7 @@ class Hugetlb(Tuned):
         highmem_pfn: int | None = None,
         contig: Contig | None = None,
         bootmem: Sequence[int] = (),
+        writer_nodes: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._page_alloc = page_alloc
         self._nodes = tuple(node.nid for node in nodes if node.has_memory)
@@ -148,6 +148,7 @@ class Hugetlb(Tuned):
         self._printk = printk
         self._highmem_pfn = highmem_pfn
         self._contig = contig
+        self._writer_nodes = writer_nodes
         self.long_bits = long_bits
         self.numa = long_bits == 64
         self.hugetlb_shm_group = 0
@@ -205,11 +206,6 @@ class Hugetlb(Tuned):
                 return pool
         return None
 
-    @staticmethod
-    def pool_of_vma(vma: Vma) -> Pool | None:
-        """The pool that a mapping's pages come from, None when it is not of huge pages (``hstate_vma``)."""
-        return vma.file.pool if isinstance(vma.file, HugetlbFile) else None
-
     def node_of(self, pfn: int) -> int:
         """The node of a page frame."""
         return next(nid for low, high, nid in self._spans if low <= pfn < high)
@@ -226,10 +222,16 @@ class Hugetlb(Tuned):
         """``resize_steps`` of the default pool."""
         return self.resize_steps(self.default, count)
 
-    def resize_steps(self, pool: Pool, count: int, nid: int | None = None) -> Steps[None]:
-        """Grow or shrink a pool to ``count`` persistent pages, of one node or of all; as far as memory goes
-        (``set_max_huge_pages``)."""
-        nodes = self._nodes if nid is None else (nid,)
+    def resize_by_policy(self, count: int) -> Steps[None]:
+        """``resize_steps`` of the default pool, on the nodes of the writer's policy."""
+        return self.resize_steps(self.default, count, by_policy=True)
+
+    def resize_steps(self, pool: Pool, count: int, nid: int | None = None, *, by_policy: bool = False) -> Steps[None]:
+        """Grow or shrink a pool to ``count`` persistent pages, of one node, of those that the writer's policy spreads
+        over, or of all; as far as memory goes (``set_max_huge_pages``)."""
+        mask = self._writer_nodes() if by_policy and nid is None else None
+        allowed = tuple(node for node in self._nodes if mask is None or mask >> node & 1)
+        nodes = allowed if nid is None else (nid,)
         if nid is not None:
             count += pool.nr - pool.nr_node[nid]
         while pool.surplus and count > pool.persistent and pool.adjust_surplus(nodes, -1):
@@ -446,6 +448,35 @@ class Hugetlb(Tuned):
             self._give_back(pool, np.array([pfn], dtype=np.int64))
         else:
             pool.free_lists[nid].append(pfn)
+
+    def migration_target(self, pool: Pool, nid: int, nodemask: int) -> tuple[int, bool]:
+        """A page to move another one to, and whether the pool does not count it (``alloc_huge_page_nodemask``).
+        ENOMEM.
+        """
+        nodes = [node for node in self._page_alloc.zonelists[nid] if nodemask >> node & 1]
+        if pool.available > 0:
+            pfn = pool.dequeue(nodes)
+            if pfn is not None:
+                return pfn, False
+        pfn = None if pool.gigantic else self._fresh(pool, 0, nid, nodemask)
+        if pfn is None:
+            raise KernelError(errno.ENOMEM, f"{pool.name}: no page to move to")
+        return pfn, True
+
+    def migrated(self, pool: Pool, old: int, new: int, *, temporary: bool) -> None:
+        """Everything that used a page uses another one: the old one is free (``move_hugetlb_state``)."""
+        if not temporary:
+            pool.active[old] = None  # the new one is charged to the mount now
+            self.free_huge_page(pool, old)
+            return
+        source, target = self.node_of(old), self.node_of(new)
+        del pool.active[old]
+        pool.restore.discard(old)
+        moved = 1 if source != target and pool.surplus_node[source] else 0
+        for nid, sign in ((source, -1), (target, 1)):
+            pool.nr_node[nid] += sign
+            pool.surplus_node[nid] += sign * moved
+        self._give_back(pool, np.array([old], dtype=np.int64))
 
     # -- demotion ----------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 Models: private and shared mappings as MAP_HUGETLB makes them. A page is taken when it is first touched; what mmap
 reserved makes sure that there is one. After a fork the task that made a private mapping keeps its reservations: if it
 writes and the pool is empty, the page is taken away from its children, who get SIGBUS when they touch it again.
-Left out: page tables shared between processes, migration and poisoned entries, userfaultfd.
+Left out: page tables shared between processes, poisoned entries, userfaultfd.
 """
 
 from __future__ import annotations

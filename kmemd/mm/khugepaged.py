@@ -115,6 +115,11 @@ class KhugepagedSlots:
             if len(self.slots) == 1:
                 self._wake()
 
+    def fork(self, child: Mm, parent: Mm) -> None:
+        """A child of an address space that is looked at is looked at, too (``khugepaged_fork``)."""
+        if any(slot.mm is parent for slot in self.slots):
+            self.slots.append(Slot(child))
+
     def exit(self, mm: Mm) -> None:
         """An address space ends (``khugepaged_exit``)."""
         for slot in [slot for slot in self.slots if slot.mm is mm]:

@@ -17,10 +17,8 @@ from kmemd.mm.mm_types import Mm, Vma
 from kmemd.mm.mmap_region import AddressSpaces, Caller, fail, huge_unit, mm_of
 from kmemd.mm.units import PAGE_MASK, PAGE_SHIFT
 from kmemd.mm.unmapped_area import page_align
-from kmemd.mm.vma import Content
 from kmemd.steps import Steps
 
-ADDRESSES = 1 << 64
 SLICE_BYTES = 512 << PAGE_SHIFT
 """What the slow kinds of advice do before others may run: what one table maps."""
 NOT_MERGEABLE = (
@@ -103,7 +101,7 @@ class Madvise:
         if advice not in _KNOWN or (advice in _HUGE and not self._thp):
             fail(errno.EINVAL, f"the kernel knows no advice {advice}")
         end = start + page_align(length)
-        if start & ~PAGE_MASK or end >= ADDRESSES:
+        if start & ~PAGE_MASK or end >= self._spaces.area.layout.addresses:
             fail(errno.EINVAL, f"{start:#x} is not page aligned, or the range wraps around")
         mm, hole = mm_of(task), False
         while start < end:
@@ -125,7 +123,7 @@ class Madvise:
     # -- advice that changes flags -----------------------------------------------------------------------
 
     def _set(self, mm: Mm, vma: Vma, start: int, end: int, advice: int) -> Vma:
-        """Change flags of a mapping's part (``madvise_update_vma``). The mapping that holds it. EINVAL, EAGAIN."""
+        """Change flags of a mapping's part (``madvise_vma_behavior``). The mapping that holds it. EINVAL, EAGAIN."""
         self._check_flags(vma, advice)
         clear, add = _SET[advice]
         if advice == mman.MADV_MERGEABLE and vma.flags & NOT_MERGEABLE:
@@ -151,19 +149,13 @@ class Madvise:
             fail(errno.EINVAL, f"the mapping at {vma.start:#x} does not take this advice")
 
     def _update(self, mm: Mm, vma: Vma, start: int, end: int, flags: int) -> Vma:
-        at = mm.position(start)
-        prev = vma if start > vma.start else mm.vmas[at - 1] if at else None
-        merged = self._spaces.vmas.merge(mm, prev, start, end, Content.of(vma, start, flags))
-        if merged is None:
-            try:
-                merged = self._spaces.vmas.isolate(mm, vma, start, end)
-            except KernelError as error:
-                if error.errno != errno.ENOMEM:
-                    raise
-                fail(errno.EAGAIN, error.reason)
-        merged.flags = flags
-        mm.changed += 1
-        return merged
+        """``madvise_update_vma``; no memory, or too many mappings, is EAGAIN (madvise_behavior)."""
+        try:
+            return self._spaces.vmas.set_flags(mm, vma, start, end, flags)
+        except KernelError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            fail(errno.EAGAIN, error.reason)
 
     # -- advice that acts on pages -----------------------------------------------------------------------
 

@@ -19,6 +19,8 @@ from kmemd.core.pages import PG_HEAD, PageMap
 from kmemd.core.pte import PFN_MASK, PFN_SHIFT, PRESENT, PROTNONE, SPECIAL
 from kmemd.errors import KernelError
 from kmemd.mm import gfp as g
+from kmemd.mm.hugetlb_migrate import HugetlbMigrate
+from kmemd.mm.hugetlb_pool import Pool
 from kmemd.mm.mempolicy import (
     MAX_NUMNODES,
     MPOL_BIND,
@@ -53,7 +55,9 @@ from kmemd.steps import Steps
 
 MOVES = MPOL_MF_MOVE | MPOL_MF_MOVE_ALL
 BATCH = 512
-"""Pages that are moved between two yields (NR_MAX_BATCHED_MIGRATION)."""
+"""Pages that are collected between two yields."""
+MOVED_AT_ONCE = 32
+"""Pages that are moved between two yields."""
 ADDRESS_SPACE = 1 << 64
 GFP_NEW_PAGE = g.GFP_HIGHUSER_MOVABLE | g.F.RETRY_MAYFAIL | g.F.COMP
 GFP_TARGET = g.GFP_HIGHUSER_MOVABLE | g.F.THISNODE | g.F.COMP
@@ -121,6 +125,7 @@ class Mbind:
         pages: PageMap,
         page_alloc: PageAllocator,
         fault_in: Callable[[Task, int], None],
+        hugetlb: HugetlbMigrate,
     ) -> None:
         self._mempolicy = mempolicy
         self._migrate = migrate
@@ -129,6 +134,7 @@ class Mbind:
         self._pages = pages
         self._page_alloc = page_alloc
         self._fault_in = fault_in
+        self._hugetlb = hugetlb
 
     # -- mbind -------------------------------------------------------------------------------------------
 
@@ -158,17 +164,22 @@ class Mbind:
         mm = _mm_of(task)
         queue = _Queue(nodes, flags, invert=True, discontiguous=policy is None)
         if not flags & MOVES:
-            self._bind(mm, start, end, policy, queue)
+            yield from self._bind(mm, start, end, policy, queue)
             return
         with self._migrate.lru_cache_disabled():
-            self._bind(mm, start, end, policy, queue)
-            failed = yield from self._move(queue, lambda pfn: self._new_page(task, mm, queue.vpns[pfn], pfn), True)
+            yield from self._bind(mm, start, end, policy, queue)
+            failed = yield from self._move(
+                queue,
+                lambda pfn: self._new_page(task, mm, queue.vpns[pfn], pfn),
+                lambda pfn, pool: self._huge_node(task, mm, queue.vpns[pfn], pool),
+                MR_MEMPOLICY_MBIND,
+            )
         if (failed or queue.unmovable) and flags & MPOL_MF_STRICT:
             raise KernelError(errno.EIO, "some pages are not where the policy wants them, and cannot be moved")
 
-    def _bind(self, mm: Mm, start: int, end: int, policy: Policy | None, queue: _Queue) -> None:
+    def _bind(self, mm: Mm, start: int, end: int, policy: Policy | None, queue: _Queue) -> Steps[None]:
         """Collect the pages of a range that are in the wrong place, and set its policy."""
-        self._queue_pages_range(mm, start, end, queue)
+        yield from self._queue_pages_range(mm, start, end, queue)
         try:
             self._set_range(mm, start, end, policy)
         except KernelError:
@@ -226,7 +237,7 @@ class Mbind:
 
     # -- collecting pages --------------------------------------------------------------------------------
 
-    def _queue_pages_range(self, mm: Mm, start: int, end: int, queue: _Queue) -> None:
+    def _queue_pages_range(self, mm: Mm, start: int, end: int, queue: _Queue) -> Steps[None]:
         """Walk a range for pages that are on the wrong nodes, and isolate them if they are to move. EFAULT, EIO."""
         found: Vma | None = None
         error: KernelError | None = None
@@ -240,7 +251,8 @@ class Mbind:
                 break
             if not queue.flags or not (vma_migratable(vma) or queue.flags & MPOL_MF_STRICT):
                 continue
-            if not self._queue_vma(mm, vma, max(start, vma.start), min(end, vma.end), queue):
+            right = yield from self._queue_vma(mm, vma, max(start, vma.start), min(end, vma.end), queue)
+            if not right:
                 error = KernelError(errno.EIO, "a page is on a node that the policy does not have")
                 break
         if found is None:
@@ -252,18 +264,33 @@ class Mbind:
             queue.pages.clear()
             raise error
 
-    def _queue_vma(self, mm: Mm, vma: Vma, start: int, end: int, queue: _Queue) -> bool:
+    def _queue_vma(self, mm: Mm, vma: Vma, start: int, end: int, queue: _Queue) -> Steps[bool]:
         """One mapping's pages; False when one is in the wrong place and may not be moved (queue_folios_pte_range)."""
-        for vpn, count, slot, level in self._mmu.extents(mm.id, start >> PAGE_SHIFT, end >> PAGE_SHIFT).tolist():
-            entries = self._mmu.words[slot : slot + (1 if level else count)]
-            here = np.flatnonzero((entries & np.uint64(PRESENT | PROTNONE) != 0) & (entries & np.uint64(SPECIAL) == 0))
-            pfns = ((entries[here] & np.uint64(PFN_MASK)) >> np.uint64(PFN_SHIFT)).astype(np.int64)
-            inside = np.array([queue.nodes >> nid & 1 for nid in range(MAX_NUMNODES)], dtype=bool)
-            wrong = (inside[self._mempolicy.nid_of(pfns)] != queue.invert) & self._owned(pfns)
-            if wrong.any() and not queue.flags & MOVES:
-                return False
-            for pfn, at in zip(pfns[wrong].tolist(), here[wrong].tolist(), strict=True):
-                self._queue_page(vma, pfn, vpn + at, queue)
+        at, last = start >> PAGE_SHIFT, end >> PAGE_SHIFT
+        while at < last:
+            enough = len(queue.pages) + BATCH
+            for vpn, count, slot, level in self._mmu.extents(mm.id, at, last).tolist():
+                if not self._queue_table(vma, vpn, slot, 1 if level else count, queue):
+                    return False
+                at = vpn + count
+                if len(queue.pages) >= enough:
+                    break
+            else:
+                return True
+            yield
+        return True
+
+    def _queue_table(self, vma: Vma, vpn: int, slot: int, count: int, queue: _Queue) -> bool:
+        """The pages of ``count`` entries of one table; False as above."""
+        entries = self._mmu.words[slot : slot + count]
+        here = np.flatnonzero((entries & np.uint64(PRESENT | PROTNONE) != 0) & (entries & np.uint64(SPECIAL) == 0))
+        pfns = ((entries[here] & np.uint64(PFN_MASK)) >> np.uint64(PFN_SHIFT)).astype(np.int64)
+        inside = np.array([queue.nodes >> nid & 1 for nid in range(MAX_NUMNODES)], dtype=bool)
+        wrong = (inside[self._mempolicy.nid_of(pfns)] != queue.invert) & self._owned(pfns)
+        if wrong.any() and not queue.flags & MOVES:
+            return False
+        for pfn, at in zip(pfns[wrong].tolist(), here[wrong].tolist(), strict=True):
+            self._queue_page(vma, pfn, vpn + at, queue)
         return True
 
     def _owned(self, pfns: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
@@ -277,7 +304,8 @@ class Mbind:
         queue.unmovable |= not vma_migratable(vma)
         if not queue.flags & MPOL_MF_MOVE_ALL and self._sharers(head) != 1:
             return
-        if vma.flags & VM_HUGETLB or not self._migrate.isolate(head):
+        movable = self._hugetlb.pool_of(head) is not None if vma.flags & VM_HUGETLB else self._migrate.isolate(head)
+        if not movable:
             queue.unmovable |= bool(queue.flags & MPOL_MF_STRICT)
             return
         queue.pages.append(head)
@@ -290,17 +318,47 @@ class Mbind:
 
     # -- moving pages ------------------------------------------------------------------------------------
 
-    def _move(self, queue: _Queue, new_page: Callable[[int], int], mbind: bool) -> Steps[int]:
-        """Move what was collected, in batches: how many pages stayed, or a negative errno; those are put back."""
-        failed, left = 0, list(queue.pages)
-        while left and failed >= 0:
-            batch, left = left[:BATCH], left[BATCH:]
-            outcome = self._migrate.migrate_pages(batch, new_page, MR_MEMPOLICY_MBIND if mbind else MR_SYSCALL)
+    def _move(
+        self,
+        queue: _Queue,
+        new_page: Callable[[int], int],
+        huge_node: Callable[[int, Pool], tuple[int, int]],
+        reason: int,
+    ) -> Steps[int]:
+        """Move what was collected, in batches: how many pages stayed, or a negative errno; those are put back.
+
+        ``new_page(pfn)`` gives a frame, ``huge_node(pfn, pool)`` the node and nodes for a page of a pool.
+        """
+        failed = done = 0
+        while done < len(queue.pages) and failed >= 0:
+            batch = queue.pages[done : done + MOVED_AT_ONCE]
+            done += len(batch)
+            small = [pfn for pfn in batch if self._hugetlb.pool_of(pfn) is None]
+            outcome = self._migrate.migrate_pages(small, new_page, reason)
             failed = outcome.failed if outcome.failed < 0 else failed + outcome.failed
             self._migrate.putback(outcome.left)
+            if failed >= 0 and len(small) < len(batch):
+                failed = self._move_huge(batch, huge_node) or failed
             yield
-        self._migrate.putback(left)
+        self._migrate.putback(pfn for pfn in queue.pages[done:] if self._hugetlb.pool_of(pfn) is None)
         return failed
+
+    def _move_huge(self, batch: list[int], huge_node: Callable[[int, Pool], tuple[int, int]]) -> int:
+        """The pages of pools among some: 0, or a negative errno for want of a page."""
+        for pfn in batch:
+            pool = self._hugetlb.pool_of(pfn)
+            if pool is not None:
+                try:
+                    self._hugetlb.migrate(pfn, *huge_node(pfn, pool))
+                except KernelError as error:
+                    return -error.errno
+        return 0
+
+    def _huge_node(self, task: Task, mm: Mm, vpn: int, pool: Pool) -> tuple[int, int]:
+        """Where the policy of the mapping wants a page of a pool."""
+        vma = mm.find(vpn << PAGE_SHIFT)
+        assert vma is not None, "the mapping was there when its pages were collected"
+        return self._mempolicy.huge_node(vma, vpn, task, pool.order)
 
     def _new_page(self, task: Task, mm: Mm, vpn: int, pfn: int) -> int:
         """A page where the policy of the mapping wants it. ENOMEM."""
@@ -338,8 +396,8 @@ class Mbind:
                 left &= ~(1 << source)
                 queue = _Queue(1 << source, flags, discontiguous=True)
                 if mm.vmas:
-                    self._queue_pages_range(mm, mm.vmas[0].start, mm.vmas[-1].end, queue)
-                failed = yield from self._move(queue, self._on_node(dest), False)
+                    yield from self._queue_pages_range(mm, mm.vmas[0].start, mm.vmas[-1].end, queue)
+                failed = yield from self._move_to_node(queue, dest)
                 if failed < 0:
                     raise KernelError(-failed, f"node {dest} has no page left")
                 busy += failed
@@ -405,14 +463,17 @@ class Mbind:
         whole = int(self._pages.mapping[head + 1]) if self._migrate.order(head) else 0
         if int(self._pages.mapcount[pfn]) + whole > 1 and not every:
             return -errno.EACCES, 0
-        if vma.flags & VM_HUGETLB or not self._migrate.isolate(head):
+        movable = self._hugetlb.pool_of(head) is not None if vma.flags & VM_HUGETLB else self._migrate.isolate(head)
+        if not movable:
             return -errno.EBUSY, 0
         return 1, head
 
     def move_to(self, pages: list[int], nid: int) -> Steps[int]:
         """Move isolated pages to a node: how many stayed, or a negative errno (do_move_pages_to_node)."""
-        queue = _Queue(0, 0, pages=pages)
-        return (yield from self._move(queue, self._on_node(nid), False))
+        return (yield from self._move_to_node(_Queue(0, 0, pages=pages), nid))
+
+    def _move_to_node(self, queue: _Queue, nid: int) -> Steps[int]:
+        return (yield from self._move(queue, self._on_node(nid), lambda pfn, pool: (nid, 1 << nid), MR_SYSCALL))
 
     def has_memory(self, nid: int) -> bool:
         """Whether a page can be moved to a node."""

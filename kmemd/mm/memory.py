@@ -1,9 +1,8 @@
-"""Faults and unmapping: how accesses reach pages, and how mappings lose them (mm/memory.c, mm/gup.c).
+"""Faults: how accesses reach pages (mm/memory.c, mm/gup.c).
 
-Models ``handle_mm_fault`` with all that it may have to do, ``zap_page_range``, ``populate``. Private
-anonymous memory is faulted in by the core's loop (core/mmu.py); everything else comes here one fault at a time. Left
-out:
-userfaultfd, hardware poison, and races: a fault sees the address space as it is.
+Models ``handle_mm_fault`` with all that it may have to do, ``copy_page_range``, ``populate``. Private anonymous memory
+is faulted in by the core's loop (core/mmu.py); everything else comes here one fault at a time. How mappings lose their
+pages is in mm/zap.py. Left out: userfaultfd, hardware poison, and races: a fault sees the address space as it is.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,13 +18,14 @@ import numpy.typing as npt
 from kmemd.core import mmu as core
 from kmemd.core import stats
 from kmemd.core.context import Context
-from kmemd.core.lru import MLOCK_NEW, MUNLOCK, Lru
+from kmemd.core.lru import MLOCK_NEW, Lru
 from kmemd.core.mmu import Mmu
 from kmemd.core.pages import PG_ANON_EXCLUSIVE, PG_LRU, PG_SWAPCACHE, PageMap
 from kmemd.core.pte import ACCESSED, DIRTY, NX, PFN_MASK, PFN_SHIFT, PRESENT, PROTNONE, RW, SOFT_DIRTY, SPECIAL, USER
 from kmemd.core.ptes import PteRanges
 from kmemd.errors import KernelError
 from kmemd.mm.contents import Contents
+from kmemd.mm.fault_parts import Parts
 from kmemd.mm.mempolicy import Mempolicy
 from kmemd.mm.mm_types import (
     MM_ANONPAGES,
@@ -53,6 +52,7 @@ from kmemd.mm.stackdepot import StackDepot
 from kmemd.mm.units import PAGE_SHIFT
 from kmemd.mm.user_regs import UserMode
 from kmemd.mm.vmstat import VmStat
+from kmemd.mm.zap import ZAP_ROWS, ZapPages
 
 Rows = npt.NDArray[np.int64]
 Vpns = npt.NDArray[np.int64]
@@ -63,14 +63,14 @@ FAULT_FRAMES = (
 )
 VDSO_PAGE, VVAR_PAGE = 1, 2
 """Pages of the kernel's data behind the shared zero page."""
-ZAP_ROWS = 64
-"""Page tables that are emptied before their pages are given back: the gather of a TLB flush."""
 
 
 class Task(Protocol):
     """The process that accesses memory."""
 
     killed: int
+    utime_ns: int
+    stime_ns: int
 
     @property
     def pid(self) -> int: ...
@@ -78,64 +78,10 @@ class Task(Protocol):
     def mm(self) -> Mm | None: ...
 
 
-class HugePages(Protocol):
-    """Transparent huge pages (mm/huge_memory.c)."""
-
-    def eligible(self, mm: Mm, vma: Vma) -> bool: ...
-    def fault(self, task: Any, mm: Mm, vma: Vma, vpn: int, write: bool) -> bool: ...
-    def wp_fault(self, task: Any, mm: Mm, vma: Vma, vpn: int) -> bool: ...
-    def split_range(self, mm: Mm, start_vpn: int, end_vpn: int) -> None: ...
-    def zap(self, mm: Mm, vma: Vma, vpn: int, slot: int) -> None: ...
-    def copy(self, child: Mm, new: Vma, parent: Mm, vma: Vma, vpn: int, slot: int) -> None: ...
-    def unmapped_parts(self, heads: Rows) -> None: ...
-
-
-class HugetlbPages(Protocol):
-    """Pages of a pool (mm/hugetlb.c)."""
-
-    def fault(self, task: Any, mm: Mm, vma: Vma, vpn: int, write: bool) -> None: ...
-    def unmap(self, mm: Mm, vma: Vma, start_vpn: int, end_vpn: int) -> None: ...
-    def copy(self, child: Mm, parent: Mm, new: Vma, vma: Vma) -> None: ...
-
-
-class SwapSpace(Protocol):
-    """Swap entries (mm/swapfile.c, mm/swap_state.c)."""
-
-    def do_swap_page(self, memory: Any, task: Any, mm: Mm, vma: Vma, vpn: int, entry: int, write: bool) -> None: ...
-    def free_entries(self, entries: npt.NDArray[np.uint64]) -> None: ...
-    def free_cached(self, pfns: Rows) -> None: ...
-    def free_swap(self, pfns: Rows) -> npt.NDArray[np.bool_]: ...
-    def duplicate(self, entries: npt.NDArray[np.uint64]) -> None: ...
-
-
-class Balancing(Protocol):
-    """NUMA hint faults (kernel/sched/fair.c)."""
-
-    def numa_fault(self, task: Any, mm: Mm, vma: Vma, vpn: int) -> None: ...
-    def ran(self, task: Any, ns: int) -> None: ...
-
-
-class FileCache(Protocol):
-    """The page cache."""
-
-    def dirty_pages(self, pfns: Rows) -> None: ...
-
-
 class Stacks(Protocol):
     """Mappings that grow (mm/mmap.c ``expand_stack``)."""
 
     def expand_stack(self, task: Any, address: int) -> Vma: ...
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What faults are handed to."""
-
-    huge: HugePages
-    hugetlb: HugetlbPages
-    swap: SwapSpace
-    numa: Balancing
-    files: FileCache
 
 
 class Memory:
@@ -158,8 +104,10 @@ class Memory:
         context: Context,
         depot: StackDepot,
         parts: Parts,
+        zap: ZapPages,
         user: UserMode,
         vmstat: VmStat,
+        access_ns: int,
     ) -> None:
         self.mmu = mmu
         self.ptes = ptes
@@ -172,8 +120,10 @@ class Memory:
         self.contents = contents
         self._context = context
         self._parts = parts
+        self.zap = zap
         self._user = user
         self._vmstat = vmstat
+        self._access_ns = access_ns
         self._site = depot.save(FAULT_FRAMES)
         self._task: Task | None = None
         self._vmas: list[Vma] = []
@@ -213,7 +163,14 @@ class Memory:
             self._user.access = user
             self._context.site = outer
             self._task = before
-            self._parts.numa.ran(task, self._context.now - start_ns)
+            self._ran(task, self._context.now - start_ns, len(vpns))
+
+    def _ran(self, task: Task, ns: int, accesses: int) -> None:
+        """Charge a task the time that its accesses took: what is beyond the memory's own was the kernel's."""
+        user = min(ns, accesses * self._access_ns)
+        task.utime_ns += user
+        task.stime_ns += ns - user
+        self._parts.numa.ran(task, ns)
 
     @staticmethod
     def _first_beyond(mm: Mm, vpns: Vpns) -> int:
@@ -274,7 +231,7 @@ class Memory:
     def rows(self, mm: Mm) -> Rows:
         """The table of mappings as the core reads it, made anew when something changed."""
         found = self._rows.get(mm.id)
-        policy = self._parts.huge.generation if hasattr(self._parts.huge, "generation") else 0
+        policy = self._parts.huge.generation
         if found is None or found[0] is not mm or found[1] != mm.changed or found[2] != policy:
             found = self._rows[mm.id] = (mm, mm.changed, policy, self._make_rows(mm))
         self._vmas = mm.vmas
@@ -519,100 +476,36 @@ class Memory:
 
     # -- fork --------------------------------------------------------------------------------------------
 
-    def copy_range(self, child: Mm, new: Vma, parent: Mm, vma: Vma) -> None:
-        """Have a child's mapping show the parent's pages (copy_page_range); those of files are left to faults.
-        ENOMEM.
+    def copy_steps(self, child: Mm, new: Vma, parent: Mm, vma: Vma) -> Iterator[None]:
+        """Have a child's mapping show the parent's pages, some tables between two yields (copy_page_range); those
+        of files are left to faults. ENOMEM.
         """
+        if vma.anon_vma is None and not vma.flags & (VM_PFNMAP | VM_MIXEDMAP):
+            return
         if vma.flags & VM_HUGETLB:
             self._parts.hugetlb.copy(child, parent, new, vma)
             return
-        if vma.anon_vma is None and not vma.flags & (VM_PFNMAP | VM_MIXEDMAP):
-            return
+        at, last = vma.vpn, vma.end >> PAGE_SHIFT
+        while len(rows := self.mmu.extents(parent.id, at, last)):
+            rows = rows[:ZAP_ROWS]
+            self._copy_rows(child, new, parent, vma, rows)
+            at = int(rows[-1, 0] + rows[-1, 1])
+            if at >= last:
+                break
+            yield
+
+    def _copy_rows(self, child: Mm, new: Vma, parent: Mm, vma: Vma, rows: Rows) -> None:
+        """The entries of some tables (copy_pmd_range). ENOMEM."""
         cow = vma.flags & (VM_SHARED | VM_MAYWRITE) == VM_MAYWRITE
-        rows = self.mmu.extents(parent.id, vma.vpn, vma.end >> PAGE_SHIFT)
-        small = rows[rows[:, 3] == 0]
-        for at in range(0, len(small), ZAP_ROWS):
-            part = np.ascontiguousarray(small[at : at + ZAP_ROWS])
-            targets = np.array([self.tables.ensure(child.id, vpn) for vpn in part[:, 0].tolist()], dtype=np.int64)
-            swapped = self.ptes.copy(child.id, part, targets, cow)
-            if swapped:
-                self._parts.swap.duplicate(self.ptes.swapped[:swapped].copy())
+        small = np.ascontiguousarray(rows[rows[:, 3] == 0])
+        targets = np.array([self.tables.ensure(child.id, vpn) for vpn in small[:, 0].tolist()], dtype=np.int64)
+        swapped = self.ptes.copy(child.id, small, targets, cow) if len(small) else 0
+        if swapped:
+            self._parts.swap.duplicate(self.ptes.swapped[:swapped].copy())
         for vpn, _, slot, _ in rows[rows[:, 3] > 0].tolist():
             self._parts.huge.copy(child, new, parent, vma, vpn, slot)
 
-    def rss(self, mm: Mm) -> int:
-        """Resident pages as they are counted (get_mm_rss)."""
-        counts = self.mmu.rss[mm.id * 4 : mm.id * 4 + 4].tolist()
-        return sum(max(counts[kind], 0) for kind in (MM_FILEPAGES, MM_ANONPAGES, MM_SHMEMPAGES))
-
-    # -- unmapping ---------------------------------------------------------------------------------------
-
-    def zap_range(self, mm: Mm, start: int, end: int) -> None:
-        """Take all pages out of a range of addresses; the mappings stay (zap_page_range)."""
-        first, last = start >> PAGE_SHIFT, end >> PAGE_SHIFT
-        self.update_hiwater_rss(mm)
-        self.lru.drain_local()
-        for vma in list(mm.overlapping(start, end)):
-            low, high = max(first, vma.vpn), min(last, vma.end >> PAGE_SHIFT)
-            if vma.flags & VM_HUGETLB:
-                self._parts.hugetlb.unmap(mm, vma, low, high)
-            else:
-                self._zap_vma(mm, vma, low, high)
-
-    def _zap_vma(self, mm: Mm, vma: Vma, low: int, high: int) -> None:
-        self._parts.huge.split_range(mm, low, high)
-        rows = self.mmu.extents(mm.id, low, high)
-        if not len(rows):
-            return
-        self.mmu.sync_rss(mm.id)
-        small = rows[rows[:, 3] == 0]
-        for at in range(0, len(small), ZAP_ROWS):
-            self._zap_rows(mm, vma, np.ascontiguousarray(small[at : at + ZAP_ROWS]))
-        for vpn, _, slot, _ in rows[rows[:, 3] > 0].tolist():
-            self._parts.huge.zap(mm, vma, vpn, slot)
-        self.mmu.flush_range(mm.id, low, high)
-
-    def _zap_rows(self, mm: Mm, vma: Vma, rows: Rows) -> None:
-        """Empty some tables and give back what nobody maps any more."""
-        if vma.flags & VM_LOCKED:
-            self._munlock(rows)
-        freed, compound, dirtied, cached, swapped = self.ptes.zap(mm.id, rows)
-        if freed:
-            self.free_anon(self.ptes.freed[:freed].copy())
-        if dirtied:
-            self._parts.files.dirty_pages(self.ptes.dirtied[:dirtied].copy())
-        if compound:
-            self._parts.huge.unmapped_parts(np.unique(self.ptes.compound[:compound]))
-        if cached:
-            self._parts.swap.free_cached(self.ptes.cached[:cached].copy())
-        if swapped:
-            self._parts.swap.free_entries(self.ptes.swapped[:swapped].copy())
-
-    def _munlock(self, rows: Rows) -> None:
-        """Pages of files stay in memory, unlocked; others are about to be freed (munlock_vma_page)."""
-        pfns = self.ptes.pages_of(rows)
-        self.lru.mlock(pfns[self.pages.mapping[pfns] < 0], MUNLOCK)
-
-    def free_anon(self, pfns: Rows) -> None:
-        """Give back anonymous pages that nobody maps (free_unref_page_list)."""
-        flags = self.pages.flags[pfns]
-        if not (flags >> np.uint32(PG_LRU) & np.uint32(1)).all():
-            self.lru.drain_all()
-        self.lru.remove_bulk(pfns)
-        self.lru.clear_mlock(pfns)
-        self.pages.flags[pfns] = 0
-        self.page_alloc.free_pages_bulk(pfns)
-
-    def reap(self, mm: Mm) -> None:
-        """Take the pages of private memory from a dying task, locked ones as well (__oom_reap_task_mm)."""
-        for vma in mm.vmas:
-            if not vma.flags & (VM_PFNMAP | VM_HUGETLB) and (vma.is_anon or not vma.flags & VM_SHARED):
-                self.zap_range(mm, vma.start, vma.end)
-
-    def unmap_region(self, mm: Mm, start: int, end: int, floor: int, ceiling: int) -> None:
-        """Take the pages of a range out, and the tables that nothing between floor and ceiling needs (unmap_region)."""
-        self.zap_range(mm, start, end)
-        self.tables.free_range(mm.id, floor >> PAGE_SHIFT, ceiling >> PAGE_SHIFT)
+    # -- for who changes mappings -------------------------------------------------------------------------
 
     def split_huge(self, mm: Mm, address: int) -> None:
         """Make small entries of a huge one that ``address`` lies inside of."""
@@ -621,10 +514,6 @@ class Memory:
     def prepare_anon(self, mm: Mm, vma: Vma) -> None:
         """The mapping gets an anon_vma when it has none (anon_vma_prepare)."""
         self.rmap.prepare(mm, vma)
-
-    def update_hiwater_rss(self, mm: Mm) -> None:
-        """Remember the most pages that were resident before some go (update_hiwater_rss)."""
-        mm.hiwater_rss = max(mm.hiwater_rss, self.rss(mm))
 
 
 POPULATE_PAGES = 1 << 13

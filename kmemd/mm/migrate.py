@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from kmemd.core import stats
 from kmemd.core.context import Context
-from kmemd.core.lru import MLOCK_PAGE, MUNLOCK
+from kmemd.core.lru import MLOCK_PAGE, MUNLOCK, Lru
 from kmemd.core.owner import OwnerTable
 from kmemd.core.pages import (
     PG_ACTIVE,
@@ -109,16 +109,6 @@ class Tables(Protocol):
     def flush_range(self, mm: int, start: int, end: int) -> None: ...
 
 
-class LruLists(Protocol):
-    """LRU lists and their batches."""
-
-    def add(self, pfn: int) -> None: ...
-    def remove(self, pfn: int) -> None: ...
-    def mlock(self, pfns: PFNS, tag: int) -> None: ...
-    def drain_local(self) -> None: ...
-    def drain_all(self) -> None: ...
-
-
 class ReverseMap(Protocol):
     """Who maps a page."""
 
@@ -199,7 +189,7 @@ class Migrate:
         self,
         pages: PageMap,
         mmu: Tables,
-        lru: LruLists,
+        lru: Lru,
         rmap: ReverseMap,
         holders: Holders,
         page_alloc: PageAllocator,

@@ -18,10 +18,8 @@ from kmemd.mm.mmap_region import AddressSpaces, Caller, Mapped, fail, mm_of
 from kmemd.mm.rlimit import RLIMIT_MEMLOCK, capable
 from kmemd.mm.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 from kmemd.mm.unmapped_area import page_align
-from kmemd.mm.vma import Content
 from kmemd.steps import Steps
 
-ADDRESSES = 1 << 64
 SLICE_BYTES = 16 << 20
 """What is locked or unlocked before others may run."""
 
@@ -85,7 +83,7 @@ class Mlock:
     def _apply(self, task: Caller, start: int, length: int, flags: int) -> Steps[None]:
         """Set the lock flags of a range (``apply_vma_lock_flags``). EINVAL, ENOMEM."""
         mm, end = mm_of(task), start + length
-        if end >= ADDRESSES:
+        if end >= self._spaces.area.layout.addresses:
             fail(errno.EINVAL, "the range wraps around")
         if not length:
             return
@@ -119,23 +117,16 @@ class Mlock:
         old = vma.flags
         if flags == old or old & (mt.VM_SPECIAL | mt.VM_HUGETLB):
             return vma
-        vmas = self._spaces.vmas
-        at = mm.position(start)
-        prev = vma if start > vma.start else mm.vmas[at - 1] if at else None
-        merged = vmas.merge(mm, prev, start, end, Content.of(vma, start, flags))
-        if merged is None:
-            merged = vmas.isolate(mm, vma, start, end)
+        holder = self._spaces.vmas.set_flags(mm, vma, start, end, flags)
         if not flags & mt.VM_LOCKED:
             mm.locked_vm -= (end - start) >> PAGE_SHIFT
         elif not old & mt.VM_LOCKED:
             mm.locked_vm += (end - start) >> PAGE_SHIFT
-        merged.flags = flags
-        mm.changed += 1
         if not (flags & mt.VM_LOCKED and old & mt.VM_LOCKED):
             for at in range(start, end, SLICE_BYTES):
-                self._lock_pages(mm, merged, at, min(at + SLICE_BYTES, end))
+                self._lock_pages(mm, holder, at, min(at + SLICE_BYTES, end))
                 yield
-        return merged
+        return holder
 
 
 def _locked_pages(mm: Mm, start: int, end: int) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -46,10 +46,10 @@ class Vma:
     ``pgoff`` is the offset of ``start`` in pages: in the file, or, for anonymous memory, the page number of the address
     where the mapping was made, which moves with it (mremap). ``name`` is what maps shows for memory without a file.
     ``file`` is None for private anonymous memory; shared anonymous memory has a shmem file. ``private`` is what a
-    private
-    mapping of huge pages knows of its reservations.
+    private mapping of huge pages knows of its reservations.
 
     ``chain`` are the anon_vmas that it hangs in: its own, and those whose pages it inherited by fork (mm/rmap.py).
+    ``object`` and ``chain_objects`` are the addresses of the slab objects of it and of the links (mm/vma_slab.py).
 
     Invariants: start < end, both page aligned; ``anon_vma`` is set before the first anonymous page is mapped.
     """
@@ -64,6 +64,12 @@ class Vma:
     name: str = ""
     chain: list[AnonVma] = field(default_factory=list)
     private: Reserve | None = None
+    object: int = 0
+    chain_objects: list[int] = field(default_factory=list)
+
+    def copy(self, start: int, end: int, pgoff: int) -> Vma:
+        """The like of it at other addresses, which hangs in no anon_vma yet (``vm_area_dup``)."""
+        return replace(self, start=start, end=end, pgoff=pgoff, anon_vma=None, chain=[], object=0, chain_objects=[])
 
     @property
     def pages(self) -> int:
@@ -123,7 +129,11 @@ class Mm:
     brk: int = 0
     start_stack: int = 0
     arg_start: int = 0
+    arg_end: int = 0
+    env_start: int = 0
     env_end: int = 0
+    platform: int = 0
+    random: int = 0
     exe: File | None = None
     policy: Policy | None = None
     users: int = 1

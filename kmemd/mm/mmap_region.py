@@ -75,7 +75,7 @@ class UserMemory(Protocol):
     def zap_range(self, mm: Mm, start: int, end: int) -> None:
         """Take the pages of a range out."""
 
-    def unlink_anon(self, mm: Mm, vma: Vma) -> None:
+    def unlink_anon(self, vma: Vma) -> None:
         """The mapping has no anonymous pages any more (``unlink_anon_vmas``)."""
 
     def prepare_anon(self, mm: Mm, vma: Vma) -> None:
@@ -89,7 +89,8 @@ class Backing:
     ``zero_file(bytes, flags)`` makes the file behind shared anonymous memory, charged unless VM_NORESERVE (ENOMEM);
     ``huge_file(bytes, flags)`` the one of MAP_HUGETLB; ``map_file(mm, vma)`` is the file's own mmap, which may change
     flags or refuse; ``align(file)`` is the alignment that a file in memory wants for huge pages, None meaning shared
-    anonymous memory (0: none); ``enter(mm, vma)`` tells khugepaged of a mapping.
+    anonymous memory (0: none); ``enter(mm, vma)`` tells khugepaged of a mapping; ``is_swapfile(file)`` says whether a
+    file is swapped to.
     """
 
     zero_file: Callable[[int, int], File]
@@ -97,6 +98,7 @@ class Backing:
     map_file: Callable[[Mm, Vma], None]
     align: Callable[[File | None], int]
     enter: Callable[[Mm, Vma], None]
+    is_swapfile: Callable[[File], bool]
 
 
 class Mapped(NamedTuple):
@@ -166,7 +168,7 @@ class AddressSpaces:
         self.area = area
         self.memory = memory
         self._backing = backing
-        self._printk = printk
+        self.printk = printk
         self._ratelimit = ratelimit
         self._data_warned = False
 
@@ -189,7 +191,7 @@ class AddressSpaces:
             return
         if self._ratelimit("__vm_enough_memory"):
             text = f"__vm_enough_memory: pid: {task.pid}, comm: {task.comm}, no enough memory for the allocation"
-            self._printk.log(KERN_WARNING, text)
+            self.printk.log(KERN_WARNING, text)
         fail(errno.ENOMEM, f"{pages} pages are more than may be promised (overcommit_memory, CommitLimit)")
 
     def may_expand(self, task: Caller, flags: int, pages: int) -> bool:
@@ -206,7 +208,7 @@ class AddressSpaces:
             self._data_warned = True
             size = (mm.data_vm + pages) << PAGE_SHIFT
             rest = f"VmData {size} exceed data ulimit {soft}. Update limits or use boot option ignore_rlimit_data."
-            self._printk.log(KERN_WARNING, f"{task.comm} ({task.pid}): {rest}")
+            self.printk.log(KERN_WARNING, f"mmap: {task.comm} ({task.pid}): {rest}")
         return False
 
     def check_expand(self, task: Caller, flags: int, pages: int) -> None:
@@ -255,6 +257,7 @@ class AddressSpaces:
         address = self.get_unmapped_area(task, asked)
         if flags & mman.MAP_FIXED_NOREPLACE and any(mm.overlapping(address, address + length)):
             fail(errno.EEXIST, f"{address:#x} is mapped already")
+        self._check_offset(asked)
         vm_flags = self._vm_flags(task, mm, asked)
         pgoff = asked.pgoff if asked.file is not None else 0
         if asked.file is None and not vm_flags & mt.VM_SHARED:
@@ -281,18 +284,27 @@ class AddressSpaces:
             fail(errno.EINVAL, "only private anonymous memory grows down")
         if kind != mman.MAP_PRIVATE:
             vm_flags |= mt.VM_SHARED | mt.VM_MAYSHARE
+            if asked.file is not None and asked.prot & mman.PROT_WRITE:
+                self._check_writable(asked.file, asked.writable)
             if asked.file is not None and not asked.writable:
-                self._check_read_only(asked)
                 vm_flags &= ~(mt.VM_SHARED | mt.VM_MAYWRITE)
         overcommits = self.settings.overcommit_memory != OVERCOMMIT_NEVER or huge_unit(asked.file)
         if asked.flags & mman.MAP_NORESERVE and overcommits:
             vm_flags |= mt.VM_NORESERVE
         return vm_flags
 
-    @staticmethod
-    def _check_read_only(asked: Request) -> None:
-        if asked.prot & mman.PROT_WRITE:
+    def _check_writable(self, file: File, writable: bool) -> None:
+        """Whether a shared mapping may be written to. EACCES, ETXTBSY."""
+        if not writable:
             fail(errno.EACCES, "the file is not open for writing")
+        if self._backing.is_swapfile(file):
+            fail(errno.ETXTBSY, "the file is a swap area that is on")
+
+    def _check_offset(self, asked: Request) -> None:
+        """Whether a file can have such an offset (``file_mmap_ok``). EOVERFLOW."""
+        limit = self.area.layout.max_file_size
+        if asked.file is not None and not asked.file.is_device and (asked.pgoff << PAGE_SHIFT) + asked.length > limit:
+            fail(errno.EOVERFLOW, f"no file reaches {asked.length} bytes beyond page {asked.pgoff}")
 
     def get_unmapped_area(self, task: Caller, asked: Request) -> int:
         """Where a mapping goes, or whether it may go where it is told. ENOMEM, EINVAL, EPERM."""

@@ -17,11 +17,9 @@ from kmemd.mm.mm_types import Mm, Vma
 from kmemd.mm.mmap_region import AddressSpaces, Caller, fail, mm_of, prot_flags
 from kmemd.mm.units import PAGE_MASK, PAGE_SHIFT
 from kmemd.mm.unmapped_area import page_align
-from kmemd.mm.vma import Content
 
 ALLOWED = mman.PROT_READ | mman.PROT_WRITE | mman.PROT_EXEC | mman.PROT_SEM
 GROWS = mman.PROT_GROWSDOWN | mman.PROT_GROWSUP
-ADDRESSES = 1 << 64
 
 
 class Mprotect:
@@ -42,13 +40,12 @@ class Mprotect:
         if not length:
             return
         end = start + page_align(length)
-        if end >= ADDRESSES:
+        if end >= self._spaces.area.layout.addresses:
             fail(errno.ENOMEM, "the range wraps around")
         if prot & ~ALLOWED:
             fail(errno.EINVAL, f"protection {prot:#x} has unknown bits")
         vma = mm.find_vma(start)
         start, end = self._bounds(mm, vma, start, end, grows)
-        prev = self._prev(mm, start)
         while start < end:
             vma = mm.find(start)
             if vma is None:
@@ -57,8 +54,7 @@ class Mprotect:
             flags = vma.flags & ~mt.VM_ACCESS_FLAGS | prot_flags(prot)
             if flags & ~(flags >> 4) & mt.VM_ACCESS_FLAGS:
                 fail(errno.EACCES, f"the mapping at {vma.start:#x} may not get this protection")
-            prev = self._fixup(task, vma, prev, start, until, flags)
-            start = max(until, prev.end)
+            start = max(until, self._fixup(task, vma, start, until, flags).end)
 
     @staticmethod
     def _bounds(mm: Mm, vma: Vma | None, start: int, end: int, grows: int) -> tuple[int, int]:
@@ -69,14 +65,7 @@ class Mprotect:
             fail(errno.EINVAL, f"the mapping at {vma.start:#x} does not grow")
         return (vma.start, end) if grows else (start, end)
 
-    @staticmethod
-    def _prev(mm: Mm, start: int) -> Vma | None:
-        at = mm.position(start)
-        if at < len(mm.vmas) and mm.vmas[at].start < start:
-            return mm.vmas[at]
-        return mm.vmas[at - 1] if at else None
-
-    def _fixup(self, task: Caller, vma: Vma, prev: Vma | None, start: int, end: int, flags: int) -> Vma:
+    def _fixup(self, task: Caller, vma: Vma, start: int, end: int, flags: int) -> Vma:
         """One mapping's part of the range (``mprotect_fixup``). The mapping that holds it now."""
         spaces, mm, old = self._spaces, mm_of(task), vma.flags
         if flags == old:
@@ -90,18 +79,14 @@ class Mprotect:
                 spaces.charge(task, pages)
                 charged = pages
                 flags |= mt.VM_ACCOUNT
-        merged = spaces.vmas.merge(mm, prev, start, end, Content.of(vma, start, flags))
-        if merged is None:
-            try:
-                merged = spaces.vmas.isolate(mm, vma, start, end)
-            except KernelError:
-                spaces.settings.unaccount(charged)
-                raise
-        merged.flags = flags
-        mm.changed += 1
-        spaces.memory.change_protection(mm, merged, start, end)
+        try:
+            holder = spaces.vmas.set_flags(mm, vma, start, end, flags)
+        except KernelError:
+            spaces.settings.unaccount(charged)
+            raise
+        spaces.memory.change_protection(mm, holder, start, end)
         if old & (mt.VM_WRITE | mt.VM_SHARED | mt.VM_LOCKED) == mt.VM_LOCKED and flags & mt.VM_WRITE:
             self._populate(task, start, end)
         spaces.account(mm, old, -pages)
         spaces.account(mm, flags, pages)
-        return merged
+        return holder

@@ -14,11 +14,13 @@ from kmemd.mm import mm_types as mt
 from kmemd.mm import mman
 from kmemd.mm.mm_types import Mm, Vma
 from kmemd.mm.mmap_region import AddressSpaces, Caller, Mapped, Request, fail, huge_unit, mm_of
+from kmemd.mm.printk import KERN_WARNING
 from kmemd.mm.units import PAGE_MASK, PAGE_SHIFT
 from kmemd.mm.unmapped_area import page_align
 from kmemd.mm.vma import Content
 
 KNOWN = mman.MREMAP_MAYMOVE | mman.MREMAP_FIXED | mman.MREMAP_DONTUNMAP
+DUPLICATION = "attempted to duplicate a private mapping with mremap.  This is not supported."
 
 
 class Mremap:
@@ -26,6 +28,7 @@ class Mremap:
 
     def __init__(self, spaces: AddressSpaces) -> None:
         self._spaces = spaces
+        self._warned = False
 
     def mremap(self, task: Caller, address: int, old: int, new: int, flags: int, to: int = 0) -> Mapped:
         """Resize or move ``old`` bytes at ``address`` to ``new`` bytes. EINVAL, EFAULT, EAGAIN, ENOMEM."""
@@ -67,10 +70,16 @@ class Mremap:
             fail(errno.EINVAL, "huge pages are moved whole, and do not become more")
         return old, new
 
+    def _warn_once(self, task: Caller) -> None:
+        if not self._warned:
+            self._warned = True
+            self._spaces.printk.log(KERN_WARNING, f"{task.comm} ({task.pid}): {DUPLICATION}")
+
     def _resizable(self, task: Caller, address: int, old: int, new: int, flags: int) -> Vma:
         """The mapping, when it may be resized (``vma_to_resize``). EFAULT, EINVAL, EAGAIN, ENOMEM."""
         vma = self._lookup(mm_of(task), address)
         if not old and not vma.flags & (mt.VM_SHARED | mt.VM_MAYSHARE):
+            self._warn_once(task)
             fail(errno.EINVAL, "a private mapping cannot be duplicated")
         stiff = vma.flags & (mt.VM_DONTEXPAND | mt.VM_PFNMAP)
         if flags & mman.MREMAP_DONTUNMAP and stiff:
@@ -202,7 +211,7 @@ class Mremap:
         """MREMAP_DONTUNMAP: the old range stays, empty and not locked."""
         vma.flags &= ~mt.VM_LOCKED_MASK
         if (vma.start, vma.end) == (address, address + old):
-            self._spaces.memory.unlink_anon(mm, vma)
+            self._spaces.memory.unlink_anon(vma)
             if vma.is_anon:
                 vma.pgoff = vma.start >> PAGE_SHIFT
         mm.changed += 1
@@ -221,8 +230,6 @@ class Mremap:
             copy = self._spaces.vmas.merge(mm, prev, to, to + length, content)
         if copy is not None:
             return copy, copy if copy.start <= start < copy.end else vma
-        copy = replace(vma, start=to, end=to + length, pgoff=content.pgoff, anon_vma=None, chain=[])
-        self._spaces.vmas.insert(mm, copy)
-        if vma.anon_vma is not None:
-            self._spaces.vmas.adopt(mm, copy, vma)
+        copy = vma.copy(to, to + length, content.pgoff)
+        self._spaces.vmas.insert(mm, copy, source=vma)
         return copy, vma

@@ -15,15 +15,17 @@ from kmemd.mm.unmapped_area import page_align
 if TYPE_CHECKING:
     from kmemd.mm.filemap import File
 
-ADDRESSES = 1 << 64
 KNOWN = mman.MS_ASYNC | mman.MS_INVALIDATE | mman.MS_SYNC
 
 
 class Msync:
-    """``fsync_range(file, first, last)`` writes pages of a file to its disk and waits for it."""
+    """``fsync_range(file, first, last)`` writes pages of a file to its disk and waits for it; ``addresses`` is where
+    they wrap around.
+    """
 
-    def __init__(self, fsync_range: Callable[[File, int, int], None]) -> None:
+    def __init__(self, fsync_range: Callable[[File, int, int], None], addresses: int) -> None:
         self._fsync_range = fsync_range
+        self._addresses = addresses
 
     def msync(self, task: Caller, start: int, length: int, flags: int) -> None:
         """Write a range back with MS_SYNC; MS_ASYNC only looks. EINVAL, ENOMEM, EBUSY.
@@ -34,7 +36,7 @@ class Msync:
         if flags & ~KNOWN or start & ~PAGE_MASK or flags & both == both:
             fail(errno.EINVAL, f"{start:#x} is not page aligned, or the flags {flags:#x} do not go together")
         mm, end, hole = mm_of(task), start + page_align(length), False
-        if end >= ADDRESSES:
+        if end >= self._addresses:
             fail(errno.ENOMEM, "the range wraps around")
         while start < end:
             vma = mm.find_vma(start)

@@ -11,6 +11,7 @@ import numpy as np
 
 from kmemd.core import stats
 from kmemd.core.context import Context
+from kmemd.core.lru import Lru
 from kmemd.core.pages import (
     PG_ACTIVE,
     PG_DIRTY,
@@ -21,7 +22,7 @@ from kmemd.core.pages import (
     PageMap,
 )
 from kmemd.mm.clock import Clock
-from kmemd.mm.filemap import LruLists, PFNs, ZoneCounts, flag
+from kmemd.mm.filemap import PFNs, ZoneCounts, flag
 from kmemd.mm.vmstat import VmStat
 
 SECTORS_PER_PAGE = 8
@@ -39,7 +40,7 @@ class SwapIo:
         vmstat: VmStat,
         context: Context,
         clock: Clock,
-        lru: LruLists,
+        lru: Lru,
         read_ns: int,
         write_ns: int,
     ) -> None:

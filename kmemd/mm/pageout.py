@@ -8,12 +8,12 @@ out: huge pages written whole: they are split first.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from kmemd.core import stats
+from kmemd.core.lru import Lru
 from kmemd.core.mmu import Mmu
 from kmemd.core.pages import (
     PG_ACTIVE,
@@ -67,13 +67,6 @@ _EXCLUSIVE, _WRITEBACK, _LRU = flag(PG_ANON_EXCLUSIVE), flag(PG_WRITEBACK), flag
 _MLOCKED = flag(PG_MLOCKED)
 
 
-class LruLists(Protocol):
-    """The LRU lists."""
-
-    def add_bulk(self, pfns: PFNs) -> None: ...
-    def remove_bulk(self, pfns: PFNs) -> None: ...
-
-
 class PageOut:
     """Takes pages out of memory that somebody names. ``split(pfns)`` makes small pages of huge ones and gives all of
     them; ``page_ns`` is the time that each page takes."""
@@ -85,7 +78,7 @@ class PageOut:
         counts: ZoneCounts,
         vmstat: VmStat,
         rmap: Rmap,
-        lru: LruLists,
+        lru: Lru,
         cache: PageCache,
         swap: SwapState,
         shmem: Shmem,

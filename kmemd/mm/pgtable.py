@@ -6,7 +6,7 @@ A table is a page of the allocator's; those of the two lowest levels count as NR
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -27,7 +27,7 @@ PGD_FRAMES = ("pgd_alloc", "mm_init", "mm_alloc", "alloc_bprm", "do_execveat_com
 
 
 class PageTables:
-    """Gives an ``Mmu`` its tables.
+    """Gives an ``Mmu`` its tables. ``alloc(gfp)`` is a page by the policy of the task that executes.
 
     Invariants: a linked table of a counted level has PG_TABLE and is counted on its node.
     """
@@ -41,8 +41,10 @@ class PageTables:
         vmstat: VmStat,
         context: Context,
         depot: StackDepot,
+        alloc: Callable[[int], int],
     ) -> None:
         self.mmu = mmu
+        self._alloc_page = alloc
         self._page_alloc = page_alloc
         self._pages = pages
         self._zones = zones
@@ -94,7 +96,7 @@ class PageTables:
         outer = self._context.site
         self._context.site = site
         try:
-            return self._page_alloc.alloc_pages(GFP_PGTABLE)
+            return self._alloc_page(GFP_PGTABLE)
         finally:
             self._context.site = outer
 

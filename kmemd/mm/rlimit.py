@@ -1,8 +1,8 @@
 """Resource limits of processes (include/uapi/asm-generic/resource.h, kernel/sys.c ``do_prlimit``).
 
 Models the sixteen limits, what a process is born with (include/asm-generic/resource.h, ``fork_init``), who may raise
-them, and that a child has its parent's. Enforced are those of memory: AS, DATA, STACK, MEMLOCK; the others are kept and
-shown.
+them, and that a child has its parent's. Enforced are those of memory, AS, DATA, STACK, MEMLOCK, and NPROC; the others
+are kept and shown.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ SHOWN = (
 INFINITY_64, INFINITY_32 = (1 << 64) - 1, (1 << 32) - 1
 STACK_LIMIT, MEMLOCK_LIMIT = 8 * MIB, 8 * MIB
 NOFILE, NOFILE_MAX, MQ_BYTES_MAX = 1024, 4096, 819200
+NR_OPEN = 1 << 20
 
 Limit = tuple[int, int]
 
@@ -102,6 +103,8 @@ class Rlimits:
         soft, hard = min(soft, self.infinity), min(hard, self.infinity)
         if soft > hard:
             raise KernelError(errno.EINVAL, f"the soft limit {soft} is above the hard limit {hard}")
+        if resource == RLIMIT_NOFILE and hard > NR_OPEN:
+            raise KernelError(errno.EPERM, f"no process opens more than {NR_OPEN} files (fs.nr_open)")
         if hard > self.get(task, resource)[1] and not privileged:
             raise KernelError(errno.EPERM, f"only root raises a hard limit above {self.get(task, resource)[1]}")
         task.rlimits[resource] = (soft, hard)

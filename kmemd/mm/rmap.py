@@ -7,7 +7,7 @@ Counts of mappings are in ``PageMap.mapcount``. Left out: the interval trees, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from kmemd.core import stats
@@ -17,6 +17,7 @@ from kmemd.core.pte import PFN_MASK, PFN_SHIFT, PRESENT, PROTNONE
 from kmemd.mm.mm_types import VM_ACCESS_FLAGS, VM_SOFTDIRTY, Mm, Vma
 from kmemd.mm.mmzone import Zone
 from kmemd.mm.units import PAGE_SHIFT
+from kmemd.mm.vma_slab import Kind, VmaObjects
 from kmemd.mm.vmstat import VmStat
 
 if TYPE_CHECKING:
@@ -26,12 +27,17 @@ ANON_FLAGS = 1 << PG_UPTODATE | 1 << PG_SWAPBACKED
 
 
 class AnonVma:
-    """What anonymous pages name as their owner. ``vmas`` maps the VMAs that hang in it to their address spaces."""
+    """What anonymous pages name as their owner. ``vmas`` maps the VMAs that hang in it to their address spaces.
 
-    __slots__ = ("children", "id", "owners", "parent", "vmas")
+    ``children`` counts the anon_vmas whose parent it is, ``owners`` the VMAs whose own it is; ``object`` is its
+    address.
+    """
 
-    def __init__(self, number: int, parent: AnonVma | None = None) -> None:
+    __slots__ = ("children", "id", "object", "owners", "parent", "vmas")
+
+    def __init__(self, number: int, address: int, parent: AnonVma | None = None) -> None:
         self.id = number
+        self.object = address
         self.parent = parent
         self.vmas: dict[Vma, Mm] = {}
         self.owners = 0
@@ -47,9 +53,16 @@ class Rmap:
     """
 
     def __init__(
-        self, mmu: Mmu, pages: PageMap, zones: list[Zone], vmstat: VmStat, owner: Callable[[int], File | None]
+        self,
+        mmu: Mmu,
+        pages: PageMap,
+        zones: list[Zone],
+        vmstat: VmStat,
+        owner: Callable[[int], File | None],
+        objects: VmaObjects,
     ) -> None:
         self._owner = owner
+        self._objects = objects
         self._mmu = mmu
         self._pages = pages
         self._zones = zones
@@ -61,18 +74,33 @@ class Rmap:
 
     def prepare(self, mm: Mm, vma: Vma) -> AnonVma:
         """The anon_vma of a VMA: its own, a neighbour's that it could be merged with, or a new one
-        (anon_vma_prepare).
+        (anon_vma_prepare). ENOMEM.
         """
         if vma.anon_vma is None:
-            anon = self._mergeable(mm, vma) or self._new(None)
+            shared = self._mergeable(mm, vma)
+            self._objects.reserve(anon_vmas=int(shared is None), chains=1)
+            anon = shared or self._new(None)
             anon.owners += 1
             vma.anon_vma = anon
             self._join(mm, vma, anon)
             mm.changed += 1
         return vma.anon_vma
 
+    def reserve_fork(self, parents: list[Vma]) -> None:
+        """Have the objects ready that copies of VMAs in a child need. ENOMEM."""
+        own = [vma for vma in parents if vma.anon_vma is not None]
+        chains = sum(len(vma.chain) + 1 for vma in own)
+        self._objects.reserve(vmas=len(parents), anon_vmas=len(own), chains=chains)
+
+    def forked(self) -> None:
+        """What was reserved for a child and not needed goes."""
+        self._objects.give_back_spare()
+
     def fork(self, child_mm: Mm, child: Vma, parent: Vma) -> None:
-        """A child's VMA hangs in all that its parent's does, and gets an anon_vma of its own (anon_vma_fork)."""
+        """A child's VMA hangs in all that its parent's does, and gets an anon_vma of its own (anon_vma_fork).
+
+        Preconditions: ``reserve_fork``.
+        """
         if parent.anon_vma is None:
             return
         child.anon_vma, child.chain = None, []
@@ -85,6 +113,10 @@ class Rmap:
             self._join(child_mm, child, child.anon_vma)
         child.anon_vma.owners += 1
 
+    def reserve(self, source: Vma | None = None) -> None:
+        """Have the objects ready for one more VMA, and one that shares the anon_vmas of ``source``. ENOMEM."""
+        self._objects.reserve(vmas=1, chains=len(source.chain) if source is not None else 0)
+
     def clone(self, mm: Mm, vma: Vma, source: Vma) -> None:
         """A VMA that is split off, moved or merged shares its source's anon_vmas (anon_vma_clone)."""
         if source.anon_vma is None or vma.anon_vma is source.anon_vma:
@@ -96,7 +128,11 @@ class Rmap:
             vma.anon_vma.owners += 1
 
     def link(self, mm: Mm, vma: Vma) -> None:
-        """A VMA is there: its file and its anon_vmas know it from now on (vma_link)."""
+        """A VMA is there: its file and its anon_vmas know it from now on (vma_link).
+
+        Preconditions: ``reserve``, or ``reserve_fork``.
+        """
+        vma.object = self._objects.take(Kind.VMA)
         if vma.file is not None:
             vma.file.link(mm, vma)
         for anon in vma.chain:
@@ -106,29 +142,45 @@ class Rmap:
         """Whether a VMA's pages can be of one anon_vma only: none was inherited by fork (list_is_singular)."""
         return len(vma.chain) <= 1
 
-    def unlink(self, mm: Mm, vma: Vma) -> None:
-        """A VMA that goes leaves its file and its anon_vmas; of these, those without any other end
-        (unlink_anon_vmas).
-        """
-        if vma.file is not None:
-            vma.file.unlink(vma)
-        if vma.anon_vma is not None:
-            vma.anon_vma.owners -= 1
-        for anon in vma.chain:
-            anon.vmas.pop(vma, None)
-            if not anon.vmas:
-                self._anon.pop(anon.id, None)
-                if anon.parent is not None:
-                    anon.parent.children -= 1
-        vma.chain = []
-        vma.anon_vma = None
+    def unlink(self, vmas: Iterable[Vma]) -> None:
+        """VMAs that go leave their files and their anon_vmas; of these, those without any other end."""
+        gone: list[int] = []
+        for vma in vmas:
+            if vma.file is not None:
+                vma.file.unlink(vma)
+            gone.append(vma.object)
+        self.unlink_anon(vmas)
+        self._objects.free(Kind.VMA, gone)
+
+    def unlink_anon(self, vmas: Iterable[Vma]) -> None:
+        """VMAs leave their anon_vmas (unlink_anon_vmas)."""
+        chains: list[int] = []
+        ended: list[int] = []
+        for vma in vmas:
+            if vma.anon_vma is not None:
+                vma.anon_vma.owners -= 1
+            chains += vma.chain_objects
+            ended += [anon.object for anon in vma.chain if self._leave(vma, anon)]
+            vma.anon_vma, vma.chain, vma.chain_objects = None, [], []
+        self._objects.free(Kind.CHAIN, chains)
+        self._objects.free(Kind.ANON_VMA, ended)
+
+    def _leave(self, vma: Vma, anon: AnonVma) -> bool:
+        """Take a VMA out of an anon_vma. Whether that was the last."""
+        del anon.vmas[vma]
+        if anon.vmas:
+            return False
+        del self._anon[anon.id]
+        if anon.parent is not None:
+            anon.parent.children -= 1
+        return True
 
     def anon_vma(self, number: int) -> AnonVma | None:
         """The anon_vma that a page names, None when it ended."""
         return self._anon.get(number)
 
     def _new(self, parent: AnonVma | None) -> AnonVma:
-        anon = AnonVma(self._next, parent)
+        anon = AnonVma(self._next, self._objects.take(Kind.ANON_VMA), parent)
         if parent is not None:
             parent.children += 1
         self._anon[self._next] = anon
@@ -138,6 +190,7 @@ class Rmap:
     def _join(self, mm: Mm, vma: Vma, anon: AnonVma) -> None:
         if anon not in vma.chain:
             vma.chain.append(anon)
+            vma.chain_objects.append(self._objects.take(Kind.CHAIN))
         anon.vmas[vma] = mm
 
     def _mergeable(self, mm: Mm, vma: Vma) -> AnonVma | None:

@@ -25,6 +25,8 @@ PF_KSWAPD = 0x00020000
 PF_MEMALLOC = 0x00000800
 PF_NO_SETAFFINITY = 0x04000000
 PF_WQ_WORKER = 0x00000020
+PF_FORKNOEXEC = 0x00000040
+PF_SUPERPRIV = 0x00000100
 PF_RANDOMIZE = 0x00400000
 COMM_LENGTH = 15
 PID_MAX_DEFAULT = 4096
@@ -37,6 +39,7 @@ THREAD_SIZE = {"x86_64": 16384, "i386": 8192}
 MAX_THREADS = 0x3FFFFFFF
 MIN_THREADS = 20
 MAX_VISITORS = 256
+TIMERSLACK_NS = 50_000
 
 
 def max_threads(arch: str, totalram_pages: int) -> int:
@@ -48,6 +51,8 @@ def max_threads(arch: str, totalram_pages: int) -> int:
 class Task:
     """One process or kernel thread. Times in ns of model time, memory in pages.
 
+    ``min_flt`` are the faults of address spaces that exec replaced; those of the one it has count in the core, from
+    ``mm_maj_flt`` major ones on. ``cmin_flt`` and so on are sums over children that ended.
     ``stack_addr`` is the address of the kernel stack, 0 where it is not known. ``killed`` is the fatal signal that
     is pending, 0 for none; ``oom_victim`` says that the OOM killer sent it and gave the task its reserves;
     ``oom_flag_origin`` that the task takes so much memory that it is the one to kill.
@@ -70,6 +75,14 @@ class Task:
     stime_ns: int = 0
     min_flt: int = 0
     maj_flt: int = 0
+    mm_maj_flt: int = 0
+    cmin_flt: int = 0
+    cmaj_flt: int = 0
+    cutime_ns: int = 0
+    cstime_ns: int = 0
+    timerslack_ns: int = TIMERSLACK_NS
+    make_it_fail: int = 0
+    fail_nth: int = 0
     argv: tuple[str, ...] = ()
     stack_addr: int = 0
     killed: int = 0
@@ -84,6 +97,10 @@ class Task:
     def is_kthread(self) -> bool:
         """Whether this is a kernel thread: it has no user memory."""
         return bool(self.flags & PF_KTHREAD)
+
+    def minor_faults(self, faults_of_mm: int) -> int:
+        """Faults that needed no I/O, of which the address space has had ``faults_of_mm`` of either kind."""
+        return self.min_flt + faults_of_mm - (self.maj_flt - self.mm_maj_flt)
 
 
 class TaskTable:
@@ -100,6 +117,13 @@ class TaskTable:
         self.last_pid = 0
         self.forks = 0
         self._visitors: OrderedDict[int, int] = OrderedDict()
+        self._gone_ns = [(0, 0)] * cpus
+
+    def cpu_times(self, cpu: int) -> tuple[int, int]:
+        """ns that tasks, also those that are gone, have run on a CPU: in their programs, and in the kernel for them."""
+        times = [(task.utime_ns, task.stime_ns) for task in self._tasks.values() if task.cpu == cpu]
+        user, system = (sum(column) for column in zip(self._gone_ns[cpu], *times, strict=True))
+        return user, system
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -153,6 +177,8 @@ class TaskTable:
         if pid == 1:
             raise KernelError(errno.EPERM, "init does not exit")
         del self._tasks[pid]
+        user, system = self._gone_ns[task.cpu]
+        self._gone_ns[task.cpu] = user + task.utime_ns, system + task.stime_ns
         for child in self._tasks.values():
             if child.ppid == pid:
                 child.ppid = 1 if not child.is_kthread else 2

@@ -8,6 +8,7 @@ signals (each acts at once), stopping, real-time order, threads.
 from __future__ import annotations
 
 import errno
+import signal as signals
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -47,7 +48,8 @@ class Signal(Exception):  # noqa: N818 -- what it is called wherever it arrives
         self.present = present
 
     def __str__(self) -> str:
-        return f"signal {self.number} code {self.code} at {self.address:#x}"
+        name = signals.Signals(self.number).name
+        return name if self.number == SIGKILL else f"{name} at {self.address:#x} (si_code {self.code})"
 
 
 class Action(Enum):

@@ -80,8 +80,9 @@ def _check_slab(slub: Slub, cache: KmemCache, slab: int, cpu_free: list[int], fr
     objects = lists.objects(slab)
     assert lists.inuse(slab) == objects - len(free), f"{where}: inuse is {lists.inuse(slab)}"
     every = [*free, *cpu_free]
-    assert len(set(every)) == len(every), f"{where}: an object is free twice"
-    assert sorted([*every, *lists.used(slab)]) == list(range(objects)), f"{where}: an object is lost"
+    unused = sum(1 << index for index in set(every))
+    assert unused.bit_count() == len(every), f"{where}: an object is free twice"
+    assert unused ^ lists.used_bits(slab) == (1 << objects) - 1, f"{where}: an object is lost"
     assert lists.frozen(slab) == frozen, f"{where}: frozen is wrong"
 
 
@@ -89,16 +90,13 @@ def _check_pages(slub: Slub, slabs: dict[int, list[int]]) -> None:
     """NR_SLAB_* are the pages of slabs and of large kmallocs, and every page knows its slab."""
     lists = slub.lists
     want = np.zeros((slub.core.nnodes, 2), dtype=np.int64)
-    seen: set[int] = set()
     flags = {cache.index: cache.flags for cache in slub.caches}
     for index, members in slabs.items():
         column = 0 if flags[index] & sf.SLAB_RECLAIM_ACCOUNT else 1
         for slab in members:
-            pages = range(lists.pfn(slab), lists.pfn(slab) + (1 << lists.order(slab)))
-            assert seen.isdisjoint(pages), f"slab {slab} shares a page"
-            seen.update(pages)
-            assert all(lists.slab_at(pfn) == slab for pfn in pages), f"a page of slab {slab} is not its own"
-            want[lists.nid(slab), column] += len(pages)
+            start, pages = lists.pfn(slab), 1 << lists.order(slab)
+            assert (lists.slabs_at(start, start + pages) == slab).all(), f"a page of slab {slab} is not its own"
+            want[lists.nid(slab), column] += pages
     for pfn, order in slub.large.items():
         want[slub.core.nid_of(pfn), 1] += 1 << order
     got = slub.node_stat[:, [NR_SLAB_RECLAIMABLE_B, NR_SLAB_UNRECLAIMABLE_B]]

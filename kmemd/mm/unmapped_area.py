@@ -45,6 +45,16 @@ class UserLayout:
         return cls(arch, (1 << 56) - PAGE_SIZE if la57 else window, window)
 
     @property
+    def addresses(self) -> int:
+        """How many there are, the kernel's too: where a sum of an address and a length wraps around."""
+        return 1 << (64 if self.arch == X86_64 else 32)
+
+    @property
+    def max_file_size(self) -> int:
+        """The largest offset in a file (MAX_LFS_FILESIZE)."""
+        return (1 << 63) - 1 if self.arch == X86_64 else ((1 << 32) - 1) * PAGE_SIZE
+
+    @property
     def unmapped_base(self) -> int:
         """Where the legacy layout begins (TASK_UNMAPPED_BASE): a third of the space."""
         return page_align(self.window // 3)

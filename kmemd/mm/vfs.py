@@ -255,8 +255,12 @@ class Vfs:
             self._evict(file)
         return file
 
+    def is_swapfile(self, file: File) -> bool:
+        """Whether a file is swapped to."""
+        return self._areas.find(file.path) is not None and not file.deleted
+
     def _not_swap(self, file: File, number: int) -> None:
-        if self._areas.find(file.path) is not None and not file.deleted:
+        if self.is_swapfile(file):
             _fail(number, f"{file.path} is a swap area that is on")
 
     def _evict(self, file: File) -> None:

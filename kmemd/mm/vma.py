@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
@@ -31,11 +31,14 @@ _START = attrgetter("start")
 class VmaLinks(Protocol):
     """What knows which mappings a page may be in: the reverse map of files and of anonymous memory."""
 
+    def reserve(self, source: Vma | None = None) -> None:
+        """Have the slab objects of one more mapping ready, which shares the anon_vmas of ``source``. ENOMEM."""
+
     def link(self, mm: Mm, vma: Vma) -> None:
         """The mapping is there: its file, and its anon_vma when it has one, know it from now on."""
 
-    def unlink(self, mm: Mm, vma: Vma) -> None:
-        """The mapping goes."""
+    def unlink(self, vmas: Iterable[Vma]) -> None:
+        """Mappings go."""
 
     def clone(self, mm: Mm, vma: Vma, source: Vma) -> None:
         """``vma``, which is linked, gets the anon_vma of ``source`` (``anon_vma_clone``)."""
@@ -91,18 +94,23 @@ class VmaList:
 
     # -- one mapping -------------------------------------------------------------------------------------
 
-    def insert(self, mm: Mm, vma: Vma) -> None:
-        """Put a new mapping into the list. Preconditions: its range is free."""
+    def insert(self, mm: Mm, vma: Vma, source: Vma | None = None) -> None:
+        """Put a new mapping into the list; with ``source`` it shares that one's anon_vmas. ENOMEM.
+
+        Preconditions: its range is free.
+        """
+        self._links.reserve(source)
         mm.vmas.insert(bisect_left(mm.vmas, vma.start, key=_START), vma)
         self._links.link(mm, vma)
+        if source is not None:
+            self._links.clone(mm, vma, source)
         mm.changed += 1
 
     def remove(self, mm: Mm, first: int, count: int) -> list[Vma]:
         """Take ``count`` mappings out, from index ``first`` on."""
         gone = mm.vmas[first : first + count]
         del mm.vmas[first : first + count]
-        for vma in gone:
-            self._links.unlink(mm, vma)
+        self._links.unlink(gone)
         if mm.full_above:
             end = mm.vmas[first].start if first < len(mm.vmas) else mm.task_size
             mm.full_above = max(mm.full_above, end)
@@ -116,23 +124,25 @@ class VmaList:
         return self.split_always(mm, vma, address, below=below)
 
     def split_always(self, mm: Mm, vma: Vma, address: int, *, below: bool) -> Vma:
-        """Split without a look at the limit, for munmap (``__split_vma``). EINVAL within a huge page of hugetlbfs."""
+        """Split without a look at the limit, for munmap (``__split_vma``). ENOMEM; EINVAL within a huge page of
+        hugetlbfs.
+        """
         if vma.flags & VM_HUGETLB and vma.file is not None and address & (vma.file.huge_page_size - 1):
             raise KernelError(errno.EINVAL, f"{address:#x} is within a huge page of hugetlbfs")
+        self._links.reserve(vma)
         self._split_huge(mm, address)
         at = mm.position(vma.start)
         offset = (address - vma.start) >> PAGE_SHIFT
         if below:
-            new = replace(vma, end=address, anon_vma=None, chain=[])
+            new = vma.copy(vma.start, address, vma.pgoff)
             vma.start, vma.pgoff = address, vma.pgoff + offset
             mm.vmas.insert(at, new)
         else:
-            new = replace(vma, start=address, pgoff=vma.pgoff + offset, anon_vma=None, chain=[])
+            new = vma.copy(address, vma.end, vma.pgoff + offset)
             vma.end = address
             mm.vmas.insert(at + 1, new)
         self._links.link(mm, new)
-        if vma.anon_vma is not None:
-            self._links.clone(mm, new, vma)
+        self._links.clone(mm, new, vma)
         mm.changed += 1
         return new
 
@@ -143,6 +153,19 @@ class VmaList:
         if end != vma.end:
             self.split(mm, vma, end, below=False)
         return vma
+
+    def set_flags(self, mm: Mm, vma: Vma, start: int, end: int, flags: int) -> Vma:
+        """Give a part of a mapping other flags: it joins its neighbours, or becomes one of its own. The mapping that
+        holds it now. ENOMEM at the limit.
+        """
+        at = mm.position(start)
+        prev = vma if start > vma.start else mm.vmas[at - 1] if at else None
+        holder = self.merge(mm, prev, start, end, Content.of(vma, start, flags))
+        if holder is None:
+            holder = self.isolate(mm, vma, start, end)
+        holder.flags = flags
+        mm.changed += 1
+        return holder
 
     def carve(self, mm: Mm, start: int, end: int) -> tuple[int, int]:
         """Split what crosses the ends of a range: (index of the first mapping in it, how many). ENOMEM."""
@@ -241,13 +264,8 @@ class VmaList:
         mm.changed += 1
         return vma
 
-    def adopt(self, mm: Mm, vma: Vma, source: Vma) -> None:
-        """A copy of ``source`` gets its anon_vma."""
-        self._links.clone(mm, vma, source)
-
     def _drop(self, mm: Mm, at: int, count: int) -> None:
-        for gone in mm.vmas[at : at + count]:
-            self._links.unlink(mm, gone)
+        self._links.unlink(mm.vmas[at : at + count])
         del mm.vmas[at : at + count]
 
     def grow(self, mm: Mm, start: int, end: int, content: Content) -> Vma | None:

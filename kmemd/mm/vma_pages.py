@@ -75,7 +75,8 @@ class Services:
     """Who does what is not done here.
 
     ``wants_notify(vma)`` says whether writes to a shared mapping are to be noticed one by one (its file has a disk);
-    ``free_swap(entries)`` gives swap entries back; ``reclaim(pfns)`` pages out; ``willneed(mm, vma, first, last)`` and
+    ``free_swap(entries)`` gives swap entries back, ``free_swap_cache(pfns)`` what pages in memory have in swap;
+    ``reclaim(pfns)`` pages out; ``willneed(mm, vma, first, last)`` and
     ``remove(file, first, last)`` read ahead and punch a hole, in pages of address and of file; ``collapse`` makes huge
     pages of a range, ``enter_huge`` and ``enter_ksm`` tell khugepaged and ksmd.
     """
@@ -84,6 +85,7 @@ class Services:
     hugetlb: HugetlbEntries
     wants_notify: Callable[[Vma], bool]
     free_swap: Callable[[npt.NDArray[np.uint64]], None]
+    free_swap_cache: Callable[[Pfns], object]
     reclaim: Callable[[Pfns], object]
     willneed: Callable[[Mm, Vma, int, int], None]
     remove: Callable[[File, int, int], object]
@@ -112,7 +114,7 @@ class VmaPages:
 
     def unmap_region(self, mm: Mm, start: int, end: int, floor: int, ceiling: int) -> None:
         """Take the pages of a range out, and the tables that nothing between floor and ceiling needs any more."""
-        self._memory.unmap_region(mm, start, end, floor, ceiling)
+        self._memory.zap.unmap_region(mm, start, end, floor, ceiling)
 
     def split_huge(self, mm: Mm, address: int) -> None:
         """Make small entries of a huge one that ``address`` lies inside of."""
@@ -123,10 +125,9 @@ class VmaPages:
         """The mapping gets an anon_vma when it has none."""
         self._memory.prepare_anon(mm, vma)
 
-    def unlink_anon(self, mm: Mm, vma: Vma) -> None:
+    def unlink_anon(self, vma: Vma) -> None:
         """The mapping has no anonymous pages any more."""
-        self._memory.rmap.unlink(mm, vma)
-        self._memory.rmap.link(mm, vma)
+        self._memory.rmap.unlink_anon([vma])
 
     # -- protection --------------------------------------------------------------------------------------
 
@@ -299,7 +300,7 @@ class VmaPages:
 
     def zap_range(self, mm: Mm, start: int, end: int) -> None:
         """Take the pages of a range out."""
-        self._memory.zap_range(mm, start, end)
+        self._memory.zap.zap_range(mm, start, end)
 
     def begin(self) -> None:
         """The executing CPU's batches of pages go to their lists first."""
@@ -307,7 +308,7 @@ class VmaPages:
 
     def drop(self, mm: Mm, vma: Vma, start: int, end: int) -> None:
         """MADV_DONTNEED: the pages are not mapped any more."""
-        self._memory.zap_range(mm, start, end)
+        self._memory.zap.zap_range(mm, start, end)
 
     def cold(self, mm: Mm, vma: Vma, start: int, end: int) -> None:
         """MADV_COLD: pages that only this task maps look unused."""
@@ -348,8 +349,8 @@ class VmaPages:
     def lazy_free(self, mm: Mm, vma: Vma, start: int, end: int) -> None:
         """MADV_FREE: anonymous pages may be dropped until they are written again; what is swapped out goes at once."""
         self._drop_swapped(mm, start, end)
+        self._leave_swap_cache(mm, start, end)
         pfns = self._age(mm, vma, start, end, clean=True)
-        pfns = pfns[self._pages.flags[pfns] & np.uint32(1 << PG_SWAPCACHE) == 0]
         self._pages.flags[pfns] &= ~np.uint32(1 << PG_DIRTY)
         self._lru.batch(LAZYFREE, pfns)
 
@@ -364,6 +365,14 @@ class VmaPages:
                 found.append(np.array([self._pfn(slot)], dtype=np.int64))
         self._mmu.flush_range(mm.id, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
         return np.concatenate(found)
+
+    def _leave_swap_cache(self, mm: Mm, start: int, end: int) -> None:
+        """Take the swap slots away from pages that only this task maps and that nothing in swap refers to."""
+        pfns = self._ptes.pages_of(self._rows(mm, start, end)[0])
+        cached = self._pages.flags[pfns] & np.uint32(1 << PG_SWAPCACHE) != 0
+        alone = pfns[cached & (self._pages.mapcount[pfns] == 1)]
+        if len(alone):
+            self._services.free_swap_cache(alone)
 
     def _drop_swapped(self, mm: Mm, start: int, end: int) -> None:
         """Give swap entries of a range back."""

@@ -57,8 +57,7 @@ def cmdline(kernel: Kernel) -> str:
 
 def idle_ns(kernel: Kernel, cpu: int) -> int:
     """Model time in which a CPU ran no task."""
-    busy = sum(task.utime_ns + task.stime_ns for task in kernel.tasks if task.cpu == cpu)
-    return max(0, kernel.clock.now - busy)
+    return max(0, kernel.clock.now - sum(kernel.tasks.cpu_times(cpu)))
 
 
 @proc.file("uptime")
@@ -97,8 +96,7 @@ def stat(kernel: Kernel) -> Iterator[str]:
 
 def _cpu_ticks(kernel: Kernel, cpu: int) -> list[int]:
     """user, nice, system, idle, iowait, irq, softirq, steal, guest, guest_nice."""
-    user = sum(task.utime_ns for task in kernel.tasks if task.cpu == cpu) // NS_PER_TICK
-    system = sum(task.stime_ns for task in kernel.tasks if task.cpu == cpu) // NS_PER_TICK
+    user, system = (ns // NS_PER_TICK for ns in kernel.tasks.cpu_times(cpu))
     return [user, 0, system, idle_ns(kernel, cpu) // NS_PER_TICK, 0, 0, 0, 0, 0, 0]
 
 

@@ -63,11 +63,11 @@ def nr_hugepages_store(kernel: Any, pool: str, text: str) -> Steps[int]:
     return (yield from _resize(kernel, _pool(kernel, pool), text, None))
 
 
-def _resize(kernel: Any, pool: Pool, text: str, nid: int | None) -> Steps[int]:
+def _resize(kernel: Any, pool: Pool, text: str, nid: int | None, *, by_policy: bool = False) -> Steps[int]:
     data = kstrtox.to_bytes(one_page(text))
     if data:
         count = kstrtox.kstrtoul(data, 10, kernel.hugetlb.long_bits)
-        yield from kernel.hugetlb.resize_steps(pool, count, nid)
+        yield from kernel.hugetlb.resize_steps(pool, count, nid, by_policy=by_policy)
     return len(data)
 
 
@@ -108,7 +108,14 @@ def surplus_hugepages(kernel: Any, pool: str) -> str:
 
 
 nr_hugepages_mempolicy = File(0o644, sysfs.size, nr_hugepages.show, exists=lambda kernel, _pool: kernel.hugetlb.numa)
-nr_hugepages_mempolicy.store(nr_hugepages_store)
+
+
+@nr_hugepages_mempolicy.store
+def nr_hugepages_mempolicy_store(kernel: Any, pool: str, text: str) -> Steps[int]:
+    """Resize the pool on the nodes of the writer's policy. EINVAL, ERANGE."""
+    return (yield from _resize(kernel, _pool(kernel, pool), text, None, by_policy=True))
+
+
 sysfs.add(f"{POOL}/nr_hugepages_mempolicy", nr_hugepages_mempolicy)
 
 

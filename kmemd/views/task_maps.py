@@ -19,6 +19,8 @@ from kmemd.views.tree import Caller, proc
 NAME_COLUMN = {"x86_64": 72, "i386": 48}
 NO_DEVICE = "00:00"
 SPECIAL = ("[vvar]", "[vdso]")
+LINK_MODE = 0o400
+"""Of files that were opened for reading, as those of programs are."""
 
 
 def mangle(path: str, escaped: str) -> str:
@@ -109,6 +111,9 @@ def map_file(kernel: Kernel, pid: int, bounds: str, caller: Caller) -> str:
     if vma is None or vma.file is None:
         raise KernelError(errno.ENOENT, f"process {pid} maps no file at {bounds}")
     return vma.file.name
+
+
+map_file.mode = LINK_MODE
 
 
 @proc.keys(f"{PROC}/map_files/{{range}}", has=_has_range, caller=True)

@@ -22,6 +22,7 @@ STATES = {"R": "R (running)", "S": "S (sleeping)", "D": "D (disk sleep)", "I": "
 ALL_CAPABILITIES = 0x1FFFFFFFFFF
 SIGCHLD = 17
 NO_ADDRESSES = [0] * 7
+ALL_SIGNALS, OLD_SIGNALS = (1 << 64) - 1, (1 << 31) - 1
 
 
 def text_pages(mm: Mm) -> int:
@@ -41,22 +42,22 @@ def _rss(kernel: Kernel, task: Task) -> tuple[int, int, int]:
 
 def _minor_faults(kernel: Kernel, task: Task) -> int:
     """Faults that needed no I/O: those of the address space are counted in the core."""
-    own = int(kernel.mmu.faults_of[task.mm.id]) - task.maj_flt if task.mm is not None else 0
-    return task.min_flt + max(own, 0)
+    return task.minor_faults(int(kernel.mmu.faults_of[task.mm.id]) if task.mm is not None else 0)
 
 
 @task_file("stat", caller=True)
 def stat(kernel: Kernel, task: Task, caller: Caller) -> str:
     """52 numbers in one line; addresses for those alone who may look into the task's memory."""
     mm, permitted = task.mm, may_ptrace(task, caller)
-    fields = [task.ppid, 0, 0, 0, -1, task.flags, _minor_faults(kernel, task), 0, task.maj_flt, 0]
-    fields += [task.utime_ns // NS_PER_TICK, task.stime_ns // NS_PER_TICK, 0, 0]
+    fields = [task.ppid, 0, 0, 0, -1, task.flags]
+    fields += [_minor_faults(kernel, task), task.cmin_flt, task.maj_flt, task.cmaj_flt]
+    fields += [ns // NS_PER_TICK for ns in (task.utime_ns, task.stime_ns, task.cutime_ns, task.cstime_ns)]
     fields += [20 + task.nice, task.nice, 1, 0, task.start_ns // NS_PER_TICK]
     fields += [mm.total_vm << PAGE_SHIFT if mm is not None else 0, sum(_rss(kernel, task))]
     fields += [kernel.user.rlimits.soft(task, RLIMIT_RSS), *_code(mm, permitted=permitted)]
-    fields += [0, 0, 0, 0, 0, 0, 0, 0, 0]
+    fields += [0, 0, *(mask & OLD_SIGNALS for mask in _signals(task)), int(permitted and task.state != "R"), 0, 0]
     fields += [SIGCHLD if not task.is_kthread else 0, task.cpu, 0, 0, 0, 0, 0]
-    fields += _addresses(task, mm) if mm is not None and permitted else NO_ADDRESSES
+    fields += _addresses(mm) if mm is not None and permitted else NO_ADDRESSES
     return f"{task.pid} ({task.comm}) {task.state} " + " ".join(map(str, fields)) + " 0\n"
 
 
@@ -67,10 +68,16 @@ def _code(mm: Mm | None, *, permitted: bool) -> tuple[int, int, int]:
     return (mm.start_code, mm.end_code, mm.start_stack) if permitted else (1, 1, 0)
 
 
-def _addresses(task: Task, mm: Mm) -> list[int]:
+def _addresses(mm: Mm) -> list[int]:
     """start_data, end_data, start_brk, arg_start, arg_end, env_start, env_end."""
-    arg_end = mm.arg_start + sum(len(argument) + 1 for argument in task.argv)
-    return [mm.start_data, mm.end_data, mm.start_brk, mm.arg_start, arg_end, arg_end, mm.env_end]
+    return [mm.start_data, mm.end_data, mm.start_brk, mm.arg_start, mm.arg_end, mm.env_start, mm.env_end]
+
+
+def _signals(task: Task) -> tuple[int, int, int, int]:
+    """Signals that are pending for the thread alone, blocked, ignored and caught. Kernel threads ignore all."""
+    if task.is_kthread:
+        return 0, 0, ALL_SIGNALS, 0
+    return 0, 0, task.signals.mask(Action.IGNORE), task.signals.mask(Action.CATCH)
 
 
 @task_file("statm")
@@ -91,13 +98,13 @@ def status(kernel: Kernel, task: Task) -> Iterator[str]:
     yield f"Name:\t{name}\nUmask:\t0022\nState:\t{STATES[task.state]}\nTgid:\t{task.tgid}\nNgid:\t0\n"
     yield f"Pid:\t{task.pid}\nPPid:\t{task.ppid}\nTracerPid:\t0\n"
     yield "Uid:" + f"\t{task.uid}" * 4 + "\nGid:" + f"\t{task.gid}" * 4 + "\n"
-    yield "FDSize:\t64\nGroups:\t \n"
+    yield f"FDSize:\t{kernel.machine.long_bits}\nGroups:\t \n"
     if task.mm is not None:
         yield from _memory(kernel, task, task.mm)
     yield f"Threads:\t1\nSigQ:\t0/{kernel.user.rlimits.soft(task, RLIMIT_SIGPENDING)}\n"
-    pending = 1 << task.killed - 1 if task.killed else 0
-    ignored, caught = (task.signals.mask(action) for action in (Action.IGNORE, Action.CATCH))
-    masks = {"SigPnd": 0, "ShdPnd": pending, "SigBlk": 0, "SigIgn": ignored, "SigCgt": caught}
+    pending, blocked, ignored, caught = _signals(task)
+    shared = 1 << task.killed - 1 if task.killed else 0
+    masks = {"SigPnd": pending, "ShdPnd": shared, "SigBlk": blocked, "SigIgn": ignored, "SigCgt": caught}
     for name, mask in masks.items():
         yield f"{name}:\t{mask:016x}\n"
     capabilities = ALL_CAPABILITIES if task.uid == 0 else 0

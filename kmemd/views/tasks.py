@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from kmemd.errors import KernelError
 from kmemd.kernel import Kernel
+from kmemd.mm.exec import ENVIRONMENT
 from kmemd.mm.oom_score import oom_score
 from kmemd.mm.rlimit import SHOWN
 from kmemd.mm.sched import USER_HZ, Task
@@ -21,7 +22,7 @@ from kmemd.views.tree import Caller, proc
 
 # include/uapi/linux/auxvec.h
 AT_PAGESZ, AT_BASE, AT_FLAGS, AT_UID, AT_EUID, AT_GID, AT_EGID = 6, 7, 8, 11, 12, 13, 14
-AT_CLKTCK, AT_SECURE, AT_EXECFN, AT_SYSINFO_EHDR = 17, 23, 31, 33
+AT_PLATFORM, AT_CLKTCK, AT_SECURE, AT_RANDOM, AT_EXECFN, AT_SYSINFO_EHDR = 15, 17, 23, 25, 31, 33
 OUTSIDE = ".outside"
 OWN = ("exe", "cwd", "root", "fd", "fdinfo", "net", "ns", "uid_map", "gid_map", "setgroups")
 """What only the host knows of a visitor; its network, too, stays the host's."""
@@ -41,6 +42,9 @@ def _has_pid(kernel: Kernel, text: str, caller: Caller) -> int | None:
 def pids(kernel: Kernel) -> Iterable[int]:
     """All tasks."""
     return kernel.tasks.pids()
+
+
+proc.dir(PROC).owner = lambda kernel, pid, *rest: task_of(kernel, pid).uid
 
 
 @proc.keys(THREAD)
@@ -69,7 +73,7 @@ def cmdline(kernel: Kernel, task: Task) -> bytes:
 @task_file("environ", 0o400, private=True)
 def environ(kernel: Kernel, task: Task) -> bytes:
     """The environment that the kernel gave init, which the others inherit."""
-    return b"" if task.is_kthread else b"HOME=/\0TERM=linux\0"
+    return b"".join(word.encode() + b"\0" for word in ENVIRONMENT) if task.mm is not None else b""
 
 
 @task_file("auxv", 0o400, private=True)
@@ -84,7 +88,8 @@ def auxv(kernel: Kernel, task: Task) -> bytes:
     vdso = next((vma.start for vma in mm.vmas if vma.name == "[vdso]"), 0)
     ids = ((AT_UID, task.uid), (AT_EUID, task.uid), (AT_GID, task.gid), (AT_EGID, task.gid), (AT_SECURE, 0))
     sizes = ((AT_PAGESZ, PAGE_SIZE), (AT_CLKTCK, USER_HZ), (AT_BASE, 0), (AT_FLAGS, 0))
-    pairs = [(AT_SYSINFO_EHDR, vdso), *sizes, *ids, (AT_EXECFN, mm.env_end), (0, 0)]
+    strings = ((AT_RANDOM, mm.random), (AT_EXECFN, mm.env_end), (AT_PLATFORM, mm.platform))
+    pairs = [(AT_SYSINFO_EHDR, vdso), *sizes, *ids, *strings, (0, 0)]
     width = kernel.layout.pointer_size
     return b"".join(number.to_bytes(width, "little") for pair in pairs for number in pair)
 
@@ -111,6 +116,14 @@ def mountinfo(kernel: Kernel, task: Task) -> Iterator[str]:
         parent = 1 if number > 1 else 0
         super_options = f"rw,{rest}" if rest else "rw"
         yield f"{number} {parent} 0:{number + 1} / {point} {flags} - {kind} {device} {super_options}\n"
+
+
+@task_file("mountstats", 0o400, thread=False)
+def mountstats(kernel: Kernel, task: Task) -> Iterator[str]:
+    """What is mounted, in words."""
+    for line in mount_lines(kernel):
+        device, point, kind = line.split()[:3]
+        yield f"device {device} mounted on {point} with fstype {kind}\n"
 
 
 @task_file("limits")
@@ -147,13 +160,7 @@ def personality(kernel: Kernel, task: Task) -> str:
     return "00000000\n"
 
 
-@task_file("wchan")
-def wchan(kernel: Kernel, task: Task) -> str:
-    """Where a task sleeps; 0 for one that runs or does not tell."""
-    return "0"
-
-
-@task_file("arch_status", thread=False)
+@task_file("arch_status")
 def arch_status(kernel: Kernel, task: Task) -> str:
     """Nothing: no modelled CPU has AVX-512."""
     return ""
@@ -172,6 +179,8 @@ task_link("root", lambda kernel, task: "/")
 for _path in (PROC, THREAD):
     proc.dir(f"{_path}/fd", 0o500).exists = is_task
     proc.dir(f"{_path}/fdinfo", 0o555).exists = is_task
+    proc.dir(f"{_path}/net", 0o555).exists = is_task
+    proc.dir(f"{_path}/ns", 0o511).exists = is_task
 
 
 def _has_outside(kernel: Kernel, text: str) -> str | None:

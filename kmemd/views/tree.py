@@ -81,7 +81,8 @@ class Entry:
     """A declared directory entry: the last component's owner is its parent ``Directory``.
 
     ``length(kernel, *parameters)`` gives a true st_size, for programs that map the file;
-    ``may_open(kernel, *parameters, caller)`` raises what an open gets that the mode allows.
+    ``may_open(kernel, *parameters, caller)`` raises what an open gets that the mode allows;
+    ``owner(kernel, *parameters)`` is the user whose it is, with all below it: root's without.
     """
 
     mode: int
@@ -89,6 +90,7 @@ class Entry:
     exists: Callable[..., bool] | None = field(default=None, kw_only=True)
     length: Callable[..., int] | None = field(default=None, kw_only=True)
     may_open: Callable[..., None] | None = field(default=None, kw_only=True)
+    owner: Callable[..., int] | None = field(default=None, kw_only=True)
 
 
 @dataclass
@@ -349,6 +351,11 @@ class Node:
     path: str
     entry: Entry
     parameters: tuple[Any, ...] = ()
+    owner: Callable[..., int] | None = None
+
+    def below(self, name: str, entry: Entry, parameters: tuple[Any, ...]) -> Node:
+        """An entry of this directory."""
+        return Node(f"{self.path.rstrip('/')}/{name}", entry, parameters, entry.owner or self.owner)
 
     @property
     def is_dir(self) -> bool:
@@ -373,15 +380,18 @@ class Namespace:
         directory = node.entry
         if not isinstance(directory, Directory):
             raise KernelError(errno.ENOTDIR, f"{node.path} is not a directory")
-        path = f"{node.path.rstrip('/')}/{name}"
         entry = directory.names.get(name)
         if entry is not None and self._exists(entry, node.parameters):
-            return Node(path, entry, node.parameters)
+            return node.below(name, entry, node.parameters)
         for pattern in directory.patterns:
             key = pattern.match(self.kernel, node.parameters, name, caller)
             if key is not None and self._exists(pattern.entry, (*node.parameters, key)):
-                return Node(path, pattern.entry, (*node.parameters, key))
-        raise KernelError(errno.ENOENT, f"{path} does not exist")
+                return node.below(name, pattern.entry, (*node.parameters, key))
+        raise KernelError(errno.ENOENT, f"{node.path.rstrip('/')}/{name} does not exist")
+
+    def owner(self, node: Node) -> int:
+        """The user whose an entry is."""
+        return node.owner(self.kernel, *node.parameters) if node.owner is not None else 0
 
     def _exists(self, entry: Entry, parameters: tuple[Any, ...]) -> bool:
         return entry.exists is None or entry.exists(self.kernel, *parameters)
@@ -391,17 +401,16 @@ class Namespace:
         directory = node.entry
         if not isinstance(directory, Directory):
             raise KernelError(errno.ENOTDIR, f"{node.path} is not a directory")
-        base = node.path.rstrip("/")
         for name, entry in directory.names.items():
             if self._exists(entry, node.parameters):
-                yield Node(f"{base}/{name}", entry, node.parameters)
+                yield node.below(name, entry, node.parameters)
         for pattern in directory.patterns:
             if pattern.keys is None:
                 continue
             for key in pattern.keys(self.kernel, *node.parameters):
                 parameters = (*node.parameters, key)
                 if self._exists(pattern.entry, parameters):
-                    yield Node(f"{base}/{pattern.name(key)}", pattern.entry, parameters)
+                    yield node.below(pattern.name(key), pattern.entry, parameters)
 
     def lookup(self, path: str, caller: Caller = Caller()) -> Node:
         """The node at an absolute path, links followed. ENOENT, ENOTDIR, ELOOP."""

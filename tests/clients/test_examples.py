@@ -70,8 +70,41 @@ def test_watch_zone_fill(command_path: str) -> None:
     assert "page allocation failure" in output
 
 
+def test_copy_on_write(command_path: str) -> None:
+    _, alone, forked, written, ended = run_example("copy-on-write.sh", command_path).split("== ")
+    free = [int(re.search(r"MemFree: +(\d+)", part)[1]) for part in (alone, forked, written)]  # type: ignore[index]
+    assert free[0] - free[1] < 1024, "a fork copies page tables, not pages"
+    assert free[1] - free[2] > 16_000
+    assert re.search(r"^child +65556 +32778 +0 +65556$", forked, re.MULTILINE)
+    assert re.search(r"^child +65556 +40970 +16384 +49172$", written, re.MULTILINE)
+    assert "4096 pages copied" in written
+    assert "0 pages copied, 16384 pages reused" in ended
+
+
+def test_swap_out(command_path: str) -> None:
+    _, fresh, out, clean, back, areas = run_example("swap-out.sh", command_path).split("== ")
+    resident = [int(re.search(r"VmRSS:\s+(\d+)", part)[1]) for part in (fresh, out, clean, back)]  # type: ignore[index]
+    assert resident[0] > 65000 > 20000 > resident[3] > 16000 > 100 > max(resident[1:3])
+    assert re.search(r"SwapCached: +65536 kB", out)
+    assert "pswpout 16384\n" in out
+    assert "pswpout 16384\n" in clean, "clean pages are not written again"
+    assert re.search(r"SwapCached: +0 kB", clean)
+    assert re.search(r"n=4096 faults=4096 major=51\d ", back)
+    assert re.search(r"^Swap: +49152 kB", areas, re.MULTILINE)
+
+
+def test_out_of_memory(command_path: str) -> None:
+    _, before, after, log = run_example("out-of-memory.sh", command_path).split("== ")
+    names = [re.findall(r"^(\w+) +pid ", part, re.MULTILINE) for part in (before, after)]
+    assert names == [["web", "batch", "database"], ["web", "database"]]
+    assert "oom_kill 1\n" in after
+    assert "web invoked oom-killer" in log
+    assert re.search(r"Out of memory: Killed process \d+ \(batch\)", log)
+
+
 def test_demo(command_path: str) -> None:
     output = run_example("demo.sh", command_path)
     assert "unreferenced object" in output
-    assert "SwapTotal" in output
+    assert "pages reused" in output
+    assert re.search(r"^swap_reads [1-9]", output, re.MULTILINE)
     assert output.endswith("ok\n")

@@ -159,3 +159,35 @@ def test_blocks() -> None:
     ]
     assert Block("== /proc/self/maps").is_maps
     assert normal("7f7632628000 default anon=1 N0=1") == "ADDRESS default anon=1 N0=1"
+
+
+@pytest.mark.parametrize("machine", ["x86_64-600M-1cpu", "x86_64-4node-4G-8cpu"])
+def test_a_pool_of_which_half_is_nothing(machine: str) -> None:
+    """One page is wanted: half of them is none, and nothing is touched."""
+    text = (
+        "== /proc/meminfo\nHugePages_Total:       0\n-- mmap 1 huge pages: ok errno 0\n"
+        "== /proc/meminfo\nHugePages_Total:       1\nHugePages_Rsvd:        1\nHugePages_Surp:        1\n"
+        "-- touched half\n== /proc/meminfo\nHugePages_Free:        1\n"
+        "7feb22600000-7feb22800000 rw-p 00000000 00:0c 4645                       /anon_hugepage (deleted)\n"
+        "Private_Hugetlb:       0 kB\n== /proc/self/status\nHugetlbPages:\t       0 kB\n"
+        "-- unmapped\n== /proc/meminfo\nHugePages_Total:       0\n"
+    )
+    cases = cases_of(Path(machine) / "uo_hugetlb_1_of_0_surplus1", {"uo_hugetlb_1_of_0_surplus1": text})
+    assert [case.name.partition(": ")[2] for case in cases if case.passed and "meminfo" in case.name]
+    assert not [case for case in cases if "cannot be compared" in case.detail]
+    assert not [case for case in cases if not case.passed and "rw-p" not in case.name]
+
+
+def test_a_file_that_is_no_text_and_a_scenario_without_sense_are_failures(tmp_path: Path) -> None:
+    folder = tmp_path / "process" / "x86_64-1G-2cpu"
+    folder.mkdir(parents=True)
+    (folder / "uo_errs").write_bytes(b"\xff\xfe\x00")
+    (folder / "uo_anon_x").write_text("-- mapped\n")
+    (folder / "uo_new_3").write_text("anything\n")
+    (folder / "uo_maxmap").write_text("65521 mappings, errno 12\n")
+    cases = list(process.run(tmp_path / "process"))
+    assert {case.name for case in cases if case.passed} == {
+        "uo_maxmap: 65521 mappings, errno 12",
+        "uo_anon_x: -- mapped",
+    }
+    assert {case.name.partition(":")[0].split()[0] for case in cases if not case.passed} >= {"uo_errs", "uo_new_3"}

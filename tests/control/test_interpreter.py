@@ -242,7 +242,7 @@ def test_processes(system: System) -> None:
 
 
 def test_help_and_printk(system: System) -> None:
-    assert system.command("help").splitlines()[0].startswith("alloc_pages ")
+    assert system.command("help").splitlines()[1].startswith("alloc_pages ")
     assert system.command("help free_pages").startswith("free_pages [PAGES] ")
     assert failure(system, "help free_page").reason.endswith("(did you mean free_pages?)")
     seq = int(words(system.command("printk step   two # not this"))["seq"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kmemd import System
+from kmemd import KernelError, System
 
 CAPTURES = Path(__file__).parents[1] / "captures" / "linux-6.1"
 PROCESS = CAPTURES / "process"
@@ -341,3 +341,95 @@ def test_words_that_are_wrong(shared: Process) -> None:
         "mlockall p MCL_X",
     ):
         assert shared.errno(line) in (errno.EINVAL, errno.ENOENT), line
+
+
+@pytest.fixture(params=["default", "highmem"])
+def system(request: pytest.FixtureRequest) -> System:
+    """A machine with a process ``p``."""
+    system = System.boot(request.param, seed=1)
+    system.command("p = spawn p")
+    return system
+
+
+def refusal(system: System, line: str) -> int:
+    """The errno of a command."""
+    with pytest.raises(KernelError) as caught:
+        system.command(line)
+    return caught.value.errno
+
+
+def test_what_a_file_does_not_allow(system: System) -> None:
+    for line in ("create /mnt/f 1M", "create /tmp/f 64K", "mkswap /mnt/f"):
+        system.command(line)
+    shared = "flags=MAP_SHARED"
+    assert refusal(system, f"mmap p 64K file=/tmp/f {shared} open=r") == errno.EACCES
+    assert refusal(system, f"mmap p 64K file=/tmp/f {shared} offset=0x7ffffffffffff000") == errno.EOVERFLOW
+    system.command("swapon /mnt/f")
+    assert refusal(system, f"mmap p 64K file=/mnt/f {shared}") == errno.ETXTBSY
+    system.command(f"m = mmap p 64K file=/mnt/f {shared} prot=r open=r")
+    assert refusal(system, "mprotect p m 4K rw") == errno.EACCES
+    assert refusal(system, "madvise p m 4K MADV_REMOVE") == errno.EACCES
+    assert "mr me ms" in system.read(f"/proc/{system.kernel.handles['p'].pid}/smaps").decode()
+
+
+def test_ext2_has_no_fallocate(system: System) -> None:
+    system.command("create /mnt/f 64K")
+    system.command("m = mmap p 64K file=/mnt/f flags=MAP_SHARED")
+    system.command("access p m 64K w")
+    assert refusal(system, "madvise p m 64K MADV_REMOVE") == errno.EOPNOTSUPP
+    assert refusal(system, "fallocate /mnt/f 0 4K") == errno.EOPNOTSUPP
+    assert refusal(system, "fallocate /mnt/f 0 4K mode=punch_hole") == errno.EOPNOTSUPP
+    assert "pages=16" in system.command("fincore /mnt/f")
+    system.check()
+
+
+def test_mremap_says_once_that_private_memory_has_no_second_place(system: System) -> None:
+    system.command("m = mmap p 4K")
+    for _ in range(2):
+        assert refusal(system, "mremap p m 0 4K flags=MREMAP_MAYMOVE") == errno.EINVAL
+    said = [record.text for record in system.kernel.printk.since(0) if "attempted to duplicate" in record.text]
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "number"),
+    [("madvise", errno.EINVAL), ("mprotect", errno.ENOMEM), ("msync", errno.ENOMEM), ("mlock", errno.EINVAL)],
+)
+def test_a_range_that_wraps_around(system: System, line: str, number: int) -> None:
+    last = 0xFFFFFFFF_FFFFF000 if system.kernel.machine.arch == "x86_64" else 0xFFFFF000
+    rest = {"madvise": " MADV_DONTNEED", "mprotect": " r"}.get(line, "")
+    assert refusal(system, f"{line} p {last:#x} 4K{rest}") == number
+
+
+def test_lazy_free_of_pages_that_a_child_has_too(system: System) -> None:
+    """Only a dirty page, or one in the swap cache, must be the task's alone (``madvise_free_pte_range``)."""
+    system.command("m = mmap p 60K")
+    system.command("access p m 60K w")
+    system.command("q = fork p")
+    system.command("madvise p m 60K MADV_FREE")
+
+    def lazy(name: str) -> str:
+        text = system.read(f"/proc/{system.kernel.handles[name].pid}/smaps_rollup").decode()
+        found = re.search(r"LazyFree:\s+(\d+)", text)
+        assert found is not None
+        return found[1]
+
+    assert (lazy("p"), lazy("q")) == ("60", "0")  # the child's entries are dirty still
+    system.command("exit q")
+    assert lazy("p") == "60"
+    system.command("access p m 4K w")
+    assert lazy("p") == "56"
+    system.check()
+
+
+def test_a_program_starts_at_fixed_addresses_too(system: System) -> None:
+    system.write("/proc/sys/kernel/randomize_va_space", "0")
+    system.command("q = spawn q")
+    maps = [line.split() for line in system.read(f"/proc/{system.kernel.handles['q'].pid}/maps").decode().splitlines()]
+    places = {words[-1]: words[0] for words in maps if len(words) == 6}
+    if system.kernel.machine.arch == "x86_64":
+        assert places["[stack]"].endswith("-7ffffffff000")
+        assert places["[vdso]"] == "7ffff7ffe000-7ffff7fff000"
+    else:
+        assert places["[stack]"].endswith("-bffff000")
+    system.check()

@@ -470,3 +470,113 @@ def test_pages_that_are_being_written_are_waited_for(system: System) -> None:
     assert say(system, "mbind p m 8M MPOL_BIND 1 flags=MPOL_MF_MOVE")["moved"] == "16"
     assert vmstat(system)["nr_writeback"] == 0
     system.check()
+
+
+def tables_kb(system: System) -> list[int]:
+    texts = (system.read(f"/sys/devices/system/node/node{nid}/meminfo").decode() for nid in (0, 1))
+    return [int(re.search(r"PageTables: +(\d+)", text)[1]) for text in texts]
+
+
+def test_page_tables_are_where_the_policy_of_the_task_wants_them(system: System) -> None:
+    """alloc_pages follows the policy of whoever executes, whatever it is for."""
+    system.command("t = mmap p 64M")
+    system.command("madvise p t 64M MADV_NOHUGEPAGE")
+    before = tables_kb(system)
+    system.command("set_mempolicy p MPOL_BIND 1")
+    system.command("access p t 32M w")
+    after = tables_kb(system)
+    assert after[0] == before[0]
+    assert after[1] - before[1] in range(64, 76, 4)
+    system.command("set_mempolicy p MPOL_INTERLEAVE 0,1")
+    system.command("access p t+32M 32M w")
+    assert [b - a for a, b in zip(after, tables_kb(system), strict=True)] == [32, 32]
+    system.check()
+
+
+def test_a_pool_is_resized_on_the_nodes_of_the_writer(system: System) -> None:
+    def pages() -> list[str]:
+        place = "hugepages/hugepages-2048kB/nr_hugepages"
+        return [system.read(f"/sys/devices/system/node/node{nid}/{place}").decode().strip() for nid in (0, 1)]
+
+    task = system.kernel.tasks.current()
+    assert task is not None
+    system.write("/proc/sys/vm/nr_hugepages", "8")
+    assert pages() == ["4", "4"]
+    if task.mm is None:
+        pytest.skip("who writes has no memory, and so no policy")
+    system.command(f"set_mempolicy {task.pid} MPOL_BIND 1")
+    system.write("/proc/sys/vm/nr_hugepages_mempolicy", "12")
+    assert pages() == ["4", "8"]
+    system.write("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages_mempolicy", "14")
+    assert pages() == ["4", "10"]
+    system.write("/proc/sys/vm/nr_hugepages", "16")
+    assert sum(map(int, pages())) == 16
+    assert pages()[0] == "5"
+    system.check()
+
+
+def test_hints_bring_the_memory_to_the_task() -> None:
+    """With numa_balancing=enable pages that lie on another node are marked, found again, and moved."""
+    system = System.boot("two-node", cmdline="numa_balancing=enable")
+    prepare(system)
+    system.command("mbind p m 8M MPOL_BIND 1")
+    system.command("access p m 8M w")
+    system.command("mbind p m 8M MPOL_DEFAULT")
+    before = vmstat(system)
+    for _ in range(20):
+        system.command("access p m 8M w n=2000000 pattern=random")
+        system.advance(1)
+    changed = moved(before, vmstat(system))
+    names = ("numa_pte_updates", "numa_hint_faults", "numa_pages_migrated", "pgmigrate_success")
+    found = changed["numa_hint_faults"]
+    assert 2048 - 15 < found <= 2048  # pages in a batch for the LRU lists have another reference
+    assert [changed[name] for name in names] == [found] * 4
+    assert f"numa_hint_faults {found}\n" in system.read("/kmemd/translation").decode()
+    assert nodes(system, 1000).count(0) > 1000 - 15
+    system.check()
+
+
+def pool_figures(system: System) -> list[tuple[int, int]]:
+    """Huge pages of each node, and those of them that are free."""
+    place = "/sys/devices/system/node/node{}/hugepages/hugepages-2048kB/{}"
+    names = ("nr_hugepages", "free_hugepages")
+    return [tuple(int(system.read(place.format(nid, name))) for name in names) for nid in (0, 1)]
+
+
+@pytest.mark.parametrize("flags", ["MAP_PRIVATE", "MAP_SHARED"])
+def test_pages_of_a_pool_move(system: System, flags: str) -> None:
+    """A free page of the pool takes their place, and they are free then."""
+    system.write("/proc/sys/vm/nr_hugepages", "8")
+    system.command(f"h = mmap p 8M flags={flags}|MAP_ANONYMOUS|MAP_HUGETLB")
+    system.command("access p h 4M w")
+    system.command("write p h+2097229 moved")
+    before = vmstat(system)
+    assert pool_figures(system) == [(4, 2), (4, 4)]
+    system.command("mbind p h 8M MPOL_BIND 1 flags=MPOL_MF_MOVE|MPOL_MF_STRICT")
+    assert pool_figures(system) == [(4, 4), (4, 2)]
+    assert moved(before, vmstat(system))["pgmigrate_success"] == 1024
+    assert nodes(system, 1, "h") == [1]
+    assert "moved" in system.command("read p h+2097229")
+    system.check()
+    system.command("access p h+4M 4M w")
+    assert pool_figures(system) == [(4, 4), (4, 0)]
+    system.command("migrate_pages p 1 0")
+    assert pool_figures(system) == [(4, 0), (4, 4)]
+    system.check()
+    system.command("exit p")
+    assert pool_figures(system) == [(4, 4), (4, 4)]
+    system.check()
+
+
+def test_without_a_free_page_the_pool_moves_along(system: System) -> None:
+    """A page of the page allocator takes the place of one that goes back there; the pool has as many as before."""
+    system.write("/sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages", "2")
+    system.command("h = mmap p 4M flags=MAP_PRIVATE|MAP_ANONYMOUS|MAP_HUGETLB")
+    system.command("access p h 4M w")
+    system.command("migrate_pages p 0 1")
+    assert pool_figures(system) == [(0, 0), (2, 0)]
+    assert nodes(system, 1, "h") == [1]
+    system.check()
+    system.command("exit p")
+    assert pool_figures(system) == [(0, 0), (2, 2)]
+    system.check()

@@ -13,6 +13,7 @@ from kmemd.machine import Machine
 from kmemd.mm import mman
 from kmemd.mm.mm_types import Mm, Vma
 from kmemd.mm.mmap_region import Request
+from kmemd.steps import finish
 
 MIB = 1 << 20
 RW = mman.PROT_READ | mman.PROT_WRITE
@@ -30,6 +31,8 @@ class Process:
     comm: str = "test"
     uid: int = 0
     killed: int = 0
+    utime_ns: int = 0
+    stime_ns: int = 0
     oom_victim: bool = False
     rlimits: dict[int, tuple[int, int]] = field(default_factory=dict)
 
@@ -58,7 +61,7 @@ class HugeMachine:
     def fork(self, parent: Process) -> Process:
         """A child with a copy of the address space."""
         self._pids += 1
-        return Process(self._pids, self.user.mms.dup(parent.mm))
+        return Process(self._pids, finish(self.user.mms.dup(parent)))
 
     def exit(self, process: Process) -> None:
         """End a process."""

@@ -116,7 +116,7 @@ def test_code_shows_64_bytes_around_the_access() -> None:
 def test_a_non_canonical_address_is_another_trap() -> None:
     harness = Harness()
     harness.deliver(SIGSEGV, SI_KERNEL, 0x8000_0000_0000_0000)
-    line = "uo[60] general protection fault ip:4016d1 sp:7ffd2352a178 error:0 in uo[401000+7b000]"
+    line = "traps: uo[60] general protection fault ip:4016d1 sp:7ffd2352a178 error:0 in uo[401000+7b000]"
     assert harness.log == [line]
 
 

@@ -20,7 +20,7 @@ def test_the_executing_task_goes_on_and_the_handle_is_gone() -> None:
 
     handles.bind("p", Handle(Kind.TASK, pid=60))
     handles.bind("q", Handle(Kind.TASK, pid=50))
-    assert DoExit(context, handles, exit, lambda task: True)(Task(60, comm="hog", cpu=2))
+    assert DoExit(context, handles, exit, lambda task: True, lambda pid: iter(()))(Task(60, comm="hog", cpu=2))
     assert ran == [(60, 60, "hog", 2)]
     assert (context.pid, context.comm, context.cpu, context.site, context.now) == (50, "sh", 1, 0, 700)
     assert [name for name, _ in handles.items()] == ["q"]
@@ -28,7 +28,7 @@ def test_the_executing_task_goes_on_and_the_handle_is_gone() -> None:
 
 def test_uninterruptible_sleep_puts_it_off() -> None:
     ended: list[int] = []
-    do_exit = DoExit(Context(), Handles(), ended.append, lambda task: task.pid != 61)
+    do_exit = DoExit(Context(), Handles(), ended.append, lambda task: task.pid != 61, lambda pid: iter(()))
     sleepers = [Task(pid, state="D") for pid in (60, 61, 62)]
     assert not any(do_exit(task) for task in sleepers)
     assert not do_exit(sleepers[0])

@@ -188,7 +188,7 @@ def test_msync() -> None:
     file, written = FakeFile(), []
     space = mapped(2)
     space.mmap(4 * PAGE, RW, MAP_SHARED | MAP_FIXED, BASE + 2 * PAGE, file=file, pgoff=10)
-    sync = Msync(lambda file, first, last: written.append((file, first, last))).msync
+    sync = Msync(lambda file, first, last: written.append((file, first, last)), 1 << 64).msync
     task = space.task
     assert refused(sync, task, BASE + 1, PAGE, mman.MS_SYNC) == errno.EINVAL
     assert refused(sync, task, BASE, PAGE, mman.MS_SYNC | mman.MS_ASYNC) == errno.EINVAL

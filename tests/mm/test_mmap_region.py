@@ -141,7 +141,7 @@ def test_rlimit_data_counts_private_writable_memory_and_warns_once() -> None:
     assert refused(space.mmap, PAGE) == errno.ENOMEM
     assert refused(space.mprotect, space.mm.vmas[0].start, PAGE, RW) == errno.ENOMEM
     lines = [record.text for record in space.printk.since(0)]
-    text = "test (7): VmData 12288 exceed data ulimit 8192. Update limits or use boot option ignore_rlimit_data."
+    text = "mmap: test (7): VmData 12288 exceed data ulimit 8192. Update limits or use boot option ignore_rlimit_data."
     assert lines == [text]
 
 

@@ -55,7 +55,7 @@ class Process:
         self.kernel.memory.access(self.task, vpns, op)
 
     def rss(self) -> int:
-        return int(self.kernel.memory.rss(self.mm))
+        return int(self.kernel.mm_counters.rss(self.mm))
 
     def smaps(self, address: int) -> dict[str, str]:
         text = self.system.read(f"/proc/{self.task.pid}/smaps").decode()

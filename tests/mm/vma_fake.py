@@ -23,6 +23,7 @@ from kmemd.mm.rlimit import Rlimits
 from kmemd.mm.rmap import Rmap
 from kmemd.mm.unmapped_area import UnmappedArea, UserLayout
 from kmemd.mm.vma import VmaList
+from kmemd.mm.vma_slab import VmaObjects
 from kmemd.steps import finish
 
 TOTALRAM = 1 << 20
@@ -34,6 +35,7 @@ class FakeFile:
     """A file that maps without ceremony."""
 
     is_hugetlb = False
+    is_device = False
     huge_page_size = 4096
 
     def __init__(self, name: str = "f") -> None:
@@ -85,9 +87,8 @@ class FakeMemory:
     def prepare_anon(self, mm: Mm, vma: Vma) -> None:
         self.rmap.prepare(mm, vma)
 
-    def unlink_anon(self, mm: Mm, vma: Vma) -> None:
-        self.rmap.unlink(mm, vma)
-        self.rmap.link(mm, vma)
+    def unlink_anon(self, vma: Vma) -> None:
+        self.rmap.unlink_anon([vma])
 
     def change_protection(self, mm: Mm, vma: Vma, start: int, end: int) -> None:
         self.calls.append(("protect", start, end, vma.flags & VM_ACCESS_FLAGS))
@@ -136,7 +137,7 @@ class Space:
         context = Context()
         self.printk = Printk(context)
         nothing: Any = None
-        self.rmap = Rmap(nothing, nothing, [], nothing, nothing)
+        self.rmap = Rmap(nothing, nothing, [], nothing, nothing, VmaObjects(nothing, nothing))
         self.memory = FakeMemory(self.rmap)
         self.vmas = VmaList(self.rmap, lambda: self.settings.max_map_count, self.memory.split_huge)
         self.files: list[Any] = []
@@ -147,6 +148,7 @@ class Space:
             map_file=lambda mm, vma: None,
             align=lambda file: self.align,
             enter=lambda mm, vma: None,
+            is_swapfile=lambda file: False,
         )
         self.spaces = AddressSpaces(
             self.settings,
@@ -170,7 +172,7 @@ class Space:
 
     def _huge_file(self) -> Any:
         return SimpleNamespace(
-            is_hugetlb=True, huge_page_size=2 << 20, link=lambda mm, vma: None, unlink=lambda vma: None
+            is_hugetlb=True, is_device=False, huge_page_size=2 << 20, link=lambda mm, vma: None, unlink=lambda vma: None
         )
 
     def mmap(self, length: int, prot: int = RW, flags: int = ANON, address: int = 0, **rest: Any) -> int:

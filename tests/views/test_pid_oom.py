@@ -6,6 +6,7 @@ import errno
 
 import pytest
 
+from kmemd import System
 from kmemd.errors import KernelError
 from kmemd.kernel import Kernel
 from kmemd.machine import Machine
@@ -71,3 +72,12 @@ def read_status(tree: Namespace) -> dict[str, str]:
     data = tree.open(tree.lookup("/proc/1/status"), USER).read(0, 4096)
     assert data is not None
     return dict(line.split(":\t", 1) for line in data.decode().splitlines())
+
+
+def test_a_thread_has_the_files_of_its_process() -> None:
+    system = System.boot("default", seed=1)
+    system.command("p = spawn worker")
+    pid = system.kernel.handles["p"].pid
+    system.write(f"/proc/{pid}/task/{pid}/oom_score_adj", "500")
+    assert system.read(f"/proc/{pid}/oom_score_adj") == b"500\n"
+    assert system.read(f"/proc/{pid}/task/{pid}/oom_adj") == system.read(f"/proc/{pid}/oom_adj") == b"8\n"
