@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -26,11 +27,12 @@ MACHINE = "laptop"
 FEATURES = "page_owner=on"
 PIECE = 1 << 15
 SPARSE_TOUCHES = 1 << 14
-CALLGRIND_FAULTS = (50_000, 150_000)
+CALLGRIND_FAULTS = (50_000, 250_000)
 CALLGRIND = """
-import sys
+import gc, sys
 from bench.faults import Process
 process = Process("")
+gc.disable()
 process.touch(process.sequential(int(sys.argv[1])))
 """
 
@@ -132,10 +134,13 @@ def callgrind() -> float | None:
     valgrind = shutil.which("valgrind")
     if valgrind is None:
         return None
+    repeatable = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}  # BLAS threads spin while they wait
     counts = []
     for faults in CALLGRIND_FAULTS:
         command = [valgrind, "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable, "-c", CALLGRIND]
-        run = subprocess.run([*command, str(faults)], check=True, capture_output=True, text=True, cwd=HERE.parent)
+        run = subprocess.run(
+            [*command, str(faults)], check=True, capture_output=True, text=True, cwd=HERE.parent, env=repeatable
+        )
         found = re.search(r"Collected : (\d+)", run.stderr)
         assert found is not None, run.stderr
         counts.append(int(found[1]))

@@ -148,6 +148,7 @@ class PageAllocator:
         self._names = tuple(zone.name for zone in nodes[0].zones)
         self._normal = self._names.index("Normal")
         self._next_warning_ns = 0
+        self._wake = memoryview(buddy.kswapd_wake)
         self._plans: dict[tuple[int, int, int, int], tuple[int, int, int, int]] = {}
         self.slow_paths = 0
         self.zonelists = self._build_zonelists()
@@ -344,10 +345,9 @@ class PageAllocator:
 
     def _wake_boosted(self, request: Request) -> None:
         """Wake the kswapd of zones whose watermark was boosted (ZONE_BOOSTED_WATERMARK)."""
-        wake = self._buddy.kswapd_wake
-        if wake.any():
-            for zi in np.flatnonzero(wake).tolist():
-                wake[zi] = 0
+        if any(self._wake):
+            for zi in [zi for zi, boosted in enumerate(self._wake) if boosted]:
+                self._wake[zi] = 0
                 self._relief.wakeup_kswapd(self._zones[zi].nid, 0, self._zones[zi].kind)
 
     # -- slow path ---------------------------------------------------------------------------------------

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-import numpy as np
-
 from kmemd.core import stats
 from kmemd.core.context import Context
 from kmemd.core.mmu import Mmu
@@ -46,8 +44,9 @@ class PageTables:
         self.mmu = mmu
         self._alloc_page = alloc
         self._page_alloc = page_alloc
-        self._pages = pages
-        self._zones = zones
+        self._flags = pages.flags.data  # single items of a memoryview cost a tenth of a numpy scalar
+        self._spans = [(zone.start_pfn, zone.end_pfn, zone.nid) for zone in zones]
+        self._near = self._spans[0]
         self._vmstat = vmstat
         self._context = context
         self._table_site = depot.save(TABLE_FRAMES)
@@ -77,14 +76,14 @@ class PageTables:
         """A zeroed page for a table that is linked, or deposited, later. ENOMEM."""
         pfn = self._alloc(self._table_site)
         if level < COUNTED_LEVELS:
-            self._pages.flags[pfn] |= np.uint32(1 << PG_TABLE)
+            self._flags[pfn] |= 1 << PG_TABLE
             self._vmstat.mod_node(self._nid(pfn), stats.NR_PAGETABLE, 1)
         return pfn
 
     def free_tables(self, pfns: Iterable[int]) -> None:
         """Give unlinked tables back."""
         for pfn in pfns:
-            if int(self._pages.flags[pfn]) >> PG_TABLE & 1:
+            if self._flags[pfn] >> PG_TABLE & 1:
                 self._vmstat.mod_node(self._nid(pfn), stats.NR_PAGETABLE, -1)
             self._page_alloc.free_pages(pfn)
 
@@ -101,4 +100,7 @@ class PageTables:
             self._context.site = outer
 
     def _nid(self, pfn: int) -> int:
-        return next(zone.nid for zone in self._zones if zone.start_pfn <= pfn < zone.end_pfn)
+        low, high, nid = self._near
+        if not low <= pfn < high:
+            low, high, nid = self._near = next(span for span in self._spans if span[0] <= pfn < span[1])
+        return nid
