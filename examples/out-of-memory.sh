@@ -21,7 +21,8 @@ scores() {
     done
 }
 
-title 'three processes; the largest is a database, and protected'
+title 'no swap; three processes; the largest is a database, and protected'
+ctl "swapoff $(awk 'NR == 2 { print $1 }' "$M/proc/swaps")" >/dev/null
 start web 200M
 start batch 600M
 start database 800M

@@ -346,7 +346,10 @@ def _declared(directory: Directory, above: str) -> Iterator[tuple[str, Entry]]:
     """All entries below a directory, with parameters in braces."""
     from kmemd.views.tree import Directory
 
-    names = [*directory.names.items(), *((p.name(f"{{{p.parameter}}}"), p.entry) for p in directory.patterns)]
+    names = [
+        *directory.names.items(),
+        *((p.name(f"{{{p.parameter}}}"), p.entry) for p in directory.patterns if p.entry is not directory),
+    ]
     for name, entry in names:
         yield f"{above}/{name}", entry
         if isinstance(entry, Directory):

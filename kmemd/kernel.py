@@ -21,12 +21,16 @@ from kmemd.debug.page_owner import PageOwner
 from kmemd.machine import UTS_RELEASE, Machine
 from kmemd.mm.accounting import Accounting
 from kmemd.mm.bad_area import BadArea
+from kmemd.mm.cgroup import Cgroups
 from kmemd.mm.check import check_buddy
 from kmemd.mm.clock import Clock
+from kmemd.mm.cma import Cma, parse_option, reserved_line
 from kmemd.mm.compaction import Compaction
+from kmemd.mm.compaction_scan import LruLists, Mover
 from kmemd.mm.contig import Contig
 from kmemd.mm.descriptors import Descriptors
 from kmemd.mm.device_memory import DeviceMemory
+from kmemd.mm.direct_compact import DirectCompaction
 from kmemd.mm.direct_map import DirectMap, from_meminfo, map_memory
 from kmemd.mm.do_exit import DoExit
 from kmemd.mm.drop_caches import DropCaches
@@ -38,9 +42,14 @@ from kmemd.mm.highmem import Highmem
 from kmemd.mm.huge_memory import HugeMemory
 from kmemd.mm.hugetlb import Hugetlb
 from kmemd.mm.hugetlb_boot import PMD_ORDER, PUD_ORDER
+from kmemd.mm.kcompactd import Kcompactd
 from kmemd.mm.kernel_sysctl import KernelSysctl
 from kmemd.mm.ksm import Ksm
 from kmemd.mm.layout import Layout
+from kmemd.mm.memcontrol import MemControl
+from kmemd.mm.memcontrol_check import MemcgCheck
+from kmemd.mm.memcontrol_limits import MemLimits
+from kmemd.mm.memcontrol_stat import MemcgStat
 from kmemd.mm.mempolicy import Mempolicy
 from kmemd.mm.mm_check import MmCheck
 from kmemd.mm.mm_counters import MmCounters
@@ -57,7 +66,7 @@ from kmemd.mm.panic import Taint
 from kmemd.mm.params import CommandLine
 from kmemd.mm.percpu import Percpu
 from kmemd.mm.preempt import Preempt
-from kmemd.mm.printk import KERN_WARNING, Printk
+from kmemd.mm.printk import KERN_INFO, KERN_WARNING, Printk
 from kmemd.mm.psi import Psi
 from kmemd.mm.ratelimit import RateLimit
 from kmemd.mm.relief import MemoryPressure
@@ -108,6 +117,10 @@ class Kernel:
         self._init_huge_pages()
         self._init_limits()
         self._init_user_memory()
+        self.memcg_limits = MemLimits(self.memcg, self.user.lru.drain_all)
+        self.memcg_stat = MemcgStat(
+            self.memcg, self.pages, self.zones, self.vmstat, self.user.lruvecs, self.vmstat.hpage_pmd_nr
+        )
         self._init_settings()
         self.watermarks.boot_finished()
 
@@ -116,6 +129,7 @@ class Kernel:
         """Boot a machine and let its kernel and first processes come up."""
         kernel = cls(machine, seed, cmdline)
         populate(kernel)
+        kernel.kcompactd.start()
         kernel.device_memory.mapper.adopt()
         kernel.kmemleak.late_init()
         if not machine.is_twin:
@@ -123,6 +137,7 @@ class Kernel:
         if machine.is_twin:
             kernel.user.file_check.boot_finished()
         kernel.user.vma_objects.boot_finished()
+        kernel.user.block.boot_finished()
         kernel.accounting.boot_finished(twin=machine.is_twin)
         return kernel
 
@@ -209,7 +224,15 @@ class Kernel:
             lambda: (self.swap.free_pages, self.swap.total_pages),
         )
         self._init_oom()
-        self.pressure = MemoryPressure(self.nodes, self.buddy, self.vmstat, self.clock, self.oom_kill)
+        self._init_cgroups()
+        direct_compact = DirectCompaction(
+            lambda: self.compaction if self.movers is not None else None,
+            lambda request: self.page_alloc.zones_of(request),
+            lambda pfn: self.zones[self.buddy.zone_of(pfn)],
+            self.vmstat,
+        )
+        self.movers: tuple[LruLists, Mover] | None = None
+        self.pressure = MemoryPressure(self.nodes, self.buddy, self.vmstat, self.clock, self.oom_kill, direct_compact)
         numa = self.machine.numa
         self.vmscan = Vmscan(numa=numa, lru_gen=numa, long_bits=self.machine.long_bits)
         self.page_alloc = PageAllocator(
@@ -229,8 +252,9 @@ class Kernel:
                 self.vmstat,
                 lambda: self.vmscan.zone_reclaim_mode,
                 lambda: (self.watermarks.min_unmapped_ratio, self.watermarks.min_slab_ratio),
-                lambda nid, order: 0,
+                lambda nid, order: self.pressure.node_reclaim(nid, order),
             ),
+            self.memcg,
         )
         for pfn in self.boot_memory.memblock.headless_blocks(1 << self.pageblock_order):
             # memmap_init_range makes a page block Movable when it comes to its first page
@@ -238,10 +262,19 @@ class Kernel:
         for zone in self.zones:
             for low, high in zone.free_ranges:
                 self.buddy.free_range(zone.index, low, high)
+        self._init_cma()
+
+    def _init_cma(self) -> None:
+        """The area that ``cma=`` asks for (dma_contiguous_reserve); a twin has what its free lists say."""
+        self.cma = Cma(self.buddy, self.vmstat)
+        wanted = None if self.machine.is_twin else parse_option(self.cmdline.get("cma"))
+        area = self.cma.reserve(wanted, self.zones) if wanted is not None else None
+        if area is not None:
+            self.printk.log(KERN_INFO, reserved_line(area))
 
     def _init_exit(self) -> None:
         """The end of tasks, and the counters of their memory."""
-        self.mm_counters = MmCounters(lambda: self.mmu)
+        self.mm_counters = MmCounters(lambda: self.user.mmu)
         self.do_exit = DoExit(
             self.context,
             self.handles,
@@ -262,6 +295,7 @@ class Kernel:
             self.mm_counters,
             self.vmstat,
             self._unreclaimable_slabs,
+            lambda memcg: self.memcg_stat.lines(memcg),
         )
         self.oom_kill = OomKill(
             self.nodes,
@@ -297,6 +331,27 @@ class Kernel:
             print_fatal_signals=int(self.cmdline.has("print-fatal-signals")),
         )
 
+    def _init_cgroups(self) -> None:
+        """Control groups, the memory controller and pressure accounting (cgroup_init, mem_cgroup_init, psi_init)."""
+        self.psi = Psi(self.clock)
+        self.memcg = MemControl(
+            self.pages,
+            self.context,
+            self._executing,
+            self.psi,
+            self.machine.cpus,
+            lambda memcg, pages, gfp, may_swap: self.user.try_to_free_mem_cgroup_pages(memcg, pages, gfp, may_swap),
+            self.oom_kill,
+            lambda parent: self.cgroups.released(parent),
+            lambda number: self.user.lruvecs.forget(number),
+            kmem="nokmem" not in (self.cmdline.get("cgroup.memory") or "").split(","),
+        )
+        disabled = [name for value in self.cmdline.all("cgroup_disable") for name in value.split(",")]
+        self.cgroups = Cgroups(
+            self.tasks, None if "memory" in disabled else self.memcg, lambda: Psi(self.clock), self.do_exit
+        )
+        self.cgroups.root.psi = self.psi
+
     def _executing(self) -> Task | None:
         """The task that executes: the one whose memory is being accessed, if any is."""
         access = self.user_mode.access
@@ -316,11 +371,26 @@ class Kernel:
         self.slub = self._make_slub()
         self.percpu = self._make_percpu()
         self.page_owner = PageOwner(
-            self.owner, self.pages, self.buddy, self.zones, self.context, self.kallsyms, self.page_flags
+            self.owner,
+            self.pages,
+            self.buddy,
+            self.zones,
+            self.context,
+            self.kallsyms,
+            self.page_flags,
+            self.memcg.page_name,
         )
         self.vmalloc = self._make_vmalloc()
         self.device_memory = self._make_device_memory()
-        self.contig = Contig(self.buddy, self.zones, self.page_alloc) if self.machine.gbpages else None
+        contig = Contig(
+            self.buddy,
+            self.zones,
+            self.page_alloc,
+            lambda: self.compaction.scanner if self.movers is not None else None,
+            lambda: self.user.migrate if self.movers is not None else None,
+        )
+        self.cma.use(contig)
+        self.contig = contig if self.machine.gbpages else None
         self.accounting = Accounting(
             self.buddy,
             self.pages,
@@ -328,10 +398,10 @@ class Kernel:
             self.vmstat,
             self.tasks,
             self.machine.arch,
-            lambda: self.contig.pages_taken if self.contig is not None else 0,
+            lambda: (self.contig.pages_taken if self.contig is not None else 0) + self.buddy.taken,
         )
         self.stacks = ThreadStacks(
-            self.machine.arch, self.page_alloc, self.vmalloc, self.vmstat, self.layout, self.context
+            self.machine.arch, self.page_alloc, self.vmalloc, self.vmstat, self.layout, self.context, self.memcg
         )
 
     def _make_slub(self) -> Slub:
@@ -405,6 +475,7 @@ class Kernel:
             swiotlb=region_of(self.boot_memory.memblock.reserved),
             zero_ns=self.machine.latency.zero_page,
             mapped=lambda: self.user.pfn_map.ranges(),
+            cma=self.cma,
         )
 
     def _make_vmalloc(self) -> Vmalloc:
@@ -448,14 +519,28 @@ class Kernel:
             numa=machine.numa,
             long_bits=bits,
             option=self.cmdline.get("numa_balancing"),
+            memcg=self.memcg,
         )
-        self.compaction = Compaction(self.page_alloc.drain_all_pages, long_bits=bits)
+        self.compaction = Compaction(
+            self.zones,
+            self.nodes,
+            self.buddy,
+            self.pages,
+            self.vmstat,
+            self.context,
+            self.page_alloc.free_pages_bulk,
+            lambda: self.movers,
+            page_ns=machine.latency.compact_page,
+            long_bits=bits,
+        )
         self.page_writeback = PageWriteback(
             self.zones,
             self.nodes,
             lambda: self.watermarks.totalreserve_pages,
             highmem=not machine.numa,
             long_bits=bits,
+            limit_changed=lambda: self.user.block.throttle.set_ratelimit(),
+            interval_changed=lambda: self.user.block.flushers.wakeup_flusher_threads(),
         )
 
     def _init_huge_pages(self) -> None:
@@ -489,7 +574,7 @@ class Kernel:
         machine, bits = self.machine, self.machine.long_bits
         self.swap = Swap(
             machine.swap,
-            SwapFiles(self.context, self.printk, self.rng, cpus=machine.cpus, long_bits=bits),
+            SwapFiles(self.context, self.printk, self.rng, cpus=machine.cpus, long_bits=bits, memcg=self.memcg),
             self.totalram_pages,
             long_bits=bits,
         )
@@ -502,11 +587,22 @@ class Kernel:
             long_bits=bits,
         )
         self.file_table = FileTable(self.totalram_pages() * KIB_PER_PAGE, tables_kb, long_bits=bits)
-        self.psi = Psi(self.clock)
 
     def _init_user_memory(self) -> None:
         """Page tables, files, mappings and programs."""
         user = self.user = UserMemory(self)
+        self.movers = (user.lru, user.migrate)
+        self.kcompactd = Kcompactd(
+            self.compaction,
+            self.nodes,
+            self.vmstat,
+            self.clock,
+            self.context,
+            self.tasks,
+            user._run_as,
+            lambda ns: self.psi.memstall(None, ns, full=False),
+        )
+        self.pressure.wake_kcompactd_by(self.kcompactd.kswapd_sleeps)
         self.lru, self.mmu, self.ptes, self.contents = user.lru, user.mmu, user.ptes, user.contents
         self.page_cache, self.rmap, self.memory, self.mms = user.page_cache, user.rmap, user.memory, user.mms
         self.fork = user.fork
@@ -541,7 +637,14 @@ class Kernel:
             self.mmap,
             Ksm(numa=machine.numa, long_bits=bits),
             self.mempolicy,
-            DropCaches(self.context, self.vmstat, self.printk, self.user.files.drop_pagecache, long_bits=bits),
+            DropCaches(
+                self.context,
+                self.vmstat,
+                self.printk,
+                self.user.files.drop_pagecache,
+                lambda: self.user.shrinkers.drop_slab([node.nid for node in self.nodes]),
+                long_bits=bits,
+            ),
             VmStatSysctl(long_bits=bits),
             self.kernel_sysctl,
             self.bad_area,
@@ -585,12 +688,16 @@ class Kernel:
         self.fork.check()
         self.mms.check()
         self.rmap.check()
+        self.lru.check()
         self.user.file_check.check()
         self.mm_check.check()
         self.user.thp.check(self.mms.living.values())
         self.user.hugetlb_vm.check(self.mms.living.values())
         self.slub.check()
         self.tasks.check()
+        self.cgroups.check()
+        MemcgCheck(self.memcg, self.pages)([area.memcg for area in self.swap.files.areas])
         self.watermarks.check()
         self.accounting.check()
+        self.cma.check()
         check_buddy(self.buddy, self.zones)

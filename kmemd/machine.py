@@ -71,6 +71,8 @@ class Latency:
     swap_write: int = 60_000
     disk_read: int = 100_000
     disk_write: int = 70_000
+    disk_read_page: int = 8_000
+    disk_write_page: int = 10_000
     page_owner: int = 120
     kmemleak_object: int = 200
     kmemleak_scan_page: int = 1000

@@ -90,6 +90,25 @@ class System:
         except KernelError as error:
             raise SystemCallError(error, path) from None
 
+    def mkdir(self, path: str) -> None:
+        """Make a directory where Linux has a mkdir: control groups. OSError with the kernel's errno."""
+        self._change_directory(path, "mkdir")
+
+    def rmdir(self, path: str) -> None:
+        """Remove such a directory. OSError with the kernel's errno."""
+        self._change_directory(path, "rmdir")
+
+    def _change_directory(self, path: str, how: str) -> None:
+        above, _, name = path.rstrip("/").rpartition("/")
+        try:
+            node = self.tree.lookup(above)
+            function = getattr(node.entry, how, None)
+            if function is None:
+                raise KernelError(errno.EPERM if node.is_dir else errno.ENOTDIR, f"{above}: not a place to {how}")
+            function(self.kernel, *node.parameters, name)
+        except KernelError as error:
+            raise SystemCallError(error, path) from None
+
     def command(self, line: str) -> str:
         """Run one line of the command language; the reply, "" for a comment. OSError with errno and reason."""
         if "\n" in line.rstrip("\n"):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from kmemd.block_storage import BlockStorage
 from kmemd.core import stats
 from kmemd.core.lru import Lru
 from kmemd.core.mmu import READ, Mmu
@@ -20,11 +21,12 @@ from kmemd.core.pages import PG_HEAD
 from kmemd.core.ptes import PteRanges
 from kmemd.errors import KernelError
 from kmemd.mm import gfp as g
+from kmemd.mm.clock import HZ, NSEC_PER_SEC
 from kmemd.mm.contents import Contents
 from kmemd.mm.exec import IMAGE_SEGMENTS, Exec
 from kmemd.mm.fault_parts import Parts
 from kmemd.mm.file_check import FileCheck
-from kmemd.mm.file_io import DiskCosts, FileIo
+from kmemd.mm.file_io import FileIo
 from kmemd.mm.filemap import File, FileKind, PageCache, ZoneCounts
 from kmemd.mm.files import Files
 from kmemd.mm.fork import Fork
@@ -36,8 +38,10 @@ from kmemd.mm.hugetlb_migrate import HugetlbMigrate
 from kmemd.mm.hugetlb_vm import HugetlbVm
 from kmemd.mm.khugepaged import Khugepaged, KhugepagedSlots
 from kmemd.mm.layout import PHYSICAL_START, X86_64
+from kmemd.mm.lruvec import LruVecs
 from kmemd.mm.madvise import Madvise
 from kmemd.mm.mbind import Mbind
+from kmemd.mm.memcontrol_group import MemCgroup
 from kmemd.mm.memory import Memory
 from kmemd.mm.migrate import Migrate
 from kmemd.mm.mincore import Mincore
@@ -58,6 +62,7 @@ from kmemd.mm.rlimit import Rlimits
 from kmemd.mm.rmap import Rmap
 from kmemd.mm.sched import max_threads
 from kmemd.mm.shmem import Shmem
+from kmemd.mm.shrinker import Shrinkers
 from kmemd.mm.signals import Signal
 from kmemd.mm.swap_state import SwapState
 from kmemd.mm.swapfile import slots_of
@@ -68,6 +73,11 @@ from kmemd.mm.vfs import Vfs, room
 from kmemd.mm.vma import VmaList
 from kmemd.mm.vma_pages import Services, VmaPages
 from kmemd.mm.vma_slab import VmaObjects
+from kmemd.mm.vmscan_balance import Balance
+from kmemd.mm.vmscan_folio import ListScan
+from kmemd.mm.vmscan_kswapd import Kswapd
+from kmemd.mm.vmscan_reclaim import Reclaim
+from kmemd.mm.workingset import Workingset
 from kmemd.mm.zap import ZapPages
 
 if TYPE_CHECKING:
@@ -76,13 +86,14 @@ if TYPE_CHECKING:
 PFNs = npt.NDArray[np.int64]
 LRU_EVENTS = (
     *(stats.PGACTIVATE, stats.PGDEACTIVATE, stats.PGLAZYFREE, stats.UNEVICTABLE_PGCULLED, stats.UNEVICTABLE_PGRESCUED),
-    *(stats.UNEVICTABLE_PGMLOCKED, stats.UNEVICTABLE_PGMUNLOCKED, stats.UNEVICTABLE_PGSTRANDED),
+    *(stats.UNEVICTABLE_PGMLOCKED, stats.UNEVICTABLE_PGMUNLOCKED, stats.UNEVICTABLE_PGSTRANDED, stats.PGROTATED),
 )
 LEVELS = {X86_64: (9, 4), "i386": (10, 2)}
 """Bits of an index into a table, and levels of tables."""
 LEVELS_LA57 = 5
 ROOTFS_DEVICE = "00:02"
 FIRST_PROGRAM_INO = 9
+JIFFY_NS = NSEC_PER_SEC // HZ
 GFP_SWAP = g.GFP_HIGHUSER_MOVABLE | g.F.COMP
 
 
@@ -150,7 +161,14 @@ class UserMemory:
         kernel = self._kernel
         latency = kernel.machine.latency
         counts = self._counts = ZoneCounts(kernel.zones, kernel.vmstat)
-        self.page_cache = PageCache(kernel.pages, counts, kernel.vmstat, self.lru, kernel.page_alloc)
+        self.page_cache = PageCache(
+            kernel.pages,
+            counts,
+            kernel.vmstat,
+            self.lru,
+            kernel.page_alloc,
+            lambda pfns: self.block.buffers.free(pfns),
+        )
         self.vma_objects = VmaObjects(kernel.slub, kernel.kmemleak.kernel_data)
         self.rmap = Rmap(self.mmu, kernel.pages, kernel.zones, kernel.vmstat, self.page_cache.owner, self.vma_objects)
         self.swap_io = SwapIo(
@@ -162,6 +180,7 @@ class UserMemory:
             self.lru,
             latency.swap_read,
             latency.swap_write,
+            lambda ns: kernel.psi.iostall(kernel.tasks.current(), ns),
         )
         self.swap_state = SwapState(
             kernel.swap,
@@ -239,7 +258,7 @@ class UserMemory:
             kernel.mempolicy,
             kernel.owner,
             kernel.machine.latency.zero_page,
-            self.swap_io.wait,
+            lambda: self.block.wait_all(),
         )
         self.numa = NumaBalancing(
             kernel.pages,
@@ -286,6 +305,7 @@ class UserMemory:
             kernel.user_mode,
             kernel.vmstat,
             kernel.machine.latency.dram_local,
+            kernel.memcg,
         )
         self.remote_vm = RemoteVm(self.memory, self.contents)
 
@@ -324,6 +344,7 @@ class UserMemory:
             kernel.context.charge,
             latency.reclaim_page,
         )
+        self.block: BlockStorage = BlockStorage(kernel, self)
 
     def _file_systems(self) -> None:
         """Files of block devices, paths, swapoff."""
@@ -337,19 +358,86 @@ class UserMemory:
             kernel.mempolicy.alloc_file_pages,
             self.contents,
             self.zap.zap_range,
-            self.pageout.clean,
             self._later,
-            DiskCosts(latency.disk_read, latency.disk_write, latency.dram_local),
+            self.block.parts,
+            latency.dram_local,
         )
-        self.vfs = Vfs(self.page_cache, self.file_io, self.shmem, kernel.swap.files, kernel.totalram_pages() // 2)
+        half = kernel.totalram_pages() // 2
+        self.vfs = Vfs(self.page_cache, self.file_io, self.shmem, kernel.swap.files, half, self.block.storage)
         self.vfs.mknod("/dev/mem", DeviceFaults())
-        self.files = Files(self.page_cache, self.file_io, self.shmem, self.swap_state, self.vfs, self.mmu, self.lru)
+        self.files = Files(
+            self.page_cache,
+            self.file_io,
+            self.shmem,
+            self.swap_state,
+            self.vfs,
+            self.mmu,
+            self.lru,
+            self.block.accounts,
+            self.block.log_critical,
+        )
         self.swap_off = SwapOff(
             kernel.pages, self.swap_state, self.shmem, lambda: self.memory, self._all_mms, self._enough
         )
+        self._reclaim()
         self.file_check = FileCheck(
             self.files, kernel.pages, self._counts, kernel.vmstat, self.mmu, self.ptes, self._all_mms
         )
+
+    def _reclaim(self) -> None:
+        """Page reclaim, the shadows of what it evicts, and the caches that give way besides."""
+        kernel = self._kernel
+        vmstat, swap = kernel.vmstat, kernel.swap
+        self.lruvecs = LruVecs(self.lru, vmstat)
+        self.lruvecs.memcgs = kernel.memcg
+        balance = Balance(self.lruvecs, vmstat, lambda: kernel.vmscan.swappiness, lambda: swap.free_pages)
+        self.workingset = Workingset(kernel.pages, vmstat, self.lruvecs, self._counts.nids, balance.swap_left)
+        self.pageout.workingset = self.swap_state.workingset = self.workingset
+        self.page_cache.refault = self.workingset.refault
+        self.shrinkers = Shrinkers(vmstat)
+        self.shrinkers.register(
+            "thp-deferred_split",
+            lambda nid: len(self.huge_split.deferred(nid)),
+            self.huge_split.split_deferred,
+        )
+        self.list_scan = ListScan(
+            kernel.pages,
+            self.lru,
+            self.lruvecs,
+            self.mmu,
+            self.rmap,
+            self.page_cache,
+            self._counts,
+            vmstat,
+            self.pageout,
+            self.block.flushers.wakeup_flusher_threads,
+            stats.ZONES_PER_NODE,
+        )
+        self.reclaim = kernel.vmscan.reclaim = Reclaim(
+            kernel.nodes,
+            kernel.buddy,
+            vmstat,
+            self.lruvecs,
+            balance,
+            self.list_scan,
+            self.shrinkers,
+            self.workingset,
+            self.block.wait_some,
+            lambda: swap.total_pages,
+            lambda: kernel.vmscan.zone_reclaim_mode,
+        )
+        self.kswapd = Kswapd(
+            kernel.nodes,
+            kernel.buddy,
+            vmstat,
+            kernel.context,
+            kernel.tasks,
+            self.reclaim,
+            lambda: kernel.page_writeback.laptop_mode,
+            lambda nid, order, highest: None,
+            lambda ns: kernel.psi.memstall(None, ns, full=False),
+        )
+        kernel.pressure.attach(self.reclaim, self.kswapd)
 
     def _all_mms(self) -> list[Mm]:
         """Address spaces of all processes."""
@@ -477,7 +565,7 @@ class UserMemory:
     def _fsync_range(self, file: File, first: int, last: int) -> None:
         """Write pages of a file to its disk; tmpfs has none."""
         if file.kind is FileKind.DISK:
-            self.file_io.writeback(file, first, last)
+            self.files.fsync(file, first, last)
 
     def _in_cache(self, file: File, first: int, pages: int) -> npt.NDArray[np.uint8]:
         """Which pages of a file are in memory."""
@@ -522,6 +610,7 @@ class UserMemory:
             self.zap.zap_range,
             self._swap_in,
             self._run_as,
+            self._charge_huge,
         )
 
     def _swap_in(self, mm: Mm, vma: Vma, vpn: int) -> bool:
@@ -532,6 +621,24 @@ class UserMemory:
         except (KernelError, Signal):
             return False
         return True
+
+    def _charge_huge(self, mm: Mm, head: int, gfp: int) -> bool:
+        """Charge khugepaged's new page to the control group of the process that it is for."""
+        memcg = self._kernel.memcg
+        if not memcg.active:
+            return True
+        group = memcg.of(next((task for task in self._kernel.tasks if task.mm is mm), None))
+        return group is None or memcg.charge_block(group, head, int(self._kernel.pages.order[head]), gfp)
+
+    def try_to_free_mem_cgroup_pages(self, memcg: MemCgroup, nr_pages: int, gfp: int, may_swap: bool) -> int:
+        """Reclaim of a control group: the pages freed. Where all are being written, looking at them again and again
+        takes as long as the device does for the next ones.
+        """
+        vmscan, vmstat = self._kernel.vmscan, self._kernel.vmstat
+        freed = vmscan.try_to_free_mem_cgroup_pages(memcg.id, nr_pages, gfp, may_swap)
+        if not freed and vmstat.node_total(stats.NR_WRITEBACK):
+            self.block.wait_some(JIFFY_NS)
+        return freed
 
     def _run_as(self, comm: str) -> None:
         """Become a kernel thread."""
@@ -572,6 +679,7 @@ class UserMemory:
             self.rlimits,
             lambda: kernel.kernel_sysctl.threads_max,
             self.mmu.faults_of,
+            kernel.cgroups,
         )
 
     def executable(self, path: str) -> File:

@@ -26,6 +26,7 @@ RANKS = {
     "boot": 6,
     "kernel": 6,
     "user_memory": 6,
+    "block_storage": 6,
     "views": 7,
     "control": 7,
     "system": 8,

@@ -55,7 +55,8 @@ def fill_boot_slabs(kernel: Kernel) -> None:
             more = extra.get(name, 0)
             count = 0 if more is None else per_cpu if cpu else objects + more
             if count:
-                slub.boot_alloc(slub.cache(name), count)
+                # without accounting of kernel memory the accounted objects come from the general caches
+                slub.boot_alloc(slub.cache(name if name in slub.names else name.replace("-cg", "")), count)
     context.cpu = 0
 
 

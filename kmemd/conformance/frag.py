@@ -24,7 +24,7 @@ _ZONE = re.compile(r"Node (\d+), zone +(\S+) +(.*)")
 def run(folder: Path) -> Iterator[Case]:
     """One case per zone and index."""
     for info in sorted(folder.glob("*.buddyinfo")):
-        zones = [_parse(line) for line in info.read_text().splitlines() if line.strip()]
+        zones = [parse_line(line) for line in info.read_text().splitlines() if line.strip()]
         for name, index, width in INDICES:
             captured = info.with_suffix(f".{name}")
             if captured.exists():
@@ -32,7 +32,7 @@ def run(folder: Path) -> Iterator[Case]:
                 yield from _compare(f"{info.stem}.{name}", captured.read_text().splitlines(), lines)
 
 
-def _parse(line: str) -> tuple[int, str, list[int]]:
+def parse_line(line: str) -> tuple[int, str, list[int]]:
     """Node, zone name and free blocks per order of a line of buddyinfo."""
     found = _ZONE.match(line)
     assert found is not None, f"not a line of buddyinfo: {line!r}"

@@ -25,6 +25,8 @@ FOLDERS = {
     "writes": "writes",
     "debug": "debug",
     "process": "process",
+    "reclaim": "reclaim",
+    "cgroup": "cgroup",
 }
 """Folder of the tree: module of this package whose ``run(folder)`` yields the cases."""
 
@@ -34,6 +36,7 @@ PER_MACHINE = {
     "buddy": ("seq*.txt", "*.buddyinfo"),
     "debug": ("kmemleak.*", "page_owner"),
     "oom": ("oom.dmesg",),
+    "cgroup": ("cgroup_writes", "fresh"),
 }
 """Folders whose module takes one machine's files: a folder below that has such files is compared by itself."""
 

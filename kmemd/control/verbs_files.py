@@ -26,6 +26,10 @@ SHOWN = 64
 """Bytes that a reply shows at most."""
 ADVICE = ("NORMAL", "RANDOM", "SEQUENTIAL", "WILLNEED", "DONTNEED", "NOREUSE")
 MODES = ("allocate", "punch_hole")
+SYNC_FLAGS = ("WAIT_BEFORE", "WRITE", "WAIT_AFTER")
+DISK_OPERATIONS = ("read", "write", "off")
+NAMES = 256
+"""Names that are looked up before others may run."""
 
 
 def _described(file: File) -> dict[str, int | str]:
@@ -78,9 +82,12 @@ def read_file(kernel: Kernel, path: Text, *, offset: Size = 0, n: Size | None = 
 
 @verb
 def write_file(
-    kernel: Kernel, path: Text, *, offset: Size = 0, n: Size | None = None, data: Text | None = None
+    kernel: Kernel, path: Text, *, offset: Size = 0, n: Size | None = None, data: Text | None = None, sync: Number = 0
 ) -> Slices:
-    """Write n bytes to a file, which grows as it must, or the text of data=. The pages are dirty then."""
+    """Write n bytes to a file, which grows as it must, or the text of data=. The pages are dirty then.
+
+    A writer that makes too much dirty has to wait. With sync=1 each write waits until the disk has it (O_SYNC).
+    """
     if (n is None) == (data is None):
         invalid("write_file needs n= or data=, one of them")
     files = kernel.user.files
@@ -89,18 +96,21 @@ def write_file(
     count = n if n is not None else len(content)
     done = 0
     while done < count:
-        done += files.write(file, offset + done, min(PIECE, count - done))
+        done += files.write(file, offset + done, min(PIECE, count - done), sync=bool(sync) and not content)
         yield
     if content:
         files.io.store(file, offset, content)
+        if sync:
+            files.fsync(file, offset >> PAGE_SHIFT, (offset + count + PAGE_SIZE - 1) >> PAGE_SHIFT)
     return Reply({"path": path, "n": done, "size": file.size})
 
 
 @verb
 def fadvise(kernel: Kernel, path: Text, advice: Text, *, offset: Size = 0, n: Size = 0) -> Slices:
-    """Say how a range of a file will be used: WILLNEED reads it, DONTNEED writes and drops it, others change nothing.
+    """Say how a range of a file will be used: WILLNEED reads it, DONTNEED writes it and drops what is clean.
 
-    Without n= the range goes to the end. pages= says how many pages were read, or dropped.
+    SEQUENTIAL doubles the readahead window, RANDOM turns readahead off, NORMAL takes both back. Without n= the range
+    goes to the end. pages= says how many pages were read, or dropped.
     """
     word = advice.upper().removeprefix("POSIX_FADV_")
     if word not in ADVICE:
@@ -113,14 +123,95 @@ def fadvise(kernel: Kernel, path: Text, advice: Text, *, offset: Size = 0, n: Si
 
 @verb
 def fsync(kernel: Kernel, path: Text) -> Slices:
-    """Write a file's dirty pages to its disk and wait."""
+    """Write a file's dirty pages and its inode to its disk and wait.
+
+    EIO when a page could not be written since the calling process was last told, be it now or before.
+    """
     files = kernel.user.files
     file = files.vfs.lookup(path)
     done = 0
     for start in range(0, max(file.pages, 1), PIECE >> PAGE_SHIFT):
-        done += files.fsync(file, start, start + (PIECE >> PAGE_SHIFT))
+        done += files.io.writeback(file, start, start + (PIECE >> PAGE_SHIFT))
         yield
+    files.fsync(file)
     return Reply({"path": path, "pages": done})
+
+
+@verb
+def sync_file_range(kernel: Kernel, path: Text, *, offset: Size = 0, n: Size = 0, flags: Text = "WRITE") -> Reply:
+    """Begin to write a range of a file, or wait for it.
+
+    flags= is one of WAIT_BEFORE, WRITE and WAIT_AFTER, or several with | between; the range goes to the end without n=.
+    """
+    bits = {name: 1 << bit for bit, name in enumerate(SYNC_FLAGS)}
+    words = [word.upper().removeprefix("SYNC_FILE_RANGE_") for word in flags.split("|")]
+    for word in words:
+        if word not in bits:
+            invalid(f"flags: no flag {quoted(word)}{suggestion(word, SYNC_FLAGS)}")
+    files = kernel.user.files
+    pages = files.sync_file_range(files.vfs.lookup(path), offset, n, sum({bits[word] for word in words}))
+    return Reply({"path": path, "pages": pages})
+
+
+@verb
+def sync(kernel: Kernel) -> Slices:
+    """Write everything that is dirty to the disks and wait (sync(2)). pages= says how many pages of files."""
+    return Reply({"pages": (yield from kernel.user.files.sync())})
+
+
+@verb
+def stat(kernel: Kernel, path: Text) -> Reply:
+    """Look a path up: its names and its inode are cached then; ENOENT leaves a negative name behind on a disk."""
+    kind, ino = kernel.user.vfs.stat(path)
+    return Reply({"path": path, "type": kind, "inode": ino})
+
+
+@verb
+def lookup(kernel: Kernel, path: Text, *, n: Number = 1, missing: Number = 0) -> Slices:
+    """Look up n names in directory PATH, f0, f1 and on, as ls -R would; the disk has empty files of these names.
+
+    With missing=1 names that do not exist, none0 and on: they leave negative dentries behind.
+    """
+    vfs = kernel.user.vfs
+    if n < 1:
+        invalid("n: at least one name")
+    mount = vfs.mount_of(path)
+    if not missing:
+        vfs.populate(path, n)
+    for start in range(0, n, NAMES):
+        for number in range(start, min(start + NAMES, n)):
+            vfs.storage.dcache.lookup(mount, f"{path}/none{number}" if missing else f"{path}/f{number}")
+        yield
+    dcache = vfs.storage.dcache
+    return Reply({"path": path, "n": n, "dentries": dcache.nr_dentry, "unused": dcache.nr_unused})
+
+
+@verb
+def disk_error(kernel: Kernel, device: Text, operation: Text, *, sectors: Text = "all") -> Reply:
+    """Make sectors of a disk bad: OPERATION is read, write, or off; sectors=FIRST-LAST of 512 bytes, or all.
+
+    A request that touches one of them fails with EIO, as a broken disk's does, until off.
+    """
+    path = device if device.startswith("/") else f"/dev/{device}"
+    if operation not in DISK_OPERATIONS:
+        invalid(f"operation: read, write or off, not {quoted(operation)}{suggestion(operation, DISK_OPERATIONS)}")
+    disk = kernel.user.block.disks.get(path)
+    if operation == "off":
+        for ranges in disk.bad:
+            ranges.clear()
+    else:
+        disk.bad[DISK_OPERATIONS.index(operation)].append(_sectors(sectors))
+    return Reply({"device": disk.name, "reads": len(disk.bad[0]), "writes": len(disk.bad[1])})
+
+
+def _sectors(text: str) -> tuple[int, int]:
+    """A range of sectors, the end behind the last."""
+    if text == "all":
+        return 0, 1 << 62
+    first, _, last = text.partition("-")
+    if not (first.isdecimal() and (last or first).isdecimal()) or int(last or first) < int(first):
+        invalid(f"sectors: FIRST-LAST or all, not {quoted(text)}")
+    return int(first), int(last or first) + 1
 
 
 @verb

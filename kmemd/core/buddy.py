@@ -76,6 +76,7 @@ _KSWAPD = cython.declare(cython.int, 0x800)
 _RESERVES = cython.declare(cython.int, 0x10 | 0x20 | 0x200 | 0x08)
 _GFP_ATOMIC = cython.declare(cython.longlong, 0x200)
 _PG_LRU_BIT = cython.declare(cython.int, 4)
+_HEAD = cython.declare(cython.uint, 1 << 16)
 
 _HIT = cython.declare(cython.int, 0)
 _MISS = cython.declare(cython.int, 1)
@@ -111,6 +112,10 @@ class Buddy:
     cost_buddy = cython.declare(cython.longlong, visibility="public")
     bad_pfn = cython.declare(cython.longlong, visibility="readonly")
     owner = cython.declare(object, visibility="readonly")
+    scan_pfn = cython.declare(cython.longlong, visibility="readonly")
+    scanned = cython.declare(cython.longlong, visibility="readonly")
+    taken = cython.declare(cython.longlong, visibility="readonly")
+    captured = cython.declare(cython.longlong, visibility="readonly")
 
     _next: cython.int[::1]
     _prev: cython.int[::1]
@@ -153,6 +158,9 @@ class Buddy:
     _preferred: cython.int
     _pcp_base: cython.int
     _stat_items: cython.int
+    _capture_zone: cython.int
+    _capture_order: cython.int
+    _capture_gfp: cython.longlong
     _nr_free_pages: cython.int
     _nr_free_cma: cython.int
     _ev_free: cython.int
@@ -210,6 +218,13 @@ class Buddy:
         self._last_zone = 0
         self._pcp_used = -1
         self._preferred = 0
+        self.scan_pfn = 0
+        self.scanned = 0
+        self.taken = 0
+        self.captured = -1
+        self._capture_zone = 0
+        self._capture_order = -1
+        self._capture_gfp = 0
         self._next = _view(pages.next)
         self._prev = _view(pages.prev)
         self._meta = _view(pages.meta)
@@ -529,6 +544,8 @@ class Buddy:
         theirs: cython.int
         higher: cython.longlong
         while order < _TOP:
+            if order == self._capture_order and self._capture(zi, pfn, mt):
+                return
             buddy = pfn ^ (1 << order)
             if not self._is_buddy(zi, buddy, order):
                 break
@@ -1293,6 +1310,290 @@ class Buddy:
         """zone_watermark_ok with the zone's free pages."""
         free: cython.longlong = self._zone_stat[zi * self._stat_items + self._nr_free_pages]
         return self._watermark_ok(zi, order, mark, highest, flags, free)
+
+    # -- compaction and contiguous ranges ------------------------------------------------------------------
+
+    def capture(self, zi: cython.int, order: cython.int, gfp: cython.longlong = 0) -> None:
+        """From now on keep the first block of ``order`` that a free makes in a zone as ``captured``; -1: no more."""
+        self._capture_zone = zi
+        self._capture_order = order
+        self._capture_gfp = gfp
+        self.captured = -1
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _capture(self, zi: cython.int, pfn: cython.longlong, mt: cython.int) -> cython.bint:
+        """compaction_capture: a block that is less than a page block does not come out of a movable one."""
+        if zi != self._capture_zone or mt >= _CMA or (self._capture_order < self.pageblock_order and mt == _MOVABLE):
+            return False
+        self._count_free(zi, mt, -(1 << self._capture_order))
+        self._meta[pfn] = _ALLOCATED | self._capture_order << 8 | mt << 16
+        if self._owner_on:
+            self._set_owner(pfn, self._capture_order, self._capture_gfp)
+        self.taken += 1 << self._capture_order
+        self.captured = pfn
+        self._capture_order = -1
+        return True
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _isolate_free(
+        self, zi: cython.int, pfn: cython.longlong, order: cython.int, out: cython.longlong[::1], at: cython.Py_ssize_t
+    ) -> cython.Py_ssize_t:
+        """Take a free block, as allocated single pages, unless that breaks the min watermark (__isolate_free_page).
+
+        What ``out`` holds then; -1: the watermark forbids it.
+        """
+        mt: cython.int = self._block_type[pfn >> self.pageblock_order]
+        free: cython.longlong = self._zone_stat[zi * self._stat_items + self._nr_free_pages]
+        size: cython.longlong = 1 << order
+        i: cython.longlong
+        if mt != _ISOLATE:
+            if not self._watermark_ok(zi, 0, self._wmark[zi * 4] + size, 0, _ALLOC_CMA, free):
+                return -1
+            self._count_free(zi, mt, -size)
+        self._free_list_del(zi, order, pfn)
+        if order >= self.pageblock_order - 1 and mt != _ISOLATE:
+            for i in range(pfn, pfn + size, 1 << self.pageblock_order):
+                if self._block_type[i >> self.pageblock_order] < _PCPTYPES:
+                    self._set_block(i, _MOVABLE)
+        if self._owner_on:
+            for i in range(pfn, pfn + size):
+                self._set_owner(i, 0, 0x08)
+        for i in range(pfn, pfn + size):
+            self._meta[i] = _ALLOCATED | mt << 16
+            out[at] = i
+            at += 1
+        self.taken += size
+        return at
+
+    def isolate_free_page(
+        self, zi: cython.int, pfn: cython.longlong, order: cython.int, out: cython.longlong[::1], at: cython.Py_ssize_t
+    ) -> int:
+        """Take one free block as single pages, appended to ``out[at:]``. How many ``out`` holds then, -1: refused."""
+        return self._isolate_free(zi, pfn, order, out, at)
+
+    def isolate_freepages_block(
+        self,
+        zi: cython.int,
+        start: cython.longlong,
+        end: cython.longlong,
+        out: cython.longlong[::1],
+        at: cython.Py_ssize_t,
+        wanted: cython.longlong,
+        stride: cython.int,
+        strict: cython.bint,
+    ) -> int:
+        """Take the free pages of ``[start, end)`` until ``out`` holds ``wanted``; how many it holds then.
+
+        ``strict``: all must be free, and the scan ends at the first that is not. ``scan_pfn`` is where the scan ended,
+        ``scanned`` how many pages it looked at.
+        """
+        pfn: cython.longlong = start
+        order: cython.int
+        got: cython.Py_ssize_t
+        self.scanned = 0
+        while pfn < end:
+            self.scanned += 1
+            if self._meta[pfn] & 0xFF == _IN_BUDDY:
+                order = (self._meta[pfn] >> 8) & 0xFF
+                got = self._isolate_free(zi, pfn, order, out, at)
+                if got < 0:
+                    break
+                at = got
+                self.scanned += (1 << order) - 1
+                pfn += 1 << order
+                if not strict and wanted <= at:
+                    break
+                if stride > 1:
+                    pfn += stride - 1
+                continue
+            if strict:
+                break
+            if self._flags[pfn] & _HEAD and self._meta[pfn] & 0xFF == _ALLOCATED:
+                pfn += (1 << ((self._meta[pfn] >> 8) & 0xFF)) - 1
+            pfn += stride
+        self.scan_pfn = pfn if strict or pfn < end else end
+        return at
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _list_frontier(self, zi: cython.int, pfn: cython.longlong) -> cython.bint:
+        """Give the never touched block that holds a page a place in its list. False: there are too many extents."""
+        base: cython.int = zi * _EXTENTS
+        i: cython.int
+        li: cython.int = self._list(zi, _TOP, _MOVABLE)
+        for i in range(base, base + self._front_n[zi]):
+            if self._front_lo[i] <= pfn < self._front_hi[i]:
+                if self._front_n[zi] >= _EXTENTS - 1:
+                    return False
+                pfn &= ~((1 << _TOP) - 1)
+                self._take_frontier(zi, i - base, pfn)
+                self._add_tail(li, pfn)
+                self._meta[pfn] = _IN_BUDDY | _TOP << 8 | _MOVABLE << 16
+                return True
+        return True
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _cut(self, zi: cython.int, boundary: cython.longlong) -> cython.void:
+        """Split a free block that a page block boundary lies in (split_free_page)."""
+        order: cython.int
+        mt: cython.int
+        pfn: cython.longlong = boundary & ~((1 << _TOP) - 1)
+        while pfn < boundary and self._zone_start[zi] <= pfn:
+            order = (self._meta[pfn] >> 8) & 0xFF
+            if self._meta[pfn] & 0xFF != _IN_BUDDY or pfn + (1 << order) <= boundary:
+                break
+            mt = self._meta[pfn] >> 16
+            self._free_list_del(zi, order, pfn)
+            order -= 1
+            self._free_list_add(zi, order, mt, pfn + (1 << order))
+            self._free_list_add(zi, order, mt, pfn)
+            if pfn + (1 << order) == boundary:
+                break
+            if pfn + (1 << order) < boundary:
+                pfn += 1 << order
+
+    def isolate_range(self, zi: cython.int, low: cython.longlong, high: cython.longlong) -> bool:
+        """Set page blocks apart: their free pages count no more and nobody gets them (start_isolate_page_range).
+
+        False, and nothing done, where a block is apart already. Preconditions: whole page blocks of one zone.
+        """
+        size: cython.longlong = 1 << self.pageblock_order
+        pfn: cython.longlong
+        i: cython.longlong
+        mt: cython.int
+        for pfn in range(low, high, size):
+            if self._block_type[pfn >> self.pageblock_order] == _ISOLATE or not self._list_frontier(zi, pfn):
+                return False
+        self._cut(zi, low)
+        self._cut(zi, high)
+        for pfn in range(low, high, size):
+            mt = self._block_type[pfn >> self.pageblock_order]
+            if mt == _HIGHATOMIC:
+                self._highatomic[zi] -= min(size, self._highatomic[zi])
+            self._block_type[pfn >> self.pageblock_order] = _ISOLATE
+            self._isolated[zi] += 1
+        i = low
+        while i < high:
+            if self._meta[i] & 0xFF != _IN_BUDDY:
+                i += 1
+                continue
+            self._count_free(zi, self._meta[i] >> 16, -(1 << ((self._meta[i] >> 8) & 0xFF)))
+            pfn = i
+            i += 1 << ((self._meta[i] >> 8) & 0xFF)
+            self._move_to_list(zi, pfn, _ISOLATE)
+        return True
+
+    def unisolate_range(self, zi: cython.int, low: cython.longlong, high: cython.longlong, mt: cython.int) -> None:
+        """Make page blocks that are apart ordinary ones of type ``mt`` again (undo_isolate_page_range)."""
+        size: cython.longlong = 1 << self.pageblock_order
+        pfn: cython.longlong
+        order: cython.int
+        end: cython.longlong
+        for pfn in range(low, high, size):
+            if self._block_type[pfn >> self.pageblock_order] == _ISOLATE:
+                self._set_block(pfn, mt)
+                self._isolated[zi] -= 1
+        pfn = low
+        while pfn < high:
+            if self._meta[pfn] & 0xFF != _IN_BUDDY or self._meta[pfn] >> 16 != _ISOLATE:
+                pfn += 1
+                continue
+            order = (self._meta[pfn] >> 8) & 0xFF
+            end = pfn + (1 << order)
+            self._free_list_del(zi, order, pfn)
+            self._free_one(zi, pfn, order, mt, False)
+            pfn = end
+
+    def isolated_blocks(self, zi: cython.int) -> int:
+        """How many page blocks of a zone are set apart (nr_isolate_pageblock)."""
+        return self._isolated[zi]
+
+    def fast_search(
+        self, zi: cython.int, order: cython.int, limit: cython.int, low: cython.longlong, least: cython.longlong
+    ) -> tuple:
+        """Look through the end of a free list of Movable for a block at ``low`` or above, else one above ``least``.
+
+        ``(block or -1, blocks looked at, highest block, limit, whether at low or above)``; the list then begins where
+        the search ended, so that the next one sees others (fast_isolate_freepages, move_freelist_head).
+        """
+        li: cython.int = self._list(zi, order, _MOVABLE)
+        at: cython.int = self._head_prev[li]
+        pfn: cython.longlong = -1
+        found: cython.longlong = -1
+        highest: cython.longlong = 0
+        high: cython.longlong = 0
+        n: cython.int = 0
+        while at > 0:
+            pfn = at - 1
+            n += 1
+            highest = max(highest, pfn)
+            if pfn >= low:
+                found = pfn
+                break
+            if pfn >= least and pfn > high:
+                high = pfn
+                limit >>= 1
+            if n >= limit:
+                break
+            at = self._prev[pfn]
+        if found < 0 and high:
+            self.rotate(zi, order, _MOVABLE, high)
+            return high, n, highest, limit, False
+        if at > 0:
+            self.rotate(zi, order, _MOVABLE, pfn)
+        return found, n, highest, limit, found >= 0
+
+    def fast_source(
+        self,
+        zi: cython.int,
+        order: cython.int,
+        scanned: cython.int,
+        limit: cython.int,
+        below: cython.longlong,
+        skip: cython.uchar[::1],
+    ) -> tuple:
+        """Look for a free block of Movable below a page, in a page block that is not to be skipped.
+
+        ``(block or -1, blocks looked at so far)``; the list then begins behind it (fast_find_migrateblock).
+        """
+        li: cython.int = self._list(zi, order, _MOVABLE)
+        at: cython.int = self._head_next[li]
+        pfn: cython.longlong = -1
+        while at > 0:
+            pfn = at - 1
+            scanned += 1
+            if scanned > limit:
+                self._rotate_behind(zi, order, pfn)
+                return -1, scanned
+            if pfn < below and not skip[pfn >> self.pageblock_order]:
+                self._rotate_behind(zi, order, pfn)
+                return pfn, scanned
+            at = self._next[pfn]
+        return -1, scanned
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _rotate_behind(self, zi: cython.int, order: cython.int, pfn: cython.longlong) -> cython.void:
+        if self._next[pfn] > 0:
+            self.rotate(zi, order, _MOVABLE, self._next[pfn] - 1)
+
+    def rotate(self, zi: cython.int, order: cython.int, mt: cython.int, pfn: cython.longlong) -> None:
+        """Have a free list begin with block ``pfn`` (list_cut_before and list_splice_tail)."""
+        li: cython.int = self._list(zi, order, mt)
+        before: cython.int = self._prev[pfn]
+        first: cython.int = self._head_next[li]
+        last: cython.int = self._head_prev[li]
+        if before < 0 or first == last:
+            return
+        self._next[last - 1] = first
+        self._prev[first - 1] = last
+        self._head_next[li] = cython.cast(cython.int, pfn + 1)
+        self._head_prev[li] = before
+        self._prev[pfn] = -(li + 1)
+        self._next[before - 1] = -(li + 1)
 
     # -- page owner ----------------------------------------------------------------------------------------
 

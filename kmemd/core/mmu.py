@@ -118,6 +118,12 @@ _EXCLUSIVE = cython.declare(cython.uint, 1 << 17)
 _LRU = cython.declare(cython.uint, 1 << 4)
 _SWAPCACHE = cython.declare(cython.uint, 1 << 10)
 _CONTENT = cython.declare(cython.uint, 1 << 31)
+_PG_DIRTY = cython.declare(cython.uint, 1 << 3)
+# what a page takes along to another frame; and the flags of pages that ``move_pages`` leaves to Python: those on a
+# list, in the swap cache, being written, mlocked, huge, or with known bytes
+_MOVED_FLAGS = cython.declare(cython.uint, 0x2 | 0x4 | 0x8 | 0x20 | 0x40 | 0x100 | 0x20000 | 0x40000 | 0x80000)
+_NOT_SIMPLE = cython.declare(cython.uint, 0x10 | 0x400 | 0x8000 | 0x10000 | 0x100000 | 0x200000 | 0xC0000000)
+_MOVED_BITS = cython.declare(cython.ulonglong, 2 | 1 << 5 | 1 << 6 | 1 << 11)  # RW, accessed, dirty, soft-dirty
 _SINGLE = cython.declare(cython.int, 3)  # PageMap.meta of a page in use that is no part of a block
 
 _S_ACCESS = cython.declare(cython.int, 0)
@@ -430,6 +436,101 @@ class Mmu:
         """
         slot: cython.longlong = self._leaf(mm, vpn)
         return slot, self._level
+
+    def slots(self, mm: cython.int, vpns: cython.longlong[::1], out: cython.longlong[::1]) -> None:
+        """``slot`` of several pages."""
+        i: cython.Py_ssize_t
+        slot: cython.longlong
+        for i in range(vpns.shape[0]):
+            slot = self._leaf(mm, vpns[i])
+            out[i] = slot if self._level == 0 else -1
+
+    def young(
+        self, mm: cython.int, vpns: cython.longlong[::1], pfns: cython.longlong[::1], out: cython.uchar[::1]
+    ) -> None:
+        """Which pages are mapped where the reverse map expects them (1), and were accessed since they were asked
+        last (2 more): their accessed bits are cleared (folio_referenced_one).
+
+        The TLB keeps what it knows, as on x86.
+        """
+        i: cython.Py_ssize_t
+        slot: cython.longlong
+        entry: cython.ulonglong
+        inside: cython.longlong
+        for i in range(vpns.shape[0]):
+            out[i] = 0
+            slot = self._leaf(mm, vpns[i])
+            if slot < 0:
+                continue
+            entry = self._words[slot]
+            inside = vpns[i] & ((cython.cast(cython.longlong, 1) << self.bits * self._level) - 1)
+            if not entry & (_PRESENT | _PROTNONE) or ((entry & _PFN_MASK) >> 12) + inside != pfns[i]:
+                continue
+            out[i] = 3 if entry & _ACCESSED else 1
+            self._words[slot] = entry & ~_ACCESSED
+
+    def move_pages(
+        self,
+        mm: cython.int,
+        span: tuple,
+        prot: cython.ulonglong,
+        anon: cython.int,
+        srcs: cython.longlong[::1],
+        dsts: cython.longlong[::1],
+        done: cython.uchar[::1],
+    ) -> int:
+        """Let anonymous pages that one entry of a mapping maps go on in other page frames, contents apart.
+
+        ``span`` is the mapping's ``(first page number, one past its last, pgoff)``, ``prot`` its entries' protection,
+        ``anon`` the anon_vma that the pages name. What migration does page by page (try_to_migrate,
+        folio_migrate_flags, remove_migration_ptes) comes to this for a page without other users. ``done`` says which
+        were moved, by this call or before; how many this call moved.
+        """
+        i: cython.Py_ssize_t
+        moved: cython.Py_ssize_t = 0
+        vpn: cython.longlong
+        first: cython.longlong = span[0]
+        end: cython.longlong = span[1]
+        pgoff: cython.longlong = span[2]
+        slot: cython.longlong
+        src: cython.longlong
+        dst: cython.longlong
+        entry: cython.ulonglong
+        for i in range(srcs.shape[0]):
+            src = srcs[i]
+            if done[i] or self._mapping[src] != anon or self._mapcount[src] != 1 or self._flags[src] & _NOT_SIMPLE:
+                continue
+            vpn = first + self._index[src] - pgoff
+            if vpn < first or vpn >= end:
+                continue
+            slot = self._leaf(mm, vpn)
+            if slot < 0 or self._level:
+                continue
+            entry = self._words[slot]
+            if not entry & (_PRESENT | _PROTNONE) or cython.cast(cython.longlong, (entry & _PFN_MASK) >> 12) != src:
+                continue
+            dst = dsts[i]
+            self._flush_pages(mm, vpn, vpn + 1)
+            self._words[slot] = (
+                cython.cast(cython.ulonglong, dst) << 12
+                | prot
+                | (entry & _MOVED_BITS)
+                | (_SOFT_DIRTY if entry & _DIRTY else 0)
+            )
+            self._flags[dst] |= self._flags[src] & _MOVED_FLAGS
+            if entry & _DIRTY:
+                self._flags[dst] |= _PG_DIRTY
+            if entry & _RW:
+                self._flags[dst] |= _EXCLUSIVE
+            self._mapping[dst] = anon
+            self._index[dst] = self._index[src]
+            self._mapcount[dst] = 1
+            self._mapcount[src] = 0
+            self._mapping[src] = 0
+            self._flags[src] = 0
+            done[i] = 1
+            moved += 1
+        return moved
 
     def present(self, mm: cython.int, vpn: cython.longlong) -> bool:
         """Whether the hardware finds a page for an address."""

@@ -48,6 +48,7 @@ class PageMap:
     map a
     page; how often a compound page is mapped as a whole stands in ``mapping`` of its first tail
     (``compound_mapcount``).
+    ``memcg`` is the number of the memory cgroup that a page is charged to, 0 for the root.
     ``private`` is the slot of a page in the swap cache (``type << 50 | offset``), 0 for all others.
     """
 
@@ -63,3 +64,4 @@ class PageMap:
         self.index = lazy_zeros(max_pfn, "int64")
         self.mapcount = lazy_zeros(max_pfn, "int32")
         self.private = lazy_zeros(max_pfn, "int64")
+        self.memcg = lazy_zeros(max_pfn, "int16")

@@ -44,7 +44,7 @@ CHARGED = 1 << p.PG_LRU | 1 << p.PG_SWAPBACKED | 1 << p.PG_UNEVICTABLE
 class PageOwner:
     """The file of one kernel. ``table`` is None when it was not booted with ``page_owner=on``.
 
-    ``memcg_name(pfn)`` names the memory cgroup that a user page is charged to.
+    ``memcg_name(pfn)`` names the memory cgroup that a user page is charged to, and says when it was removed.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class PageOwner:
         context: Context,
         kallsyms: Kallsyms,
         page_flags: PageFlags,
-        memcg_name: Callable[[int], str] = lambda pfn: "/",
+        memcg_name: Callable[[int], str] = lambda pfn: "memcg /",
     ) -> None:
         self.table = table
         self._pages = pages
@@ -143,7 +143,7 @@ class PageOwner:
         if reason:
             text = f"Page has been migrated, last migrate reason: {MIGRATE_REASONS[reason - 1]}\n"
         if flags & CHARGED:
-            text += f"Charged to memcg {self._memcg_name(pfn)}\n"
+            text += f"Charged to {self._memcg_name(pfn)}\n"
         return text
 
     def check(self) -> None:

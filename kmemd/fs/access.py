@@ -18,7 +18,7 @@ READ_BITS = 0o444
 WRITE_BITS = 0o222
 
 _STRICT = ("/sys/", "/proc/sys/")
-_LENIENT = ("/sys/kernel/debug/", "/sys/kernel/tracing/")
+_LENIENT = ("/sys/kernel/debug/", "/sys/kernel/tracing/", "/sys/fs/cgroup/")
 
 
 def is_strict(path: str) -> bool:

@@ -25,7 +25,7 @@ class Handle:
         self.nonblocking = bool(flags & os.O_NONBLOCK)
         self.pid = pid
         entry = inode.node.entry
-        self.pollable = isinstance(entry, Device) and entry.pollable
+        self.pollable = (isinstance(entry, Device) and entry.pollable) or bool(getattr(file, "pollable", False))
         self.poll_handle: Any = None
 
 

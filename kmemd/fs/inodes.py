@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pyfuse3 import ROOT_INODE, EntryAttributes, InodeT
@@ -25,6 +25,7 @@ BLOCK_SIZE = 4096
 KEEP_S = 3600
 """How long the kernel may keep names and attributes. They change only by vanishing, which is announced."""
 NOBODY = Caller()
+Version = Callable[[Any], int]
 
 
 class Inode:
@@ -93,6 +94,8 @@ class InodeTable:
         self._next = int(ROOT_INODE)
         self._numbers: dict[int, Inode] = {}
         self._watches: dict[tuple[int, int], Watch] = {}
+        self._volatile: dict[Version, dict[int, Inode]] = {}
+        self._versions: dict[Version, int] = {}
         self.root = self._add(namespace.root, None)
         self.root.lookups = 1
 
@@ -124,6 +127,10 @@ class InodeTable:
             inode = parent.entries[name] = self._add(node, parent)
             if inode.may_vanish:
                 self._watch(inode)
+            version = node.entry.version
+            if version is not None:
+                self._versions.setdefault(version, version(self._namespace.kernel))
+                self._volatile.setdefault(version, {})[inode.number] = inode
         inode.lookups += 1
         return inode
 
@@ -151,11 +158,27 @@ class InodeTable:
                 for inode in watch.vanished(self._namespace.kernel):
                     self._bury(inode)
                     gone.append(inode)
+        return gone + self._no_longer_there()
+
+    def _no_longer_there(self) -> list[Inode]:
+        """Entries whose ``exists`` has changed its answer."""
+        kernel, gone = self._namespace.kernel, []
+        for version, inodes in self._volatile.items():
+            now = version(kernel)
+            if now == self._versions[version]:
+                continue
+            self._versions[version] = now
+            for inode in list(inodes.values()):
+                exists = inode.node.entry.exists
+                if not inode.dead and exists is not None and not exists(kernel, *inode.node.parameters):
+                    self._bury(inode)
+                    gone.append(inode)
         return gone
 
     def _bury(self, inode: Inode) -> None:
         for below in _subtree(inode):
             below.dead = True
+            self._forget_version(below)
             if below.may_vanish:
                 self._unwatch(below)
         self._detach(inode)
@@ -188,9 +211,15 @@ class InodeTable:
 
     def _remove(self, inode: Inode) -> None:
         del self._numbers[inode.number]
+        self._forget_version(inode)
         if inode.may_vanish:
             self._unwatch(inode)
         self._detach(inode)
+
+    def _forget_version(self, inode: Inode) -> None:
+        version = inode.node.entry.version
+        if version is not None:
+            self._volatile.get(version, {}).pop(inode.number, None)
 
     @staticmethod
     def _detach(inode: Inode) -> None:
@@ -220,7 +249,7 @@ def _file_type(node: Node) -> int:
 
 
 def _has_parameter(inode: Inode) -> bool:
-    return inode.parent is not None and len(inode.node.parameters) > len(inode.parent.node.parameters)
+    return inode.parent is not None and inode.node.parameters != inode.parent.node.parameters
 
 
 def _pattern_of(inode: Inode) -> Pattern:

@@ -312,7 +312,7 @@ class Operations(pyfuse3.Operations):
     def _tell_readers(self) -> None:
         self._change.announce()
         for handle in self._handles.polled():
-            if _readiness(handle) & READABLE:
+            if _is_woken(handle):
                 poll_handle, handle.poll_handle = handle.poll_handle, None
                 poll_handle.notify()
 
@@ -327,10 +327,19 @@ def _dots(inode: Inode) -> tuple[tuple[bytes, Inode], ...]:
 
 
 def _readiness(handle: Handle) -> int:
+    poll = getattr(handle.file, "poll", None)
+    if poll is not None:
+        return ALWAYS_READY | int(poll())
     readable = getattr(handle.file, "readable", None)
     if readable is None or readable():
         return ALWAYS_READY
     return WRITABLE
+
+
+def _is_woken(handle: Handle) -> bool:
+    """Whether who polls is to be told: a file with events of its own (``woken``) has one, others are readable."""
+    woken = getattr(handle.file, "woken", None)
+    return bool(woken()) if woken is not None else bool(_readiness(handle) & READABLE)
 
 
 def _cannot_create(parent: Inode, number: int) -> KernelError:

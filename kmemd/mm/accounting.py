@@ -22,7 +22,9 @@ from kmemd.mm.vmstat import VmStat
 LRU_LISTS = 5
 COUNTED_UP = (
     *(stats.NR_VMSCAN_WRITE, stats.NR_VMSCAN_IMMEDIATE, stats.NR_DIRTIED, stats.NR_WRITTEN),
+    stats.NR_THROTTLED_WRITTEN,
     *(stats.PGPROMOTE_SUCCESS, stats.PGPROMOTE_CANDIDATE),
+    *range(stats.WORKINGSET_REFAULT_ANON, stats.WORKINGSET_RESTORE_FILE + 1),
 )
 """Node items that are events: nothing that is there now says how many there were."""
 COMPUTED = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from kmemd.core.context import Context
+from kmemd.mm.cma import Cma
 from kmemd.mm.descriptors import Descriptors
 from kmemd.mm.device import Devices
 from kmemd.mm.dma import Dma
@@ -50,6 +51,7 @@ class DeviceMemory:
         swiotlb: tuple[int, int] = (0, 0),
         zero_ns: int = 0,
         mapped: Callable[[], Iterable[tuple[int, int]]] = tuple,
+        cma: Cma | None = None,
     ) -> None:
         wide = layout.arch == X86_64
         bits = self.phys_bits = max(PHYS_BITS[wide], *(resource.last.bit_length() for resource in iomem), 0)
@@ -60,7 +62,7 @@ class DeviceMemory:
         )
         self.devices = Devices(self.resources)
         self.swiotlb = Swiotlb(context, *swiotlb, cpus)
-        self.dma = Dma(page_alloc, layout, context, depot, printk, dump_stack, self.swiotlb, zero_ns)
+        self.dma = Dma(page_alloc, layout, context, depot, printk, dump_stack, self.swiotlb, zero_ns, cma)
         self.pools = DmaPools(self.dma, printk, descriptors, layout.pointer_size)
 
     def check(self) -> None:

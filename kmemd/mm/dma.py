@@ -2,8 +2,9 @@
 
 A device says with its masks which bus addresses it can form; bus addresses are physical ones. Coherent memory comes
 from the zone that the mask suggests, and is tried again in the next lower one when it lies too high. A page that a
-device cannot reach is bounced through the software IO TLB where there is one. Left out: IOMMUs, contiguous areas
-(cma=), atomic pools, memory encryption, scatter lists and the bytes themselves; coherent memory of i386 is always low.
+device cannot reach is bounced through the software IO TLB where there is one. Blocks of more than a page come from the
+contiguous area (cma=) where there is one. Left out: IOMMUs, atomic pools, memory encryption, scatter lists and the
+bytes themselves; coherent memory of i386 is always low.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from kmemd.core.buddy import MAX_ORDER
 from kmemd.core.context import Context
 from kmemd.errors import KernelError
 from kmemd.mm import gfp as g
+from kmemd.mm.cma import Cma
 from kmemd.mm.device import Device
 from kmemd.mm.dump_stack import DumpStack
 from kmemd.mm.layout import X86_64, Layout
@@ -48,6 +50,13 @@ class Block:
     pfn: int
     order: int
     size: int
+    contiguous: int = 0
+    """Pages taken of the contiguous area, 0: it is a block of the page allocator."""
+
+    @property
+    def end_pfn(self) -> int:
+        """One past its last page."""
+        return self.pfn + (self.contiguous or 1 << self.order)
 
 
 @dataclass(frozen=True)
@@ -81,8 +90,10 @@ class Dma:
         dump_stack: DumpStack,
         swiotlb: Swiotlb,
         zero_ns: int = 0,
+        cma: Cma | None = None,
     ) -> None:
         """``zero_ns`` is what clearing a page costs."""
+        self._cma = cma
         self._page_alloc = page_alloc
         self._layout = layout
         self._context = context
@@ -120,17 +131,34 @@ class Dma:
             raise KernelError(errno.EINVAL, f"dma_alloc_coherent of {size} bytes")
         pages = -(-size // PAGE_SIZE)
         order = (pages - 1).bit_length()
+        found = self._from_area(device, pages, order, gfp)
+        if found is not None:
+            return self._add(
+                Block(device, self._layout.page_address(found), found << PAGE_SHIFT, found, order, size, pages)
+            )
         if order >= MAX_ORDER:
             if not gfp & g.F.NOWARN:
                 self._warn_once("order", TOO_LARGE_AT, ("__alloc_pages", *FRAMES))
             raise KernelError(errno.ENOMEM, f"{size} bytes are more than a block of order {MAX_ORDER - 1}")
         gfp &= ~(g.F.DMA | g.F.DMA32 | g.F.HIGHMEM | g.F.ZERO)
         pfn = self._alloc_pages(device, pages << PAGE_SHIFT, order, gfp)
-        self._context.charge(self._zero_ns * pages)
-        block = Block(device, self._layout.page_address(pfn), pfn << PAGE_SHIFT, pfn, order, size)
+        return self._add(Block(device, self._layout.page_address(pfn), pfn << PAGE_SHIFT, pfn, order, size))
+
+    def _add(self, block: Block) -> Block:
+        self._context.charge(self._zero_ns * -(-block.size // PAGE_SIZE))
         self.blocks[block.address] = block
-        device.coherent_bytes += size
+        block.device.coherent_bytes += block.size
         return block
+
+    def _from_area(self, device: Device, pages: int, order: int, gfp: int) -> int | None:
+        """A run of the contiguous area, where there is one and the device reaches it (dma_alloc_contiguous)."""
+        if self._cma is None or not self._cma.areas or pages < 2 or not gfp & g.F.DIRECT_RECLAIM:
+            return None
+        pfn = self._cma.alloc(self._cma.areas[0], pages, order)
+        if pfn is not None and (pfn + pages << PAGE_SHIFT) - 1 > device.coherent_dma_mask:
+            self._cma.release(pfn, pages)
+            return None
+        return pfn
 
     def _alloc_pages(self, device: Device, size: int, order: int, gfp: int) -> int:
         """A block that the device reaches, from the zone its mask suggests or a lower one. ENOMEM."""
@@ -158,7 +186,10 @@ class Dma:
         if block is None:
             raise KernelError(errno.EINVAL, f"no coherent memory begins at {address:#x}")
         block.device.coherent_bytes -= block.size
-        self._page_alloc.free_pages(block.pfn, block.order)
+        if block.contiguous and self._cma is not None:
+            self._cma.release(block.pfn, block.contiguous)
+        else:
+            self._page_alloc.free_pages(block.pfn, block.order)
         return block
 
     # -- mappings for one transfer ---------------------------------------------------------------------------
@@ -220,7 +251,7 @@ class Dma:
         end = 0
         for block in sorted(self.blocks.values(), key=lambda block: block.pfn):
             assert block.pfn >= end, f"pfn {block.pfn} is in two coherent blocks"
-            end = block.pfn + (1 << block.order)
+            end = block.end_pfn
             assert block.address == self._layout.page_address(block.pfn)
             sums[block.device.name] += block.size
             assert block.device.coherent_bytes > 0

@@ -1,7 +1,7 @@
 """Dropping clean caches on request (fs/drop_caches.c).
 
-Models: the trigger, its counters and its kernel log line, and the page cache: clean pages that nobody maps go. Left
-out: slab, for no slab cache of the model has a shrinker.
+Models: the trigger, its counters and its kernel log line, the page cache: clean pages that nobody maps go, and the
+caches that have shrinkers.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ class DropCaches(Tuned):
         vmstat: VmStat,
         printk: Printk,
         drop_pagecache: Callable[[], int],
+        drop_slab: Callable[[], None],
         *,
         long_bits: int = 64,
     ) -> None:
-        """``drop_pagecache()`` drops what can go of all files' page caches."""
-        self._drop_pagecache = drop_pagecache
+        """``drop_pagecache()`` drops what can go of all files' page caches, ``drop_slab()`` of other caches."""
+        self._drop_pagecache, self._drop_slab = drop_pagecache, drop_slab
         self._context = context
         self._vmstat = vmstat
         self._printk = printk
@@ -48,6 +49,7 @@ class DropCaches(Tuned):
             self._drop_pagecache()
             self._vmstat.count(stats.DROP_PAGECACHE)
         if self.drop_caches & SLAB:
+            self._drop_slab()
             self._vmstat.count(stats.DROP_SLAB)
         if not self._quiet:
             who = f"{self._context.comm} ({self._context.pid})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,6 +57,7 @@ class FileCache(Protocol):
     """The page cache."""
 
     def dirty_pages(self, pfns: Rows) -> None: ...
+    def pin(self, pfns: list[int]) -> AbstractContextManager[None]: ...
 
 
 @dataclass(frozen=True)

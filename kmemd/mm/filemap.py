@@ -8,7 +8,8 @@ large folios of files; open file descriptions, so that all readers of a file sha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from kmemd.core.lru import Lru
 from kmemd.core.pages import (
     PG_DIRTY,
     PG_LRU,
+    PG_PRIVATE,
     PG_RECLAIM,
     PG_SWAPBACKED,
     PG_WRITEBACK,
@@ -66,13 +68,18 @@ class FileOperations(Protocol):
 
 @dataclass(slots=True)
 class ReadaheadState:
-    """What a file remembers of how it is read (``struct file_ra_state``), in pages."""
+    """What a file remembers of how it is read (``struct file_ra_state``), in pages; ``prev_pos`` in bytes.
+
+    ``factor`` is what fadvise makes of the device's window (SEQUENTIAL: 2), ``random`` FMODE_RANDOM.
+    """
 
     start: int = 0
     size: int = 0
     async_size: int = 0
     mmap_miss: int = 0
-    previous: int = -1
+    prev_pos: int = -1
+    factor: int = 1
+    random: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -82,7 +89,9 @@ class File:
     ``id`` is what ``PageMap.mapping`` of its pages is the negative of. ``slots`` holds PFN + 1 by page offset; below
     0 is what took the place of an evicted page: a tmpfs file's swap slot, negated, else a shadow entry. ``data`` is
     the content on the disk by page offset, where it is known. ``users`` counts mappings and whoever else has it
-    open: a deleted file goes with the last.
+    open: a deleted file goes with the last. ``wb`` is the write-back of its disk (mm/bdi.py), ``blocks_at`` where on
+    the disk its pages are, ``in_flight`` what of it is being written; ``wb_err`` its error sequence, of which
+    ``openers`` have seen a part (mm/errseq.py).
 
     Invariants: ``nrpages`` slots are above 0, ``swapped`` below 0 (tmpfs); ``nr_dirty`` and ``nr_writeback`` of its
     pages are; pages beyond ``size`` are in no cache.
@@ -110,6 +119,13 @@ class File:
     maps: dict[int, tuple[Mm, Vma]] = field(default_factory=dict)
     shared_policy: Any = None
     mount: Any = None
+    wb: Any = None
+    blocks_at: Callable[[Indices], Indices] | None = None
+    in_flight: list[Any] = field(default_factory=list)
+    inode_dirty: bool = False
+    writeback_index: int = 0
+    wb_err: int = 0
+    openers: dict[int, int] = field(default_factory=dict)
 
     @property
     def is_hugetlb(self) -> bool:
@@ -180,6 +196,12 @@ class ZoneCounts:
         self._starts = np.array([zone.start_pfn for zone in ordered], dtype=np.int64)
         self._rows = [zone.index for zone in ordered]
 
+    def nids(self, pfns: PFNs) -> PFNs:
+        """The nodes of pages."""
+        rows = np.array(self._rows, dtype=np.int64)
+        found: PFNs = rows[self._starts.searchsorted(pfns, "right") - 1] // stats.ZONES_PER_NODE
+        return found
+
     def by_zone(self, pfns: PFNs) -> list[tuple[int, int]]:
         """(zone, pages) for the zones that have any."""
         if len(pfns) == 1:
@@ -204,17 +226,28 @@ def flag(*bits: int) -> np.uint32:
     return np.uint32(sum(1 << bit for bit in bits))
 
 
-_DIRTY, _WRITEBACK = flag(PG_DIRTY), flag(PG_WRITEBACK)
+_DIRTY, _WRITEBACK, _PRIVATE, _RECLAIM = flag(PG_DIRTY), flag(PG_WRITEBACK), flag(PG_PRIVATE), flag(PG_RECLAIM)
 _DIRTY_ITEMS, _DIRTY_ZONE = (stats.NR_FILE_DIRTY,), (stats.NR_ZONE_WRITE_PENDING,)
 
 
 class PageCache:
     """All files' pages. ``files`` by id."""
 
-    def __init__(self, pages: PageMap, counts: ZoneCounts, vmstat: VmStat, lru: Lru, page_alloc: PageSupply) -> None:
-        self._pages, self._counts, self._vmstat = pages, counts, vmstat
+    def __init__(
+        self,
+        pages: PageMap,
+        counts: ZoneCounts,
+        vmstat: VmStat,
+        lru: Lru,
+        page_alloc: PageSupply,
+        free_buffers: Callable[[PFNs], None] = lambda pfns: None,
+    ) -> None:
+        """``free_buffers(pfns)`` frees the buffer heads of pages that leave the cache."""
+        self._pages, self._counts, self._vmstat, self._free_buffers = pages, counts, vmstat, free_buffers
         self.lru, self._page_alloc = lru, page_alloc
         self.files: dict[int, File] = {}
+        self.refault: Callable[[PFNs, Indices], None] | None = None
+        self._pinned: list[PFNs] = []
         self._last_id = 0
 
     # -- files -------------------------------------------------------------------------------------------
@@ -239,6 +272,21 @@ class PageCache:
         """The file whose cache a page is in."""
         mapping = int(self._pages.mapping[pfn])
         return self.files.get(-mapping) if mapping < 0 else None
+
+    # -- references --------------------------------------------------------------------------------------
+
+    @contextmanager
+    def pin(self, pfns: PFNs | list[int]) -> Iterator[None]:
+        """Hold a reference to pages while somebody works with them, so that reclaim lets them be (folio_get)."""
+        self._pinned.append(np.asarray(pfns, dtype=np.int64))
+        try:
+            yield
+        finally:
+            self._pinned.pop()
+
+    def pinned_of(self, pfns: PFNs) -> npt.NDArray[np.bool_] | None:
+        """Which of the pages somebody works with, None for none of all."""
+        return np.isin(pfns, np.concatenate(self._pinned)) if self._pinned else None
 
     # -- looking -----------------------------------------------------------------------------------------
 
@@ -269,7 +317,11 @@ class PageCache:
 
         Preconditions: the pages are fresh from the allocator, with no flags but those of their use.
         """
+        window = file.slots.window(int(indices[0]), int(indices[-1]) + 1) if len(indices) else indices
+        shadows = file.slots.array[indices[indices < file.slots.end]] if (window < 0).any() else None
         self.insert(file, indices, pfns)
+        if shadows is not None and self.refault is not None and not file.is_shmem:
+            self.refault(pfns[: len(shadows)], shadows)
         if len(pfns) == 1:
             self.lru.add(int(pfns[0]))
         else:
@@ -291,6 +343,10 @@ class PageCache:
         assert old >= 0, f"{file.path} has no page at {index}"
         file.slots.set(index, pfn + 1)
         pages = self._pages
+        if pages.flags[old] & _PRIVATE:  # buffer_migrate_folio
+            pages.private[pfn], pages.private[old] = pages.private[old], 0
+            pages.flags[pfn] |= _PRIVATE
+            pages.flags[old] &= ~_PRIVATE
         pages.mapping[pfn], pages.index[pfn] = pages.mapping[old], pages.index[old]
         pages.mapping[old], pages.index[old] = 0, 0
         items = self._items(file)
@@ -306,6 +362,9 @@ class PageCache:
     def remove_bulk(self, file: File, indices: Indices, pfns: PFNs, instead: Indices | int = 0) -> None:
         """Pages leave the cache and stay allocated; ``instead`` takes their place (``__filemap_remove_folio``)."""
         self.clear_dirty(file, pfns, written=False)
+        buffers = pfns[self._pages.flags[pfns] & _PRIVATE != 0]
+        if len(buffers):
+            self._free_buffers(buffers)
         file.slots.put(indices, instead)
         file.nrpages -= len(pfns)
         self._pages.mapping[pfns] = 0
@@ -342,8 +401,11 @@ class PageCache:
         fresh = pfns[flags[pfns] & _DIRTY == 0]
         flags[fresh] |= _DIRTY
         if not file.is_shmem and len(fresh):
+            flags[fresh] &= ~_RECLAIM
             self._counts.move(fresh, 1, (stats.NR_FILE_DIRTY, stats.NR_DIRTIED), _DIRTY_ZONE)
             file.nr_dirty += len(fresh)
+            if file.wb is not None:
+                file.wb.pages_dirtied(file, len(fresh))
         return len(fresh)
 
     def dirty_pages(self, pfns: PFNs) -> None:
@@ -362,6 +424,8 @@ class PageCache:
         if not file.is_shmem and len(dirty):
             self._counts.move(dirty, -1, _DIRTY_ITEMS, _DIRTY_ZONE)
             file.nr_dirty -= len(dirty)
+            if file.wb is not None:
+                file.wb.pages_cleaned(len(dirty), written=written)
         if written:
             self.begin_writeback(file, dirty)
         found: PFNs = dirty
@@ -372,6 +436,8 @@ class PageCache:
         self._pages.flags[pfns] |= _WRITEBACK
         self._counts.move(pfns, 1, (stats.NR_WRITEBACK,), _DIRTY_ZONE)
         file.nr_writeback += len(pfns)
+        if file.wb is not None:
+            file.wb.writeback += len(pfns)
 
     def end_writeback(self, file: File, pfns: PFNs) -> None:
         """They have arrived (``folio_end_writeback``)."""
@@ -379,6 +445,9 @@ class PageCache:
         self._counts.move(pfns, -1, (stats.NR_WRITEBACK,), _DIRTY_ZONE)
         self._counts.move(pfns, 1, (stats.NR_WRITTEN,))
         file.nr_writeback -= len(pfns)
+        if file.wb is not None:
+            file.wb.writeback -= len(pfns)
+            file.wb.written += len(pfns)
 
     # -- proof -------------------------------------------------------------------------------------------
 

@@ -1,13 +1,14 @@
 """Calls on files by their path or file, whatever kind they are (fs/read_write.c, mm/fadvise.c, fs/drop_caches.c).
 
-Models read, write, truncate, posix_fadvise, fsync, readahead for mappings (MADV_WILLNEED), and what is in memory of
-a file (mincore). Left out: file descriptors: whoever reads names the file and the place.
+Models read, write, truncate, posix_fadvise, fsync, sync_file_range, sync, readahead for mappings (MADV_WILLNEED), and
+what is in memory of a file (mincore). Left out: file descriptors: whoever reads names the file and the place.
 """
 
 from __future__ import annotations
 
 import errno
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from kmemd.core.lru import Lru
 from kmemd.core.mmu import Mmu
 from kmemd.core.pte import MAX_SWAPFILES, PRESENT, PROTNONE, SWP_TYPE_SHIFT
 from kmemd.errors import KernelError
+from kmemd.mm.blk_mq import REQ_SYNC
 from kmemd.mm.file_io import FileIo
 from kmemd.mm.filemap import File, FileKind, Indices, PageCache
 from kmemd.mm.mm_types import VM_SHARED, Mm, Vma
@@ -30,27 +32,56 @@ SLICE = 1 << 12
 """Pages that a long call handles before others may run."""
 
 
+SYNC_FILE_RANGE_WAIT_BEFORE, SYNC_FILE_RANGE_WRITE, SYNC_FILE_RANGE_WAIT_AFTER = 1, 2, 4
+SYNC_FILE_RANGE_WRITE_AND_WAIT = 7
+
+
+class IoAccounts(Protocol):
+    """What is noted of the executing process; ``opener`` is its number."""
+
+    @property
+    def opener(self) -> int: ...
+    def read(self, count: int) -> None: ...
+    def write(self, count: int) -> None: ...
+
+
 class Files:
     """Files of one machine."""
 
     def __init__(
-        self, cache: PageCache, io: FileIo, shmem: Shmem, swap: SwapState, vfs: Vfs, mmu: Mmu, lru: Lru
+        self,
+        cache: PageCache,
+        io: FileIo,
+        shmem: Shmem,
+        swap: SwapState,
+        vfs: Vfs,
+        mmu: Mmu,
+        lru: Lru,
+        accounts: IoAccounts,
+        log: Callable[[str], None],
     ) -> None:
+        """``log(text)`` writes a kernel message of level critical."""
         self.cache, self.io, self.shmem, self.swap_state, self.vfs = cache, io, shmem, swap, vfs
-        self._mmu, self._lru = mmu, lru
+        self._mmu, self._lru, self._accounts, self._log = mmu, lru, accounts, log
 
     # -- calls on files ----------------------------------------------------------------------------------
 
     def read(self, file: File, offset: int, count: int) -> int:
-        """read(2) of a range: how many bytes there are. ENOMEM."""
-        return self.shmem.read(file, offset, count) if file.is_shmem else self.io.read(file, offset, count)
+        """read(2) of a range: how many bytes there are. ENOMEM, EIO."""
+        self.io.opened(file, self._accounts.opener)
+        done = self.shmem.read(file, offset, count) if file.is_shmem else self.io.read(file, offset, count)
+        self._accounts.read(done)
+        return done
 
-    def write(self, file: File, offset: int, count: int) -> int:
-        """write(2) of a range. ENOMEM, ENOSPC, EFBIG, ETXTBSY."""
+    def write(self, file: File, offset: int, count: int, *, sync: bool = False) -> int:
+        """write(2) of a range, with ``sync`` of a file opened with O_SYNC. ENOMEM, ENOSPC, EFBIG, ETXTBSY, EIO."""
+        self.io.opened(file, self._accounts.opener)
         if count:
             self.vfs.check_write(file, offset + count)
             (self.shmem.write if file.is_shmem else self.io.write)(file, offset, count)
-            self.vfs.grown(file)
+            self._accounts.write(count)
+            if sync:
+                self.fsync(file, offset >> PAGE_SHIFT, (offset + count + PAGE_SIZE - 1) >> PAGE_SHIFT)
         return count
 
     def install(self, path: str, ino: int, pages: int) -> File:
@@ -95,11 +126,16 @@ class Files:
             last = file.pages if not count or offset + count >= file.size else (offset + count) >> PAGE_SHIFT
             if file.is_shmem or first >= last:
                 return 0
-            self.io.writeback(file, first, last)
+            self.io.writer.write_range(file, start, end, flags=0)
             yield
             self._lru.drain_all()  # the batches of all CPUs hold references
             return self.io.invalidate(file, first, last)
-        if advice in ("NORMAL", "SEQUENTIAL", "RANDOM", "NOREUSE"):
+        if advice in ("NORMAL", "SEQUENTIAL", "RANDOM"):
+            file.ra.random = advice == "RANDOM"
+            if advice != "RANDOM":
+                file.ra.factor = 2 if advice == "SEQUENTIAL" else 1
+            return 0
+        if advice == "NOREUSE":
             return 0
         raise KernelError(
             errno.EINVAL, f"{advice} is no advice: NORMAL, RANDOM, SEQUENTIAL, WILLNEED, DONTNEED, NOREUSE"
@@ -114,8 +150,50 @@ class Files:
         return done
 
     def fsync(self, file: File, start: int = 0, end: int = 1 << 62) -> int:
-        """Write what is dirty and wait (``vfs_fsync_range``); offsets in pages. How many pages."""
-        return self.io.writeback(file, start, end)
+        """Write what is dirty, with the inode, and wait (``vfs_fsync_range``); offsets in pages. How many pages.
+
+        EIO for an error of write-back that the caller was not told of.
+        """
+        if file.is_shmem or file.wb is None:
+            return 0
+        pages = self.io.writeback(file, start, end)
+        self.io.write_inode(file, wait=True)
+        try:
+            self.io.check_error(file, self._accounts.opener)
+        except KernelError as error:
+            if error.errno == errno.EIO and file.mount is not None:
+                name = file.wb.disk.name
+                self._log(f"EXT2-fs ({name}): error: ext2_fsync: detected IO error when writing metadata buffers")
+            raise
+        return pages
+
+    def sync_file_range(self, file: File, offset: int, count: int, flags: int) -> int:
+        """sync_file_range(2): wait, write, wait, as the flags say. How many pages it sent to the disk. EIO."""
+        start = offset >> PAGE_SHIFT
+        end = (offset + count + PAGE_SIZE - 1) >> PAGE_SHIFT if count else 1 << 62
+        pages = 0
+        self.io.opened(file, self._accounts.opener)
+        if file.is_shmem or file.wb is None:
+            return 0
+        if flags & SYNC_FILE_RANGE_WAIT_BEFORE:
+            self.io.writer.wait(file, start, end)
+            self.io.check_error(file, self._accounts.opener)
+        if flags & SYNC_FILE_RANGE_WRITE:
+            whole = flags & SYNC_FILE_RANGE_WRITE_AND_WAIT == SYNC_FILE_RANGE_WRITE_AND_WAIT
+            pages = self.io.writer.write_range(file, start, end, flags=REQ_SYNC if whole else 0)
+        if flags & SYNC_FILE_RANGE_WAIT_AFTER:
+            self.io.writer.wait(file, start, end)
+            self.io.check_error(file, self._accounts.opener)
+        return pages
+
+    def sync(self) -> Steps[int]:
+        """sync(2): everything that is dirty, inodes first and then the disks' own blocks. How many pages."""
+        flushers, pages = self.vfs.storage.flushers, 0
+        flushers.wakeup_flusher_threads()
+        for chosen in (lambda file: file.mount is not None, lambda file: file.mount is None):
+            for wb in list(flushers.by_disk.values()):
+                pages += yield from flushers.write_inodes(wb, chosen)
+        return pages
 
     def drop_pagecache(self) -> int:
         """Drop clean pages of all files that nobody maps (``drop_pagecache_sb``). How many."""

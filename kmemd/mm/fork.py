@@ -18,8 +18,11 @@ from kmemd.core import stats
 from kmemd.core.context import Context
 from kmemd.errors import KernelError
 from kmemd.mm import gfp as g
+from kmemd.mm.cgroup import Cgroups
 from kmemd.mm.exec import Exec, Image
 from kmemd.mm.layout import X86_64, Layout
+from kmemd.mm.memcontrol import MemControl
+from kmemd.mm.memcontrol_group import MemCgroup
 from kmemd.mm.mempolicy import mpol_dup
 from kmemd.mm.mm_struct import MmStructs
 from kmemd.mm.page_alloc import PageAllocator
@@ -65,8 +68,17 @@ class ThreadStacks:
     """Kernel stacks: a vmalloc area on x86_64, a block of pages on i386 (``alloc_thread_stack_node``)."""
 
     def __init__(
-        self, arch: str, page_alloc: PageAllocator, vmalloc: Vmalloc, vmstat: VmStat, layout: Layout, context: Context
+        self,
+        arch: str,
+        page_alloc: PageAllocator,
+        vmalloc: Vmalloc,
+        vmstat: VmStat,
+        layout: Layout,
+        context: Context,
+        memcg: MemControl,
     ) -> None:
+        self._memcg = memcg
+        self._groups: dict[int, MemCgroup] = {}
         self._page_alloc = page_alloc
         self._vmalloc = vmalloc
         self._vmstat = vmstat
@@ -87,6 +99,9 @@ class ThreadStacks:
         else:
             address = self._layout.page_address(self._page_alloc.alloc_pages(GFP_STACK | g.F.COMP, self._order, nid))
         self._count(nid, 1)
+        memcg = self._memcg.account_stack(KIB_PER_PAGE << self._order, None)
+        if memcg is not None:
+            self._groups[address] = memcg
         return address
 
     def alloc_pages(self, nid: int, count: int, site: int) -> None:
@@ -98,6 +113,7 @@ class ThreadStacks:
     def free(self, address: int, nid: int) -> None:
         """Give back what ``alloc`` gave on a node. EFAULT when it is gone."""
         self._count(nid, -1)
+        self._memcg.account_stack(-KIB_PER_PAGE << self._order, self._groups.pop(address, None))
         if self._vmapped:
             self._vmalloc.vfree(address)
         else:
@@ -127,12 +143,14 @@ class Fork:
         rlimits: Rlimits,
         threads_max: Callable[[], int],
         faults_of: Faults,
+        cgroups: Cgroups,
     ) -> None:
         self._rlimits = rlimits
         self._threads_max = threads_max
         self._faults_of = faults_of
         self._mms = mms
         self._programs = programs
+        self._cgroups = cgroups
         self._tasks = tasks
         self._slub = slub
         self._context = context
@@ -202,6 +220,7 @@ class Fork:
             self._inherit(task, parent)
         if uid is not None:
             task.uid = task.gid = uid
+        self._cgroups.enter(task, parent.cgroup if parent is not None else None)
         site = self._context.site = self._depot.save(self._frames)
         self._objects[task.pid] = []
 
@@ -264,6 +283,7 @@ class Fork:
             self._mms.exit(mm)
         if task.ppid:
             self._wait(self._tasks.find(task.ppid), task, task.minor_faults(faults))
+        self._cgroups.exit(task)
         self._tasks.exit(task.pid)
         self._release(task)
 

@@ -115,6 +115,8 @@ class HugeSplit:
         pages.index[where] = int(pages.index[head]) + np.arange(count)
         pages.meta[where] = ALLOCATED | int(pages.migratetype[head]) << 16
         pages.prev[head + 1 : head + count] = 0  # how often an unevictable page is mlocked
+        pages.memcg[where] = pages.memcg[head]
+        self._lru.split(head, count)
         if self._owner is not None:
             self._owner.order[where] = 0
 

@@ -61,6 +61,7 @@ class Scan(Enum):
     PAGE_LRU = auto()
     PAGE_ANON = auto()
     ALLOC_HUGE_PAGE_FAIL = auto()
+    CGROUP_CHARGE_FAIL = auto()
 
 
 EVENTS = {
@@ -180,7 +181,9 @@ class Khugepaged:
         zap: Callable[[Mm, int, int], None],
         swap_in: Callable[[Mm, Vma, int], bool],
         run_as: Callable[[str], None],
+        charge: Callable[[Mm, int, int], bool],
     ) -> None:
+        self._charge_page = charge
         self._settings = settings
         self._slots = slots
         self._clock = clock
@@ -376,6 +379,9 @@ class Khugepaged:
             self._vmstat.count(stats.THP_COLLAPSE_ALLOC_FAILED)
             return Scan.ALLOC_HUGE_PAGE_FAIL
         self._vmstat.count(stats.THP_COLLAPSE_ALLOC)
+        if not self._charge_page(mm, head, gfp):
+            self._page_alloc.free_pages(head, self._mmu.bits)
+            return Scan.CGROUP_CHARGE_FAIL
         result = self._bring_in(mm, vma, vpn, look)
         if result is Scan.SUCCEED:
             look = self._examine(first, forced=forced)

@@ -26,6 +26,8 @@ from kmemd.core.ptes import PteRanges
 from kmemd.errors import KernelError
 from kmemd.mm.contents import Contents
 from kmemd.mm.fault_parts import Parts
+from kmemd.mm.memcontrol import MemControl
+from kmemd.mm.memcontrol_group import MemCgroup
 from kmemd.mm.mempolicy import Mempolicy
 from kmemd.mm.mm_types import (
     MM_ANONPAGES,
@@ -61,6 +63,9 @@ FAULT_FRAMES = (
     *("__folio_alloc", "vma_alloc_folio", "__handle_mm_fault", "handle_mm_fault"),
     *("exc_page_fault", "asm_exc_page_fault"),
 )
+ROOMY = 4
+"""A control group that may have so many times the pages of a batch of faults has others to reclaim for them."""
+CHARGE_FRAMES = ("mem_cgroup_charge.constprop.0", *FAULT_FRAMES[2:])
 VDSO_PAGE, VVAR_PAGE = 1, 2
 """Pages of the kernel's data behind the shared zero page."""
 
@@ -108,6 +113,7 @@ class Memory:
         user: UserMode,
         vmstat: VmStat,
         access_ns: int,
+        memcg: MemControl,
     ) -> None:
         self.mmu = mmu
         self.ptes = ptes
@@ -124,7 +130,10 @@ class Memory:
         self._user = user
         self._vmstat = vmstat
         self._access_ns = access_ns
+        self._memcg = memcg
+        self._at_limit = False
         self._site = depot.save(FAULT_FRAMES)
+        self._charge_site = depot.save(CHARGE_FRAMES)
         self._task: Task | None = None
         self._vmas: list[Vma] = []
         self._rows: dict[int, tuple[Mm, int, int, Rows]] = {}
@@ -147,6 +156,8 @@ class Memory:
         outer, self._context.site = self._context.site, self._site
         before, self._task = self._task, task
         start_ns = self._context.now
+        counted = self._memcg.of(task) if self._memcg.active else None
+        faults = self._fault_counts() if counted is not None else (0, 0)
         user = self._user.begin(mm, vpns, write=op == core.WRITE, execute=op == core.EXEC, span=span, task=task)
         try:
             done, end = 0, self._first_beyond(mm, vpns)
@@ -163,6 +174,8 @@ class Memory:
             self._user.access = user
             self._context.site = outer
             self._task = before
+            if counted is not None:
+                self._count_faults(counted, faults)
             self._ran(task, self._context.now - start_ns, len(vpns))
 
     def _ran(self, task: Task, ns: int, accesses: int) -> None:
@@ -197,7 +210,9 @@ class Memory:
         """What the core leaves: mend it, or raise."""
         why = self.mmu.why
         address = vpn << PAGE_SHIFT
-        if why == core.NO_MEMORY:
+        if why == core.NO_MEMORY and self._at_limit:
+            self._at_limit = False  # what was charged is mapped, so that reclaim can take it; the next page goes on
+        elif why == core.NO_MEMORY:
             self.out_of_memory(task)
         elif why == core.NO_VMA:
             self._no_vma(task, mm, address, op, stacks)
@@ -267,7 +282,39 @@ class Memory:
     def _supply(self, row: int, vpns: Vpns) -> Rows:
         """Pages for the core's faults in one mapping, in their order."""
         self._came_to(int(vpns[0]))
-        return self.mempolicy.alloc_bulk(self._vmas[row], self._task, vpns)
+        pfns = self._user_pages(self._vmas[row], self._task, vpns)
+        short, task = len(vpns) - len(pfns), self._task
+        self._at_limit = bool(len(pfns) and short and self._memcg.active and task is not None and not task.killed)
+        if self._at_limit and task is not None and task.mm is not None:
+            # the core takes these faults back, and has them again
+            self._vmstat.events[stats.PGFAULT] -= short
+            self.mmu.faults_of[task.mm.id] -= short
+        return pfns
+
+    def _user_pages(self, vma: Vma, task: Task | None, vpns: Vpns) -> Rows:
+        """Pages by policy, charged to the task's control group; fewer when either has no more."""
+        memcg = self._memcg.of(task) if self._memcg.active else None
+        if memcg is None:
+            return self.mempolicy.alloc_bulk(vma, task, vpns)
+
+        def get(granted: int) -> Rows:
+            self._context.site = outer
+            return self.mempolicy.alloc_bulk(vma, task, vpns[:granted])
+
+        outer, self._context.site = self._context.site, self._charge_site
+        try:
+            return self._memcg.alloc(memcg, len(vpns), get, exact=memcg.limit >= ROOMY * len(vpns))
+        finally:
+            self._context.site = outer
+
+    def _fault_counts(self) -> tuple[int, int]:
+        return int(self._vmstat.events[stats.PGFAULT]), int(self._vmstat.events[stats.PGMAJFAULT])
+
+    def _count_faults(self, memcg: MemCgroup, before: tuple[int, int]) -> None:
+        """The faults of a program are its control group's (``count_memcg_event_mm``)."""
+        faults, major = self._fault_counts()
+        memcg.counts["pgfault"] += faults - before[0]
+        memcg.counts["pgmajfault"] += major - before[1]
 
     def _came_to(self, vpn: int) -> None:
         """The program is at this page, for reports to say so."""
@@ -404,7 +451,8 @@ class Memory:
 
     def copy_page(self, task: Task, mm: Mm, vma: Vma, vpn: int, slot: int, old: int | None) -> None:
         """A private copy of a page, None for zeros, in place of what is mapped (wp_page_copy). ENOMEM."""
-        new = self.new_page(task, vma, vpn)
+        with self._parts.files.pin([] if old is None else [old]):
+            new = self.new_page(task, vma, vpn)
         if old is not None:
             self.contents.copy(old, new)
         self.mmu.flush_range(mm.id, vpn, vpn + 1)
@@ -431,7 +479,7 @@ class Memory:
 
     def new_page(self, task: Task | None, vma: Vma, vpn: int) -> int:
         """A page for a fault by the policy of task and mapping. ENOMEM, or SIGKILL for a victim of the OOM killer."""
-        pfns = self.mempolicy.alloc_bulk(vma, task, np.array([vpn], dtype=np.int64))
+        pfns = self._user_pages(vma, task, np.array([vpn], dtype=np.int64))
         if not len(pfns) and task is not None:
             self.out_of_memory(task)
         return int(pfns[0])

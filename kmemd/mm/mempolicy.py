@@ -35,6 +35,7 @@ from kmemd.tunable import Tunable, Tuned
 
 if TYPE_CHECKING:
     from kmemd.mm.filemap import File
+    from kmemd.mm.memcontrol import MemControl
     from kmemd.mm.mm_types import Mm, Vma
 
 PFNS = npt.NDArray[np.int64]
@@ -225,7 +226,7 @@ class Mempolicy(Tuned):
     """Allocations by policy, and the system-wide switches.
 
     ``current()`` is the executing task, None for the idle one. ``numa``: built for NUMA; without it there are no
-    policies. ``option`` is what ``numa_balancing=`` says.
+    policies. ``option`` is what ``numa_balancing=`` says; ``memcg`` charges pages of files and huge ones.
     """
 
     TUNABLES: ClassVar[tuple[Tunable, ...]] = (
@@ -253,8 +254,10 @@ class Mempolicy(Tuned):
         numa: bool,
         long_bits: int = 64,
         option: str | None = None,
+        memcg: MemControl | None = None,
     ) -> None:
         self._page_alloc = page_alloc
+        self._memcg = memcg
         self._vmstat = vmstat
         self._buddy = buddy
         self._current = current
@@ -386,7 +389,15 @@ class Mempolicy(Tuned):
         return self._page_alloc.alloc_pages_bulk(gfp, 0, n, self._node(policy), self._nodemask(gfp, policy))
 
     def alloc_file_pages(self, gfp: int, n: int) -> PFNS:
-        """Pages for a file's page cache, by the policy of the executing task; fewer when memory ran out."""
+        """Pages for a file's page cache, by the policy of the executing task and charged to its control group; fewer
+        when either has no more.
+        """
+        memcg = self._memcg.current() if self._memcg is not None and self._memcg.active else None
+        if memcg is None or self._memcg is None:
+            return self._file_pages(gfp, n)
+        return self._memcg.alloc(memcg, n, lambda granted: self._file_pages(gfp, granted), exact=True)
+
+    def _file_pages(self, gfp: int, n: int) -> PFNS:
         task = self._current()
         policy = task.mm.policy if task is not None and task.mm is not None else None
         if policy is not None and policy.mode == MPOL_INTERLEAVE:
@@ -400,6 +411,14 @@ class Mempolicy(Tuned):
 
         An interleaving policy goes by the offset in the file and the file's number.
         """
+        memcg = self._memcg.of(task or self._current()) if self._memcg is not None and self._memcg.active else None
+        if memcg is None or self._memcg is None:
+            return self._shmem_pages(file, indices, task)
+        return self._memcg.alloc(
+            memcg, len(indices), lambda granted: self._shmem_pages(file, indices[:granted], task), exact=True
+        )
+
+    def _shmem_pages(self, file: File, indices: PFNS, task: HasMm | None) -> PFNS:
         found = task if task is not None else self._current()
         general = found.mm.policy if found is not None and found.mm is not None else None
         shared = file.shared_policy
@@ -432,6 +451,15 @@ class Mempolicy(Tuned):
 
         Where the policy forbids that node, or interleaves, it is an allocation like any other.
         """
+        head = self._hugepage(vma, task, vpn, gfp, order)
+        memcg = self._memcg.of(task) if self._memcg is not None and self._memcg.active else None
+        if memcg is not None and self._memcg is not None and not self._memcg.charge_block(memcg, head, order, gfp):
+            self._page_alloc.free_pages(head, order)
+            self._vmstat.count(stats.THP_FAULT_FALLBACK_CHARGE)
+            raise KernelError(errno.ENOMEM, "the control group has no room for a huge page")
+        return head
+
+    def _hugepage(self, vma: Vma, task: HasMm | None, vpn: int, gfp: int, order: int) -> int:
         policy = self.vma_policy(vma, vpn, task)
         if policy.mode in (MPOL_INTERLEAVE, MPOL_PREFERRED_MANY):
             return self._alloc(policy, gfp, order, vma, vpn)
@@ -553,6 +581,11 @@ class Mempolicy(Tuned):
         """A page that moves keeps its last user."""
         if self._cpupids is not None:
             self._cpupids[dst] = self._cpupids[src]
+
+    def copy_cpupids(self, srcs: PFNS, dsts: PFNS) -> None:
+        """``copy_cpupid`` of several pages."""
+        if self._cpupids is not None:
+            self._cpupids[dsts] = self._cpupids[srcs]
 
     # -- policies of tasks -------------------------------------------------------------------------------
 

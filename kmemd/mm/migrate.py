@@ -64,6 +64,7 @@ from kmemd.mm.vmstat import VmStat
 
 if TYPE_CHECKING:
     from kmemd.mm.mm_types import Mm, Vma
+    from kmemd.mm.rmap import AnonVma
 
 PFNS = npt.NDArray[np.int64]
 
@@ -107,12 +108,23 @@ class Tables(Protocol):
 
     def leaf(self, mm: int, vpn: int) -> tuple[int, int]: ...
     def flush_range(self, mm: int, start: int, end: int) -> None: ...
+    def move_pages(
+        self,
+        mm: int,
+        span: tuple[int, int, int],
+        prot: int,
+        anon: int,
+        srcs: PFNS,
+        dsts: PFNS,
+        done: npt.NDArray[np.uint8],
+    ) -> int: ...
 
 
 class ReverseMap(Protocol):
     """Who maps a page."""
 
     def head(self, pfn: int) -> int: ...
+    def anon_vma(self, number: int) -> AnonVma | None: ...
     def walk(self, pfn: int) -> Iterable[tuple[Mm, Vma, int]]: ...
     def map_again(self, pfn: int) -> None: ...
     def remove(self, pfn: int) -> None: ...
@@ -313,6 +325,48 @@ class Migrate:
         self._count(counts)
         return outcome
 
+    def move_bulk(self, srcs: PFNS, dsts: PFNS, reason: int, *, wait: bool = True) -> list[int]:
+        """Move isolated small pages, each to the frame that stands for it in ``dsts``; the places of those that did
+        not, which are being written and are not waited for.
+
+        Preconditions: all frames are of one node, and allocated.
+        """
+        done = np.zeros(len(srcs), dtype=np.uint8)
+        for number in np.unique(self._pages.mapping[srcs]).tolist():
+            anon = self._rmap.anon_vma(number) if number > 0 else None
+            for vma, mm in anon.vmas.items() if anon is not None else ():
+                span = (vma.vpn, vma.vpn + vma.pages, vma.pgoff)
+                self._mmu.move_pages(mm.id, span, prot_bits(vma.flags, cow=True), number, srcs, dsts, done)
+        moved = done == 1
+        if moved.any():
+            self._finish_bulk(srcs[moved], dsts[moved], reason)
+        left: list[int] = []
+        for at in np.flatnonzero(done == 0).tolist():
+            src, dst = int(srcs[at]), int(dsts[at])
+            if int(self._pages.flags[src]) >> PG_WRITEBACK & 1 and not (wait and self._written_back(src, reason)):
+                left.append(at)
+            else:
+                self._move(src, dst, 0, reason)
+        self._vmstat.count(stats.PGMIGRATE_SUCCESS, len(srcs) - len(left))
+        return left
+
+    def _finish_bulk(self, srcs: PFNS, dsts: PFNS, reason: int) -> None:
+        """The rest of ``_move``, for pages whose entries and flags were moved."""
+        pages, nid = self._pages, self.nid(int(srcs[0]))
+        self._context.charge(self._copy_ns * len(srcs))
+        pages.memcg[dsts] = pages.memcg[srcs]
+        pages.memcg[srcs] = 0
+        self._mempolicy.copy_cpupids(srcs, dsts)
+        anon = int(np.count_nonzero(pages.flags[dsts] & np.uint32(1 << PG_SWAPBACKED)))
+        self._lru.add_bulk(dsts)
+        self._lru.drain_local()
+        if self._owner is not None:
+            for src, dst in zip(srcs.tolist(), dsts.tolist(), strict=True):
+                self._copy_owner(src, dst, 0, reason)
+        self._vmstat.mod_node(nid, stats.NR_ISOLATED_ANON, -anon)
+        self._vmstat.mod_node(nid, stats.NR_ISOLATED_FILE, anon - len(srcs))
+        self._page_alloc.free_pages_bulk(srcs, 0)
+
     def _written_back(self, src: int, reason: int) -> bool:
         """A page that is being written cannot move; only NUMA balancing does not wait for it (MIGRATE_ASYNC)."""
         if not int(self._pages.flags[src]) >> PG_WRITEBACK & 1:
@@ -410,6 +464,8 @@ class Migrate:
         self._context.charge(self._copy_ns * size)
         pages.index[dst : dst + size] = pages.index[src : src + size]
         pages.mapping[dst] = pages.mapping[src]
+        pages.memcg[dst : dst + size] = pages.memcg[src]
+        pages.memcg[src : src + size] = 0
         self._mempolicy.copy_cpupid(src, dst)
         flags = int(pages.flags[src])
         if pages.mapping[src] < 0 or (flags >> PG_SWAPCACHE & 1 and flags >> PG_SWAPBACKED & 1):

@@ -3,7 +3,7 @@
 Models ``out_of_memory`` with its knobs, constraints and panics, and the oom_reaper. A victim dies at once, as it would
 on a CPU of its own; one that cannot (it sleeps uninterruptibly) is reaped two seconds of model time later. The victim
 that is executing itself may dig into the reserves and ends when its system call or fault does.
-Left out: control groups, cpusets, notifiers, the magic SysRq key, threads and vfork. A panic is logged and the
+Left out: cpusets, notifiers, the magic SysRq key, threads and vfork. A panic is logged and the
 request fails: the model lives on. A request that may not call file systems (no __GFP_FS), which Linux lets wait
 for others to free memory, fails as well.
 """
@@ -18,6 +18,7 @@ from kmemd.core import stats
 from kmemd.core.context import Context
 from kmemd.mm import gfp as g
 from kmemd.mm.clock import NSEC_PER_SEC, Clock
+from kmemd.mm.memcontrol_group import OOM_GROUP_KILL, OOM_KILL, MemCgroup
 from kmemd.mm.mempolicy import MPOL_BIND
 from kmemd.mm.mm_counters import MmCounters
 from kmemd.mm.mm_types import MMF_OOM_REAP_QUEUED, MMF_OOM_SKIP, MMF_UNSTABLE, Mm
@@ -33,6 +34,7 @@ from kmemd.tunable import Tunable, Tuned
 OOM_REAPER_DELAY_NS = 2 * NSEC_PER_SEC
 LONG_MAX = (1 << 63) - 1
 CONSTRAINT_NONE, CONSTRAINT_MEMORY_POLICY = "CONSTRAINT_NONE", "CONSTRAINT_MEMORY_POLICY"
+CONSTRAINT_MEMCG = "CONSTRAINT_MEMCG"
 
 
 class Wanted(Protocol):
@@ -152,13 +154,28 @@ class OomKill(Tuned):
             return True
         if not request.gfp & g.F.FS:
             return False
-        control = self._constrain(request)
+        return self._out_of_memory(self._constrain(request))
+
+    def mem_cgroup_out_of_memory(self, memcg: MemCgroup, gfp: int, order: int) -> bool:
+        """Kill somebody in a control group that is at its limit. False: there is nobody."""
+        current = self._current()
+        if current is not None and self._will_free_mem(current):
+            self._mark(current)
+            self._reaper.queue(current)
+            return True
+        swap = self._total_pages()[1]
+        most = memcg.memory.max + (min(memcg.swap.max, swap) if memcg.swap.max else 0)
+        return self._out_of_memory(OomControl(gfp, order, 0, None, CONSTRAINT_MEMCG, max(most, 1), memcg))
+
+    def _out_of_memory(self, control: OomControl) -> bool:
+        current = self._current()
         if self.panic_on_oom and (self.panic_on_oom == 2 or control.constraint == CONSTRAINT_NONE):
             kind = "compulsory" if self.panic_on_oom == 2 else "system-wide"
             self._header(control)
             self._report.panic(f"Out of memory: {kind} panic_on_oom is enabled")
             return False
-        if self.oom_kill_allocating_task and current is not None and self._may_kill(current, control):
+        asker = control.memcg is None and self.oom_kill_allocating_task
+        if asker and current is not None and self._may_kill(current, control):
             self._kill_process(control, current, "Out of memory (oom_kill_allocating_task)")
             return True
         return self._kill_worst(control)
@@ -181,10 +198,18 @@ class OomKill(Tuned):
 
     def _eligible(self, task: OomTask, control: OomControl) -> bool:
         """Whether the task can have memory that would help: its own policy must not lead elsewhere."""
+        if control.memcg is not None:
+            return self._is_below(task, control.memcg)
         policy = task.mm.policy if task.mm is not None else None
         if control.nodemask is None or policy is None or policy.mode != MPOL_BIND:
             return True
         return bool(policy.nodes & control.nodemask)
+
+    @staticmethod
+    def _is_below(task: OomTask, memcg: MemCgroup) -> bool:
+        """Whether a task is in a control group or below it."""
+        own = task.cgroup.memcg if task.cgroup is not None else None
+        return own is not None and any(group is memcg for group in own.upwards())
 
     def _may_kill(self, task: OomTask, control: OomControl) -> bool:
         """Whether the task that asks may be killed instead of the worst one."""
@@ -212,9 +237,10 @@ class OomKill(Tuned):
         if chosen is None:
             self._header(control)
             self._report.nobody()
-            self._report.panic("System is deadlocked on memory")
+            if control.memcg is None:
+                self._report.panic("System is deadlocked on memory")
             return False
-        self._kill_process(control, chosen, "Out of memory")
+        self._kill_process(control, chosen, "Out of memory" if control.memcg is None else "Memory cgroup out of memory")
         return True
 
     # -- killing -----------------------------------------------------------------------------------------
@@ -239,11 +265,36 @@ class OomKill(Tuned):
         if mm is None:
             self._report.already_exiting(message, victim)
             return
+        group = self._oom_group(victim, control.memcg)
+        members = [] if group is None else [task for task in self._tasks() if self._is_below(task, group)]
         self._kill(victim, mm, message)
+        if group is not None:
+            self._kill_group(group, members, message)
+
+    @staticmethod
+    def _oom_group(victim: OomTask, domain: MemCgroup | None) -> MemCgroup | None:
+        """The highest group with memory.oom.group that the victim is in, up to the one that ran out of memory."""
+        found: MemCgroup | None = None
+        own: MemCgroup | None = victim.cgroup.memcg if victim.cgroup is not None else None
+        for group in own.upwards() if own is not None else ():
+            found = group if group.oom_group else found
+            if group is domain:
+                break
+        return found
+
+    def _kill_group(self, group: MemCgroup, members: list[OomTask], message: str) -> None:
+        """The rest of the group goes as well."""
+        group.event(OOM_GROUP_KILL)
+        self._report.oom_group(group.cgroup.path)
+        for task in members:
+            if task.mm is not None and not task.oom_victim and task.oom_score_adj != OOM_SCORE_ADJ_MIN:
+                self._kill(task, task.mm, message)
 
     def _kill(self, victim: OomTask, mm: Mm, message: str) -> None:
         """SIGKILL to the victim and to all that share its memory (__oom_kill_process)."""
         self._vmstat.count(stats.OOM_KILL)
+        if victim.cgroup is not None and victim.cgroup.memcg is not None:
+            victim.cgroup.memcg.event(OOM_KILL)
         victim.killed = SIGKILL
         self._mark(victim)
         self._report.killed(message, victim, mm)

@@ -1,19 +1,20 @@
 """What the OOM killer says in the kernel log (mm/oom_kill.c ``dump_header``, ``dump_tasks``, ``dump_oom_summary``,
 ``__oom_kill_process``; mm/slab_common.c ``dump_unreclaimable_slab``).
 
-Left out: the memory of a control group, and cpusets, which the modelled kernels are built without.
+Left out: cpusets, which the modelled kernels are built without.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from kmemd.core import stats
 from kmemd.core.context import Context
 from kmemd.mm import gfp as g
 from kmemd.mm.dump_stack import DumpStack
+from kmemd.mm.memcontrol_group import MemCgroup
 from kmemd.mm.mm_counters import MmCounters
 from kmemd.mm.mm_types import MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, Mm
 from kmemd.mm.printk import KERN_ERR, KERN_INFO, KERN_WARNING, Printk
@@ -30,6 +31,10 @@ LRU_ITEMS = (
     stats.NR_ISOLATED_ANON,
     stats.NR_ISOLATED_FILE,
     stats.NR_UNEVICTABLE,
+)
+CHARGE_FRAMES = (
+    *("out_of_memory", "mem_cgroup_out_of_memory", "try_charge_memcg", "try_charge", "charge_memcg"),
+    "__mem_cgroup_charge",
 )
 ALLOCATOR_FRAMES = ("out_of_memory", "__alloc_pages_slowpath.constprop.0", "__alloc_pages")
 
@@ -49,6 +54,7 @@ class OomTask(Protocol):
     killed: int
     oom_victim: bool
     oom_flag_origin: bool
+    cgroup: Any
 
     @property
     def is_kthread(self) -> bool: ...
@@ -58,7 +64,8 @@ class OomTask(Protocol):
 class OomControl:
     """One run of the killer (struct oom_control): the request that failed and what bounds the choice.
 
-    ``highest`` is the highest zone of the request, ``nodemask`` the nodes of a memory policy, None without one.
+    ``highest`` is the highest zone of the request, ``nodemask`` the nodes of a memory policy, None without one;
+    ``memcg`` is the control group whose limit was met.
     """
 
     gfp: int
@@ -67,6 +74,7 @@ class OomControl:
     nodemask: int | None
     constraint: str
     total_pages: int
+    memcg: MemCgroup | None = None
 
 
 SlabUse = tuple[str, int, int]
@@ -74,7 +82,9 @@ SlabUse = tuple[str, int, int]
 
 
 class OomReport:
-    """Writes the lines. ``slabs()`` gives what each cache that cannot be reclaimed uses."""
+    """Writes the lines. ``slabs()`` gives what each cache that cannot be reclaimed uses, ``memcg_stat(group)`` the
+    lines of a control group's memory.stat.
+    """
 
     def __init__(
         self,
@@ -85,6 +95,7 @@ class OomReport:
         counters: MmCounters,
         vmstat: VmStat,
         slabs: Callable[[], Iterable[SlabUse]] = lambda: (),
+        memcg_stat: Callable[[MemCgroup], Iterable[str]] = lambda memcg: (),
     ) -> None:
         self._context = context
         self._printk = printk
@@ -93,6 +104,7 @@ class OomReport:
         self._counters = counters
         self._vmstat = vmstat
         self._slabs = slabs
+        self._memcg_stat = memcg_stat
         self.limit = RateLimit(lambda: context.now, printk)
 
     def header(
@@ -107,12 +119,30 @@ class OomReport:
         comm = self._context.comm
         text = f"{comm} invoked oom-killer: gfp_mask={mask}, order={control.order}, oom_score_adj={adj}"
         self._printk.log(KERN_WARNING, text)
-        self._dump_stack(("dump_header", *frames, *ALLOCATOR_FRAMES))
-        self._show_mem(control.highest, control.nodemask)
-        if self._mostly_slab():
-            self._unreclaimable_slab()
+        callers = ALLOCATOR_FRAMES if control.memcg is None else CHARGE_FRAMES
+        self._dump_stack(("dump_header", *frames, *callers))
+        if control.memcg is not None:
+            self._memcg_meminfo(control.memcg)
+        else:
+            self._show_mem(control.highest, control.nodemask)
+            if self._mostly_slab():
+                self._unreclaimable_slab()
         if tasks is not None:
             self._table(tasks)
+
+    def _memcg_meminfo(self, memcg: MemCgroup) -> None:
+        """What a control group uses, and its statistics (``mem_cgroup_print_oom_meminfo``)."""
+        for name, counter in (("memory", memcg.memory), ("swap", memcg.swap)):
+            usage, limit = counter.usage * KIB_PER_PAGE, counter.max * KIB_PER_PAGE
+            text = f"{name}: usage {usage}kB, limit {limit}kB, failcnt {counter.failcnt}"
+            self._printk.log(KERN_INFO, text)
+        self._printk.log(KERN_INFO, f"Memory cgroup stats for {memcg.cgroup.path}:")
+        for line in self._memcg_stat(memcg):
+            self._printk.log(KERN_INFO, line)
+
+    def oom_group(self, path: str) -> None:
+        """All of a group go together (``mem_cgroup_print_oom_group``)."""
+        self._printk.log(KERN_INFO, f"Tasks in {path} are going to be killed due to memory.oom.group set")
 
     def _mostly_slab(self) -> bool:
         """Whether the kernel's own objects take more than all that programs have."""
@@ -145,7 +175,10 @@ class OomReport:
         nodes = "(null)" if control.nodemask is None else format_nodes(control.nodemask)
         constraint = f"constraint={control.constraint},nodemask={nodes}"
         who = f"task={victim.comm},pid={victim.pid},uid={victim.uid}"
-        self._printk.log(KERN_INFO, f"oom-kill:{constraint},global_oom,task_memcg=/,{who}")
+        where = "global_oom" if control.memcg is None else f"oom_memcg={control.memcg.cgroup.path}"
+        own = victim.cgroup.memcg if victim.cgroup is not None else None
+        path = own.cgroup.path if own is not None else "/"
+        self._printk.log(KERN_INFO, f"oom-kill:{constraint},{where},task_memcg={path},{who}")
 
     def killed(self, message: str, victim: OomTask, mm: Mm) -> None:
         """A task was killed: what it had."""

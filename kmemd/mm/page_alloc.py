@@ -2,7 +2,7 @@
 
 The zone walk, per-cpu lists and buddy lists are ``core/buddy.py``; here are the request's preparation, zonelists, the
 order of attempts when memory is short, and the failure report. Reclaim, compaction and the OOM killer are reached
-through ``Relief``. Left out: memory cgroups, cpusets, CMA areas and struct page initialisation.
+through ``Relief``. Left out: cpusets, CMA areas and struct page initialisation.
 """
 
 from __future__ import annotations
@@ -60,6 +60,10 @@ from kmemd.mm.stackdepot import StackDepot
 from kmemd.mm.units import NUMA_NO_NODE
 
 MAX_RECLAIM_RETRIES = 16
+INIT_COMPACT_PRIORITY, DEF_COMPACT_PRIORITY = 2, 1
+"""How hard compaction tries: without waiting for pages, and then waiting a little (enum compact_priority)."""
+COMPACT_SKIPPED, COMPACT_DEFERRED = 1, 2
+"""Two of enum compact_result: there was too little room, or it failed lately."""
 ALL_NODES = (1 << 64) - 1
 PENALTY_FOR_NODE_WITH_CPUS = 1
 WARN_INTERVAL_NS = 10 * NSEC_PER_SEC
@@ -87,6 +91,9 @@ class Request:
     highest: int
     nodemask: int
     migratetype: int
+    compact_priority: int = INIT_COMPACT_PRIORITY
+    compact_result: int = COMPACT_SKIPPED
+    compact_retries: int = 0
 
 
 class Relief(Protocol):
@@ -101,8 +108,11 @@ class Relief(Protocol):
     def try_to_free_pages(self, request: Request) -> int:
         """Direct reclaim: the number of pages reclaimed."""
 
-    def try_to_compact_pages(self, request: Request, alloc_flags: int) -> bool:
-        """Direct compaction: whether it ran and made room."""
+    def try_to_compact_pages(self, request: Request, alloc_flags: int, attempt: Callable[[], int]) -> int:
+        """Direct compaction, after which ``attempt`` is made: the block, or -1; ``request`` remembers the result."""
+
+    def should_compact_retry(self, request: Request, alloc_flags: int) -> bool:
+        """Whether to reclaim and compact once more."""
 
     def reclaimable_pages(self, zi: int) -> int:
         """Pages of a zone that reclaim could free at most (zone_reclaimable_pages)."""
@@ -112,6 +122,22 @@ class Relief(Protocol):
 
     def is_oom_victim(self) -> bool:
         """Whether the OOM killer has chosen the executing task, which may then use the reserves."""
+
+
+class Charging(Protocol):
+    """The memory controller. ``active``: there are groups; ``charged``: pages that are charged to them."""
+
+    active: bool
+    charged: int
+
+    def charge_kmem(self, pfns: PFNS, order: int, gfp: int) -> int:
+        """Charge the kernel's blocks to the group of who asks; how many."""
+
+    def uncharge(self, pfns: PFNS, order: int) -> None:
+        """Blocks are about to be freed."""
+
+    def stalled(self, ns: int) -> None:
+        """The executing task has waited so long for memory."""
 
 
 class PageAllocator:
@@ -131,8 +157,9 @@ class PageAllocator:
         zero_ns: int = 0,
         preempt: Preempt | None = None,
         node_reclaim: NodeReclaim | None = None,
+        memcg: Charging | None = None,
     ) -> None:
-        """``zero_ns`` is what clearing a page costs; ``preempt`` knows who must not sleep."""
+        """``zero_ns`` is what clearing a page costs; ``preempt`` knows who must not sleep; ``memcg`` charges."""
         self._buddy = buddy
         self._zones = zones
         self._nodes = nodes
@@ -145,6 +172,7 @@ class PageAllocator:
         self._zero_ns = zero_ns
         self._preempt = preempt
         self._node_reclaim = node_reclaim
+        self._memcg = memcg
         self._names = tuple(zone.name for zone in nodes[0].zones)
         self._normal = self._names.index("Normal")
         self._next_warning_ns = 0
@@ -246,6 +274,10 @@ class PageAllocator:
     def _preferred(self, request: Request) -> Zone | None:
         return next(self._eligible(request), None)
 
+    def zones_of(self, request: Request) -> Iterator[Zone]:
+        """The zones that a request may use, in its order."""
+        return self._eligible(request)
+
     def _eligible(self, request: Request) -> Iterator[Zone]:
         for zone in self._rows[request.row]:
             if zone.kind <= request.highest and request.nodemask >> zone.nid & 1:
@@ -265,7 +297,17 @@ class PageAllocator:
         if pfn < 0:
             raise KernelError(errno.ENOMEM, f"no free block of order {order} for {g.format_gfp(gfp)}")
         self._prepare(gfp, order, pfn, 1)
+        if gfp & g.F.ACCOUNT and self._memcg is not None and self._memcg.active:
+            self._charge(gfp, order, np.array([pfn], dtype=np.int64))
         return pfn
+
+    def _charge(self, gfp: int, order: int, heads: PFNS) -> None:
+        """Charge the kernel's blocks to the control group of who asked. ENOMEM when it may have no more."""
+        assert self._memcg is not None
+        done = self._memcg.charge_kmem(heads, order, gfp)
+        if done < len(heads):
+            self.free_pages_bulk(heads, order)
+            raise KernelError(errno.ENOMEM, f"the memory cgroup has no room for {g.format_gfp(gfp)}")
 
     def alloc_pages_bulk(
         self, gfp: int, order: int, n: int, nid: int = NUMA_NO_NODE, nodemask: int = ALL_NODES
@@ -294,6 +336,8 @@ class PageAllocator:
                 break
         self._context.stack = 0
         self._prepare(gfp, order, out[:got], got)
+        if gfp & g.F.ACCOUNT and self._memcg is not None and self._memcg.active:
+            self._charge(gfp, order, out[:got])
         return out[:got]
 
     def _prepare(self, gfp: int, order: int, heads: int | PFNS, blocks: int) -> None:
@@ -408,12 +452,16 @@ class PageAllocator:
         costly = order > PAGE_ALLOC_COSTLY_ORDER
         eligible = costly or (order > 0 and request.migratetype != MIGRATE_MOVABLE)
         if not gfp & g.F.DIRECT_RECLAIM or not gfp & g.F.IO or not eligible or self._reserve_flags(gfp):
+            request.compact_priority = DEF_COMPACT_PRIORITY
             return -1
-        compacted = self._relief.try_to_compact_pages(request, flags)
-        pfn = self._try(request, flags) if compacted else -1
+        pfn = self._compact(request, flags)
         if pfn >= 0:
             return pfn
-        return -2 if costly and gfp & g.F.NORETRY and (not compacted or gfp & g.F.THISNODE) else -1
+        in_vain = request.compact_result in (COMPACT_SKIPPED, COMPACT_DEFERRED)
+        if costly and gfp & g.F.NORETRY:
+            return -2 if in_vain or gfp & g.F.THISNODE else -1
+        request.compact_priority = DEF_COMPACT_PRIORITY
+        return -1
 
     def _attempt(self, request: Request, flags: int, no_progress: int) -> tuple[int, int, int]:
         """One round of the retry loop: ``(PFN, -1 retry or -2 give up; flags; rounds without progress)``."""
@@ -428,8 +476,8 @@ class PageAllocator:
         if pfn >= 0 or not gfp & g.F.DIRECT_RECLAIM:
             return (pfn if pfn >= 0 else -2), flags, no_progress
         pfn, progress = self._direct_reclaim(request, flags)
-        if pfn < 0 and order and self._relief.try_to_compact_pages(request, flags):
-            pfn = self._try(request, flags)
+        if pfn < 0 and order:
+            pfn = self._compact(request, flags)
         if pfn >= 0:
             return pfn, flags, no_progress
         costly = order > PAGE_ALLOC_COSTLY_ORDER
@@ -437,6 +485,8 @@ class PageAllocator:
             return -2, flags, no_progress
         no_progress = 0 if progress and not costly else no_progress + 1
         if self._should_reclaim_retry(request, flags, no_progress):
+            return -1, flags, no_progress
+        if progress and gfp & g.F.IO and self._relief.should_compact_retry(request, flags):
             return -1, flags, no_progress
         pfn = self._may_oom(request, flags)
         if pfn == -1 and (flags & ALLOC_OOM or gfp & g.F.NOMEMALLOC) and self._relief.is_oom_victim():
@@ -451,9 +501,23 @@ class PageAllocator:
             return ALLOC_NO_WATERMARKS
         return ALLOC_OOM if self._relief.is_oom_victim() else 0
 
+    def _compact(self, request: Request, flags: int) -> int:
+        """__alloc_pages_direct_compact: a PFN or -1."""
+        start = self._context.now
+        pfn = self._relief.try_to_compact_pages(request, flags, lambda: self._try(request, flags))
+        self._stalled(start)
+        return pfn
+
+    def _stalled(self, start: int) -> None:
+        """The executing task has waited for memory since ``start`` (psi_memstall_leave)."""
+        if self._memcg is not None:
+            self._memcg.stalled(self._context.now - start)
+
     def _direct_reclaim(self, request: Request, flags: int) -> tuple[int, int]:
         """__alloc_pages_direct_reclaim: ``(PFN or -1, pages reclaimed)``."""
+        start = self._context.now
         progress = self._relief.try_to_free_pages(request)
+        self._stalled(start)
         if not progress:
             return -1, 0
         pfn = self._try(request, flags)
@@ -529,6 +593,8 @@ class PageAllocator:
         if 0 <= pfn < pages.max_pfn and pages.kind[pfn] == ALLOCATED and int(pages.flags[pfn]) & CHECK_AT_FREE:
             self._bad_page(pfn, "PAGE_FLAGS_CHECK_AT_FREE flag(s) set")
             raise KernelError(errno.EFAULT, f"pfn {pfn} is in use: in a slab, or on an LRU list")
+        if self._memcg is not None and self._memcg.charged and not self._is_free(pfn):
+            self._memcg.uncharge(np.array([pfn], dtype=np.int64), order)
         if not self._buddy.free_pages(pfn, order):
             self._bad_page(pfn, "nonzero _refcount" if self._is_free(pfn) else "page_type")
             raise KernelError(errno.EFAULT, f"no block of order {order} is allocated at pfn {pfn}")
@@ -536,6 +602,8 @@ class PageAllocator:
     def free_pages_bulk(self, pfns: PFNS, order: int = 0) -> None:
         """Give blocks back in the order given. EFAULT when one is not allocated; the others are freed all the same."""
         blocks = np.ascontiguousarray(pfns, dtype=np.int64)
+        if self._memcg is not None and self._memcg.charged:
+            self._memcg.uncharge(blocks, order)
         done, bad = 0, None
         while done < len(blocks):
             done += self._buddy.free_bulk(blocks[done:], order)

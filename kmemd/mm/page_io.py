@@ -7,17 +7,16 @@ swap_rw, errors.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from kmemd.core import stats
 from kmemd.core.context import Context
 from kmemd.core.lru import Lru
 from kmemd.core.pages import (
-    PG_ACTIVE,
     PG_DIRTY,
-    PG_LRU,
     PG_RECLAIM,
-    PG_UNEVICTABLE,
     PG_WRITEBACK,
     PageMap,
 )
@@ -43,17 +42,22 @@ class SwapIo:
         lru: Lru,
         read_ns: int,
         write_ns: int,
+        waited: Callable[[int], None] = lambda ns: None,
     ) -> None:
+        """``waited(ns)`` hears how long the executing task has waited for a device."""
+        self._waited = waited
         self._pages, self._counts, self._vmstat = pages, counts, vmstat
         self._context, self._clock, self._lru = context, clock, lru
         self._read_ns, self._write_ns = read_ns, write_ns
         self._busy_until = 0
         self._next = 0
-        self._under_way: dict[int, PFNs] = {}
+        self._under_way: dict[int, tuple[int, PFNs]] = {}
 
     def read(self, slots: PFNs) -> None:
         """Somebody waits for slots to be read (``swap_readpage``)."""
-        self._context.charge(self._read_ns * requests(slots))
+        cost = self._read_ns * requests(slots)
+        self._context.charge(cost)
+        self._waited(cost)
         self._vmstat.count(stats.PSWPIN, len(slots))
         self._vmstat.count(stats.PGPGIN, SECTORS_PER_PAGE * len(slots))
 
@@ -65,27 +69,39 @@ class SwapIo:
         self._vmstat.count(stats.PGPGOUT, SECTORS_PER_PAGE * len(pfns))
         self._counts.move(pfns, 1, (stats.NR_WRITEBACK,), (stats.NR_ZONE_WRITE_PENDING,))
         flags[pfns] |= _WRITEBACK
-        cost = self._write_ns * requests(slots)
+        cost = self._write_ns * requests(np.sort(slots))  # the queue merges what it is given out of order
         if synchronous:
             self._context.charge(cost)
             self._end(pfns)
             return
         self._busy_until = max(self._busy_until, self._clock.now) + cost
         number = self._next = self._next + 1
-        self._under_way[number] = pfns
+        self._under_way[number] = self._busy_until, pfns
         self._clock.call_at(self._busy_until, lambda: self._arrived(number))
 
     def wait(self) -> None:
         """Wait until all that is under way has arrived."""
         if self._under_way:
-            self._context.charge(max(0, self._busy_until - self._clock.now))
+            left = max(0, self._busy_until - self._clock.now)
+            self._context.charge(left)
+            self._waited(left)
             for number in list(self._under_way):
                 self._arrived(number)
 
     def _arrived(self, number: int) -> None:
-        pfns = self._under_way.pop(number, None)
-        if pfns is not None:
-            self._end(pfns)
+        found = self._under_way.pop(number, None)
+        if found is not None:
+            self._end(found[1])
+
+    def wait_some(self, ns: int) -> int:
+        """Reclaim waits up to ``ns`` for the next request to arrive, and sees those that have. How long it took."""
+        start = self._context.now
+        if ns:
+            first = next(iter(self._under_way.values()), None)
+            self._context.now = start + ns if first is None else max(start, min(first[0], start + ns))
+        for number in [number for number, (when, _) in self._under_way.items() if when <= self._context.now]:
+            self._arrived(number)
+        return self._context.now - start
 
     def _end(self, pfns: PFNs) -> None:
         """Pages are not under write-back any more; those that reclaim waits for go to the end of their list."""
@@ -93,21 +109,14 @@ class SwapIo:
         flags[pfns] &= ~_WRITEBACK
         self._counts.move(pfns, -1, (stats.NR_WRITEBACK,), (stats.NR_ZONE_WRITE_PENDING,))
         self._counts.move(pfns, 1, (stats.NR_WRITTEN,))
+        self.rotate_reclaimable(pfns)
+
+    def rotate_reclaimable(self, pfns: PFNs) -> None:
+        """Pages are written: those that reclaim waits for go to the end of their list."""
+        flags = self._pages.flags
         marked = pfns[flags[pfns] & _RECLAIM != 0]
         flags[marked] &= ~_RECLAIM
-        moved = marked[flags[marked] & flag(PG_LRU, PG_DIRTY, PG_UNEVICTABLE) == flag(PG_LRU)]
-        self._rotate(moved)
-
-    def _rotate(self, pfns: PFNs) -> None:
-        """``folio_rotate_reclaimable``: none stays active."""
-        flags = self._pages.flags
-        active = np.ascontiguousarray(pfns[flags[pfns] & flag(PG_ACTIVE) != 0])
-        if len(active):
-            self._lru.remove_bulk(active)
-            flags[active] &= ~flag(PG_ACTIVE)
-            self._lru.add_bulk(active)
-            self._lru.drain_local()
-        self._vmstat.count(stats.PGROTATED, len(pfns))
+        self._lru.rotate(np.ascontiguousarray(marked))
 
 
 def requests(slots: PFNs) -> int:

@@ -1,7 +1,7 @@
 """Dirty page limits and the flusher's knobs (mm/page-writeback.c, fs/fs-writeback.c ``dirtytime``).
 
 Models: the dirty_* sysctls, laptop_mode, and the thresholds that they give for the memory that could be dirty
-now. Left out: throttling and the flusher threads, which have nothing to write until the page cache exists.
+now. Throttling by them is in mm/dirty_throttle.py, the flusher threads in mm/fs_writeback.py.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class PageWriteback(Tuned):
     TUNABLES: ClassVar[tuple[Tunable, ...]] = (
         vm_knob("dirty_background_ratio", min=0, max=100, on_change="on_background_ratio"),
         vm_knob("dirty_background_bytes", _parse_bytes, min=1, on_change="on_background_bytes"),
-        vm_knob("dirty_ratio", min=0, max=100),
-        vm_knob("dirty_bytes", _parse_bytes, min=2 * PAGE_SIZE),
-        vm_knob("dirty_writeback_centisecs"),
+        vm_knob("dirty_ratio", min=0, max=100, on_change="on_limit"),
+        vm_knob("dirty_bytes", _parse_bytes, min=2 * PAGE_SIZE, on_change="on_limit"),
+        vm_knob("dirty_writeback_centisecs", on_change="on_interval"),
         vm_knob("dirty_expire_centisecs", min=0),
         vm_knob("dirtytime_expire_seconds", min=0),
         vm_knob("highmem_is_dirtyable", min=0, max=1, when="highmem"),
@@ -76,7 +76,12 @@ class PageWriteback(Tuned):
         *,
         highmem: bool = False,
         long_bits: int = 64,
+        limit_changed: Callable[[], None] = lambda: None,
+        interval_changed: Callable[[], None] = lambda: None,
     ) -> None:
+        """``limit_changed()`` and ``interval_changed()`` hear of a new dirty limit, and of a new interval but 0."""
+        self._limit_changed, self._interval_changed = limit_changed, interval_changed
+        self._interval = 500
         self._zones = zones
         self._nodes = nodes
         self._totalreserve_pages = totalreserve_pages
@@ -121,6 +126,16 @@ class PageWriteback(Tuned):
     def on_background_bytes(self) -> None:
         """The bytes count from now on."""
         self.dirty_background_ratio = 0
+
+    def on_limit(self) -> None:
+        """Writers look more or less often."""
+        self._limit_changed()
+
+    def on_interval(self) -> None:
+        """Another interval wakes the flushers, so that they go by it."""
+        if self.dirty_writeback_centisecs and self.dirty_writeback_centisecs != self._interval:
+            self._interval_changed()
+        self._interval = self.dirty_writeback_centisecs
 
     def dirtyable_memory(self) -> int:
         """Pages that the page cache could dirty (``global_dirtyable_memory``)."""

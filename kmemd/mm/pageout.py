@@ -8,6 +8,7 @@ out: huge pages written whole: they are split first.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -67,9 +68,17 @@ _EXCLUSIVE, _WRITEBACK, _LRU = flag(PG_ANON_EXCLUSIVE), flag(PG_WRITEBACK), flag
 _MLOCKED = flag(PG_MLOCKED)
 
 
+class Evictions(Protocol):
+    """Where shadows come from and go to (mm/workingset.py)."""
+
+    def eviction(self, pfns: PFNs) -> PFNs: ...
+    def keep_swapped(self, slots: PFNs, shadows: PFNs) -> None: ...
+
+
 class PageOut:
     """Takes pages out of memory that somebody names. ``split(pfns)`` makes small pages of huge ones and gives all of
-    them; ``page_ns`` is the time that each page takes."""
+    them; ``page_ns`` is the time that each page takes. ``workingset``, once it is there, keeps the shadows of pages.
+    ``written`` counts the pages that were sent to a device."""
 
     def __init__(
         self,
@@ -89,6 +98,8 @@ class PageOut:
         self._mmu, self._pages, self._counts, self._vmstat = mmu, pages, counts, vmstat
         self._rmap, self._lru, self._cache, self._swap, self._shmem = rmap, lru, cache, swap, shmem
         self._split, self._charge, self._page_ns = split, charge, page_ns
+        self.workingset: Evictions | None = None
+        self.written = 0
 
     def reclaim_pages(self, pfns: PFNs) -> int:
         """Reclaim pages that are on a list; what cannot go stays. How many were freed at once."""
@@ -109,22 +120,37 @@ class PageOut:
     def _shrink(self, pfns: PFNs) -> int:
         """shrink_folio_list with references ignored. How many pages were freed."""
         self._lru.remove_bulk(pfns)
+        kept: list[PFNs] = []
+        pfns, busy = _parted(pfns, self._pages.flags[pfns] & (_WRITEBACK | _MLOCKED) == 0)
+        kept.append(self.activate(busy))
+        freed = self.evict(pfns, kept)
+        self._putback(np.concatenate(kept))
+        return freed
+
+    def split_huge(self, heads: PFNs) -> PFNs:
+        """Small pages of huge ones that are off the lists; those that cannot be split stay as they are."""
+        small = self._split(heads)
+        split = int((self._pages.flags[heads] & flag(PG_HEAD) == 0).sum())
+        self._vmstat.count(stats.THP_SWPOUT_FALLBACK, split)
+        return small
+
+    def evict(self, pfns: PFNs, kept: list[PFNs]) -> int:
+        """Unmap isolated pages, write what is dirty, free the rest (the greater part of shrink_folio_list). How many
+        were freed; ``kept`` gets the others."""
         self._charge(self._page_ns * len(pfns))
         flags, mapping = self._pages.flags, self._pages.mapping
-        kept: list[PFNs] = []
-        pfns, busy = _parted(pfns, flags[pfns] & (_WRITEBACK | _MLOCKED) == 0)
-        kept.append(self._activate(busy))
         anon, files = _parted(pfns, (mapping[pfns] > 0) | (flags[pfns] & _SWAPCACHE != 0))
         backed, lazy = _parted(anon, flags[anon] & _SWAPBACKED != 0)
         freed = self._drop_lazy(lazy, kept)
         freed += self._swap_out(backed, kept)
         for number in np.unique(-mapping[files]).tolist():
             freed += self._drop_file(self._cache.files[number], files[mapping[files] == -number], kept)
-        self._putback(np.concatenate(kept))
         return freed
 
-    def _activate(self, pfns: PFNs) -> PFNs:
+    def activate(self, pfns: PFNs) -> PFNs:
         """Pages that cannot go are active again (``activate_locked``)."""
+        if not len(pfns):
+            return pfns
         flags = self._pages.flags
         cached = pfns[flags[pfns] & _SWAPCACHE != 0]
         if len(cached) and self._swap.files.full:
@@ -149,11 +175,13 @@ class PageOut:
 
     def _drop_lazy(self, pfns: PFNs, kept: list[PFNs]) -> int:
         """Pages of MADV_FREE: gone, unless they were written to since."""
+        if not len(pfns):
+            return 0
         gone = [pfn for pfn in pfns.tolist() if self._discard(pfn)]
         self._vmstat.count(stats.PGLAZYFREED, len(gone))
         stay = np.setdiff1d(pfns, gone)
         self._pages.flags[stay] |= _SWAPBACKED
-        kept.append(self._activate(stay))
+        kept.append(self.activate(stay))
         return self._free(np.array(gone, dtype=np.int64))
 
     def _discard(self, pfn: int) -> bool:
@@ -178,19 +206,24 @@ class PageOut:
 
     def _swap_out(self, pfns: PFNs, kept: list[PFNs]) -> int:
         """Give pages slots, take their entries, write them. How many were freed at once."""
+        if not len(pfns):
+            return 0
         flags = self._pages.flags
         fresh = pfns[flags[pfns] & _SWAPCACHE == 0]
+        fresh, barred = _parted(fresh, self._swap.files.may_swap(fresh))
+        kept.append(self.activate(barred))
+        pfns = np.setdiff1d(pfns, barred)
         slots = self._swap.files.alloc(len(fresh))
         self._swap.add_to_swap_cache(fresh[: len(slots)], slots)
         flags[fresh[: len(slots)]] |= _DIRTY
         refused = fresh[len(slots) :]
-        kept.append(self._activate(refused))
+        kept.append(self.activate(refused))
         pfns = np.setdiff1d(pfns, refused)
         once = self._unmap_single(pfns)
         rest = np.setdiff1d(pfns, once)
         done, stuck = _parted(rest, np.array([self._unmap_to_swap(pfn) for pfn in rest.tolist()], dtype=bool))
         mapped = np.sort(np.concatenate((once, done)))
-        kept.append(self._activate(stuck))
+        kept.append(self.activate(stuck))
         return self._write_out(mapped, kept)
 
     def _unmap_single(self, pfns: PFNs) -> PFNs:
@@ -211,9 +244,10 @@ class PageOut:
         """Swap entries in one mapping for the pages that it maps. Which ones."""
         vpns = vma.vpn + self._pages.index[pfns] - vma.pgoff
         inside = (vpns >= vma.vpn) & (vpns < vma.vpn + vma.pages)
-        slots = np.array([self._mmu.slot(mm.id, vpn) for vpn in vpns[inside].tolist()], dtype=np.int64)
+        slots = np.empty(int(inside.sum()), dtype=np.int64)
+        self._mmu.slots(mm.id, np.ascontiguousarray(vpns[inside]), slots)
         words = self._mmu.words
-        entries = np.where(slots >= 0, words[slots], np.uint64(0))
+        entries = np.where(slots >= 0, words[np.maximum(slots, 0)], np.uint64(0))
         here = (entries & np.uint64(PRESENT | PROTNONE) != 0) & (
             entries & np.uint64(PFN_MASK) == pfns[inside].astype(np.uint64) << np.uint64(PFN_SHIFT)
         )
@@ -276,6 +310,7 @@ class PageOut:
                 continue
             slots = self._pages.private[mine]
             self._swap.remember(mine)
+            self.written += len(mine)
             flags[mine] |= np.uint32(0 if area.synchronous else 1 << PG_RECLAIM)
             self._counts.move(mine, 1, (stats.NR_VMSCAN_WRITE,))
             self._swap.io.write(mine, slots, synchronous=area.synchronous)
@@ -283,6 +318,9 @@ class PageOut:
                 clean = np.concatenate((clean, mine))
             else:
                 kept.append(mine)
+        if self.workingset is not None and len(clean):
+            kept_at = self._pages.private[clean].copy()
+            self.workingset.keep_swapped(kept_at, self.workingset.eviction(clean))
         self._swap.delete_from_swap_cache(clean)
         return self._free(np.concatenate((clean, unused)))
 
@@ -290,9 +328,11 @@ class PageOut:
 
     def _drop_file(self, file: File, pfns: PFNs, kept: list[PFNs]) -> int:
         """Unmap pages of one file, and drop or swap out those that may go. How many were freed."""
-        stuck = [pfn for pfn in pfns.tolist() if not self._unmap_file(file, pfn)]
-        kept.append(self._activate(np.array(stuck, dtype=np.int64)))
-        pfns = np.setdiff1d(pfns, stuck)
+        mapped = pfns[self._pages.mapcount[pfns] > 0]
+        stuck = np.array([pfn for pfn in mapped.tolist() if not self._unmap_file(file, pfn)], dtype=np.int64)
+        if len(stuck):
+            kept.append(self.activate(stuck))
+            pfns = pfns[~np.isin(pfns, stuck)]
         clean, dirty = _parted(pfns, self._pages.flags[pfns] & _DIRTY == 0)
         freed = 0
         if file.is_shmem:
@@ -300,8 +340,12 @@ class PageOut:
         else:
             self._pages.flags[dirty] |= flag(PG_RECLAIM)
             self._counts.move(dirty, 1, (stats.NR_VMSCAN_IMMEDIATE,))
-            kept.append(self._activate(dirty))
-        self._cache.remove_bulk(file, self._pages.index[clean], clean)
+            kept.append(self.activate(dirty))
+        shadows: PFNs | int = 0
+        if self.workingset is not None and not file.is_shmem and len(clean):
+            shadows = self.workingset.eviction(clean)
+        if len(clean):
+            self._cache.remove_bulk(file, self._pages.index[clean], clean, shadows)
         return freed + self._free(clean)
 
     def _unmap_file(self, file: File, pfn: int) -> bool:
@@ -324,7 +368,7 @@ class PageOut:
         """tmpfs pages go to the swap cache, and are written (``shmem_writepage``). How many were freed."""
         slots = self._swap.files.alloc(len(pfns))
         gone = pfns[: len(slots)]
-        kept.append(self._activate(pfns[len(slots) :]))
+        kept.append(self.activate(pfns[len(slots) :]))
         if not len(gone):
             return 0
         indices = self._pages.index[gone]

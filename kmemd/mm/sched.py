@@ -48,6 +48,19 @@ def max_threads(arch: str, totalram_pages: int) -> int:
 
 
 @dataclass(slots=True)
+class IoAccounting:
+    """What a task read and wrote (``struct task_io_accounting``), in bytes and system calls."""
+
+    rchar: int = 0
+    wchar: int = 0
+    syscr: int = 0
+    syscw: int = 0
+    read_bytes: int = 0
+    write_bytes: int = 0
+    cancelled_write_bytes: int = 0
+
+
+@dataclass(slots=True)
 class Task:
     """One process or kernel thread. Times in ns of model time, memory in pages.
 
@@ -55,7 +68,9 @@ class Task:
     ``mm_maj_flt`` major ones on. ``cmin_flt`` and so on are sums over children that ended.
     ``stack_addr`` is the address of the kernel stack, 0 where it is not known. ``killed`` is the fatal signal that
     is pending, 0 for none; ``oom_victim`` says that the OOM killer sent it and gave the task its reserves;
-    ``oom_flag_origin`` that the task takes so much memory that it is the one to kill.
+    ``oom_flag_origin`` that the task takes so much memory that it is the one to kill. ``cgroup`` is its control group,
+    None for the root. ``desc`` is what a kworker last worked on, ``dirty`` how far a writer is from being throttled
+    (mm/dirty_throttle.py).
     """
 
     pid: int
@@ -92,6 +107,15 @@ class Task:
     signals: Dispositions = field(default_factory=Dispositions)
     rlimits: dict[int, tuple[int, int]] = field(default_factory=dict)
     mm: Mm | None = None
+    cgroup: Any = None
+    desc: str = ""
+    dirty: Any = None
+    ioac: IoAccounting = field(default_factory=IoAccounting)
+
+    @property
+    def name(self) -> str:
+        """What /proc shows as the name: a worker's tells what it worked on (``proc_task_name``)."""
+        return f"{self.comm}-{self.desc}" if self.desc else self.comm
 
     @property
     def is_kthread(self) -> bool:

@@ -99,6 +99,7 @@ class SlabCaches:
         self.links: dict[str, KmemCache] = {}
         self.kmem_cache: KmemCache | None = None
         self.kmem_cache_node: KmemCache | None = None
+        self._calls = 0
         self._oom_window = (0, 0)
 
     # -- looking caches up -------------------------------------------------------------------------------
@@ -351,6 +352,7 @@ class SlabCaches:
         self, cache: KmemCache, gfp: int, n: int, nid: int, frames: tuple[str, ...], size: int | None = None
     ) -> Addresses:
         """``slab_alloc_node`` n times for ``size`` bytes (the object's by default), with pages as they are needed."""
+        self._calls += 1
         out = np.empty(n, dtype=np.uint64)
         zone = gfp_zone(gfp & ~GFP_SLAB_BUG_MASK, self.machine.zone_names)
         cpu = self._context.cpu
@@ -360,13 +362,21 @@ class SlabCaches:
             if gfp & GFP_SLAB_BUG_MASK:
                 gfp = self.reports.fix_flags(gfp, GFP_SLAB_BUG_MASK)
             stack = self._depot.extend(self._context.site, (*PAGE_FRAMES, *frames))
+            calls = self._calls
             pfns, order, fallback = self._new_pages(cache, gfp, nid, n - done, stack)
+            if calls != self._calls:
+                # reclaim freed or allocated objects meanwhile: the CPU may have a slab again (retry_load_slab)
+                self.core.flush(cache.index, cpu)
             if not pfns:
                 self._out_of_memory(cache, gfp, nid)
                 break
             self._context.charge(self.machine.costs.slow * len(pfns))
-            for pfn in pfns:
-                done = self.core.feed(*request, done, n, pfn, order, fallback)
+            fed = 0
+            while fed < len(pfns) and done < n:
+                done = self.core.feed(*request, done, n, pfns[fed], order, fallback)
+                fed += 1
+            if fed < len(pfns):  # what reclaim freed was enough
+                self._page_alloc.free_pages_bulk(np.array(pfns[fed:], dtype=np.int64), order)
             if self.core.discarded:
                 self._free_discarded(frames)
         self._context.charge(self.machine.costs.alloc * done)
@@ -437,6 +447,7 @@ class SlabCaches:
 
     def _free(self, addresses: Addresses, index: int, frames: tuple[str, ...], observed: bool) -> KernelError | None:
         """Free objects, of one cache or (-1) of any; the first refusal. ``observed``: tell the observer."""
+        self._calls += 1
         todo = np.ascontiguousarray(addresses, dtype=np.uint64)
         cpu, done, end = self._context.cpu, 0, len(todo)
         first: KernelError | None = None

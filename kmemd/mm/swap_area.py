@@ -64,6 +64,7 @@ class SwapArea:
         self.lowest_bit, self.highest_bit = 1, self.max - 1
         self.count: npt.NDArray[np.int32] = lazy_zeros(self.max, "int32")
         self.cache: npt.NDArray[np.int32] = lazy_zeros(self.max, "int32")
+        self.memcg: npt.NDArray[np.int16] = lazy_zeros(self.max, "int16")
         self.cache[0] = BAD
         self.cluster_next, self.cluster_nr = 1, 0
         self.cluster_size = SWAPFILE_CLUSTER[long_bits]

@@ -71,6 +71,13 @@ class SwapPages(Protocol):
     def __call__(self, task: Any, vma: Vma | None, vpn: int, n: int) -> PFNs: ...
 
 
+class Shadows(Protocol):
+    """What is remembered of evicted pages (mm/workingset.py)."""
+
+    def take_swapped(self, slots: Slots) -> Slots: ...
+    def refault(self, pfns: PFNs, shadows: Slots) -> None: ...
+
+
 @dataclass
 class _Window:
     """What readahead remembers of a mapping (``vma->swap_readahead_info``), or of all (by slots)."""
@@ -106,11 +113,14 @@ class SwapState:
         self._by_vma: dict[tuple[int, int], _Window] = {}
         self._data: dict[int, bytes] = {}
         self.files.reclaim = self._try_to_reclaim
+        self.workingset: Shadows | None = None
 
     # -- the cache ---------------------------------------------------------------------------------------
 
     def add_to_swap_cache(self, pfns: PFNs, slots: Slots) -> None:
-        """Pages get slots that were taken for them."""
+        """Pages get slots that were taken for them, and are not among the evicted ones any more."""
+        if self.workingset is not None:
+            self.workingset.take_swapped(slots)
         self._pages.flags[pfns] |= _SWAPCACHE
         self._pages.private[pfns] = slots
         self.files.set_cache(slots, pfns)
@@ -208,16 +218,28 @@ class SwapState:
     def read_slots(self, slots: Slots, task: Any = None, vma: Vma | None = None, vpn: int = 0) -> PFNs:
         """Read slots that are not in the cache into new pages of it (``read_swap_cache_async``); fewer when memory is
         short. Preconditions: something refers to each."""
-        pfns = self._alloc(task, vma, vpn, len(slots))
+        pfns = self._charged(slots, self._alloc(task, vma, vpn, len(slots)))
         slots = slots[: len(pfns)]
         if not len(pfns):
             return pfns
         self._pages.flags[pfns] |= _FRESH
         self._pages.mapping[pfns] = 0
+        self._refault(slots, pfns)
         self.add_to_swap_cache(pfns, slots)
         self._cache.lru.add_bulk(np.ascontiguousarray(pfns))
         self._fill(slots, pfns)
         return pfns
+
+    def _charged(self, slots: Slots, pfns: PFNs) -> PFNs:
+        """New pages, charged to the control groups of their slots; those that could not be are given back."""
+        done = self.files.charge_swapin(slots, pfns)
+        if done < len(pfns):
+            self._cache.release(pfns[done:], listed=False)
+        return pfns[:done]
+
+    def _refault(self, slots: Slots, pfns: PFNs) -> None:
+        if self.workingset is not None:
+            self.workingset.refault(pfns, self.workingset.take_swapped(slots))
 
     def _fill(self, slots: Slots, pfns: PFNs) -> None:
         """The pages get what the slots hold: one request for each run of slots."""
@@ -359,10 +381,11 @@ class SwapState:
         """The page is not in memory: a major fault. ENOMEM, SIGKILL."""
         area = self.files.area(slot)
         if area.synchronous and self.files.count_one(slot) == 1:
-            pfns = self._alloc(task, vma, vpn, 1)
+            pfns = self._charged(np.array([slot], dtype=np.int64), self._alloc(task, vma, vpn, 1))
             pfn = int(pfns[0]) if len(pfns) else -1
             if pfn >= 0:
                 self._pages.flags[pfn] |= _FRESH
+                self._refault(np.array([slot], dtype=np.int64), pfns)
                 self._cache.lru.add(pfn)
                 self._fill(np.array([slot], dtype=np.int64), pfns)
         else:

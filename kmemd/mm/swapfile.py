@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from random import Random
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +53,18 @@ def entries_of(slots: Slots) -> Entries:
     return types | (~slots & OFFSET_MASK).astype(np.uint64) << np.uint64(SWP_OFFSET_SHIFT)
 
 
+class SwapCharging(Protocol):
+    """The memory controller, as swap sees it."""
+
+    active: bool
+    charged: int
+
+    def may_swap(self, pfns: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]: ...
+    def swap_slots(self, memcg: npt.NDArray[np.int16], offsets: Slots, pfns: npt.NDArray[np.int64]) -> None: ...
+    def free_slots(self, memcg: npt.NDArray[np.int16], offsets: Slots) -> None: ...
+    def charge_swapin(self, numbers: npt.NDArray[np.int16], pfns: npt.NDArray[np.int64]) -> int: ...
+
+
 class SwapFiles:
     """The areas and the slots in them.
 
@@ -59,9 +72,18 @@ class SwapFiles:
     """
 
     def __init__(
-        self, context: Context, printk: Printk, rng: Random, *, cpus: int, long_bits: int, latency_ns: int = 0
+        self,
+        context: Context,
+        printk: Printk,
+        rng: Random,
+        *,
+        cpus: int,
+        long_bits: int,
+        latency_ns: int = 0,
+        memcg: SwapCharging | None = None,
     ) -> None:
-        """``latency_ns``: what reading an area's header takes."""
+        """``latency_ns``: what reading an area's header takes; ``memcg`` charges slots to control groups."""
+        self.memcg = memcg
         self._context, self._printk, self._rng = context, printk, rng
         self._cpus, self._long_bits, self._latency_ns = cpus, long_bits, latency_ns
         self._by_type: list[SwapArea | None] = []
@@ -250,6 +272,8 @@ class SwapFiles:
         """Pages are in the swap cache under slots that were taken for it."""
         for area, offsets, where in self._groups(slots):
             area.cache[offsets] = pfns[where] + 1
+            if self.memcg is not None and self.memcg.charged:
+                self.memcg.swap_slots(area.memcg, offsets, pfns[where])
 
     def drop_cache(self, slots: Slots) -> None:
         """The swap cache no longer has pages there (put_swap_folio); slots that nothing else uses are free."""
@@ -264,6 +288,19 @@ class SwapFiles:
             found[where] = np.maximum(area.cache[offsets].astype(np.int64), 0) - 1
         return found
 
+    def may_swap(self, pfns: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which pages may get slots, as far as their control groups go."""
+        if self.memcg is None or not self.memcg.active:
+            return np.ones(len(pfns), dtype=bool)
+        return self.memcg.may_swap(pfns)
+
+    def charge_swapin(self, slots: Slots, pfns: npt.NDArray[np.int64]) -> int:
+        """Charge new pages to the groups of the slots that they are for; how many may be read."""
+        if self.memcg is None or not self.memcg.active:
+            return len(pfns)
+        numbers = [int(self.area(slot).memcg[slot & OFFSET_MASK]) for slot in slots.tolist()]
+        return self.memcg.charge_swapin(np.array(numbers[: len(pfns)], dtype=np.int16), pfns)
+
     def counts(self, slots: Slots) -> npt.NDArray[np.int64]:
         """How many page table entries and files refer to each slot (swap_count)."""
         found = np.zeros(len(slots), dtype=np.int64)
@@ -274,6 +311,8 @@ class SwapFiles:
     def _unused(self, area: SwapArea, offsets: Slots) -> None:
         """Nothing is at some slots any more; a CPU keeps them for a while (free_swap_slot)."""
         if len(offsets):
+            if self.memcg is not None and self.memcg.active:
+                self.memcg.free_slots(area.memcg, offsets)
             area.cache[offsets] = RESERVED
             self.slots.give_back(self._context.cpu, (offsets | area.number << SWP_OFFSET_BITS).tolist())
 

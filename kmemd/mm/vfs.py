@@ -2,20 +2,26 @@
 
 Models the mounts that hold files of the model: the initramfs and /dev, which are tmpfs, those that ``mount`` makes,
 and a disk at /mnt, which is mounted when something below it is first asked for, as an automount is. Left out:
-directories (any path below a mount has one), links, owners and modes, blocks on the disk: a file's bytes are there,
-or are zeros.
+directories (any path below a mount has one), links, owners and modes. A file's bytes are on its disk, or are zeros.
 """
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import NoReturn, Protocol
+from zlib import crc32
 
 from kmemd.errors import KernelError
+from kmemd.mm.blk_mq import Disks
+from kmemd.mm.buffer import Buffers
+from kmemd.mm.dcache import Dcache
+from kmemd.mm.ext2 import ROOT_INODE, Ext2
 from kmemd.mm.file_io import FileIo
 from kmemd.mm.filemap import File, FileKind, FileOperations, PageCache
+from kmemd.mm.fs_writeback import Flushers
 from kmemd.mm.shmem import Shmem
 from kmemd.mm.units import GIB, PAGE_SHIFT, PAGE_SIZE
 
@@ -29,6 +35,8 @@ DISK, DISK_NUMBER, DISK_POINT, DISK_BYTES = "/dev/ram0", "01:00", "/mnt", 4096 *
 FOREIGN = ("/proc", "/sys")
 """Trees in which nobody makes files."""
 EXT2, TMPFS = "ext2", "tmpfs"
+POPULATED_INODES = 1 << 14
+"""Inode numbers from which on directories that are only said to be full have theirs."""
 FIRST_FREE_MINOR = 8
 """Behind those of what boot mounts."""
 
@@ -48,11 +56,45 @@ class Mount:
     used: int = 0
     files: dict[str, File] = field(default_factory=dict)
     freed: list[int] = field(default_factory=list)
+    fs: Ext2 | None = None
+    populated: dict[str, int] = field(default_factory=dict)
 
     @property
     def is_shmem(self) -> bool:
         """Whether its files live in memory."""
         return self.kind != EXT2
+
+    def has(self, path: str) -> bool:
+        """Whether a file has that name; ``populated`` are directories with so many empty files, f0 and on."""
+        return path in self.files or self._empty(path) is not None
+
+    def _empty(self, path: str) -> int | None:
+        directory, _, name = path.rpartition("/")
+        count = self.populated.get(directory, 0)
+        return int(name[1:]) if name[:1] == "f" and name[1:].isdecimal() and int(name[1:]) < count else None
+
+    def has_directory(self, path: str) -> bool:
+        """Whether a file is somewhere below a path."""
+        inside = path.rstrip("/") + "/"
+        return path in self.populated or any(name.startswith(inside) for name in (*self.files, *self.populated))
+
+    def number_of(self, path: str) -> int:
+        """The inode number of a file that there is."""
+        file = self.files.get(path)
+        if file is not None:
+            return file.ino
+        return POPULATED_INODES + crc32(path.rpartition("/")[0].encode()) % POPULATED_INODES + (self._empty(path) or 0)
+
+    def grown(self, file: File) -> None:
+        """A file of a disk got longer by a write: it has blocks for that, and the disk's bitmaps say so."""
+        if self.fs is not None:
+            self.fs.allocated(self.set_blocks(file))
+
+    def set_blocks(self, file: File) -> list[tuple[int, int]]:
+        """A file of a disk has blocks for all its bytes: the runs of blocks that changed hands."""
+        self.used += file.pages - file.blocks
+        file.blocks = file.pages
+        return self.fs.resize(file, file.blocks) if self.fs is not None else []
 
     def inode(self) -> int:
         """A number for a new file: a disk uses those of evicted files again, the lowest first."""
@@ -65,6 +107,13 @@ class Mount:
         """A file of a disk is gone: its blocks and its number are free."""
         self.used -= file.blocks
         file.blocks = 0
+        if self.fs is not None:
+            gone = self.fs.resize(file, 0)
+            del self.fs.files[file]
+            file.blocks_at = None
+            if file.deleted:
+                self.fs.allocated(gone)
+                self.fs.inode_changed(file.ino)
         heappush(self.freed, file.ino)
 
 
@@ -74,11 +123,25 @@ class SwapAreas(Protocol):
     def find(self, path: str) -> object | None: ...
 
 
+@dataclass(frozen=True)
+class Storage:
+    """Disks, and what is cached of the file systems on them besides pages of files. ``ext2_registered()`` has the slab
+    cache of ext2's inodes made, when it is not there yet."""
+
+    disks: Disks
+    flushers: Flushers
+    buffers: Buffers
+    dcache: Dcache
+    ext2_registered: Callable[[], None]
+
+
 class Vfs:
     """All files by path. ``tmpfs_blocks`` is what a tmpfs may hold by default, in pages."""
 
-    def __init__(self, cache: PageCache, io: FileIo, shmem: Shmem, areas: SwapAreas, tmpfs_blocks: int) -> None:
-        self._cache, self._io, self._shmem, self._areas = cache, io, shmem, areas
+    def __init__(
+        self, cache: PageCache, io: FileIo, shmem: Shmem, areas: SwapAreas, tmpfs_blocks: int, storage: Storage
+    ) -> None:
+        self._cache, self._io, self._shmem, self._areas, self.storage = cache, io, shmem, areas, storage
         self._tmpfs_blocks = tmpfs_blocks
         self._next_minor = FIRST_FREE_MINOR
         self._automount: Mount | None = Mount(
@@ -122,18 +185,18 @@ class Vfs:
             found.blocks = blocks or DISK_BYTES >> PAGE_SHIFT
         return self._add(found)
 
-    @staticmethod
-    def _disk_number(source: str) -> str:
-        name = source.rpartition("/")[2]
-        if name.startswith("ram") and name[3:].isdigit():
-            return f"01:{int(name[3:]):02x}"
-        if name[:2] in ("vd", "sd") and len(name) == 3 and name[2].islower():
-            return f"{254 if name[0] == 'v' else 8:02x}:{16 * (ord(name[2]) - ord('a')):02x}"
-        _fail(errno.ENODEV, f"there is no block device {source}")
+    def _disk_number(self, source: str) -> str:
+        return self.storage.disks.get(source).device
 
     def _add(self, mount: Mount) -> Mount:
         self.mounts.append(mount)
         self.added.append(mount)
+        if not mount.is_shmem:
+            disk = self.storage.disks.get(mount.source)
+            self.storage.ext2_registered()
+            mount.fs = Ext2(disk, self.storage.buffers)
+            mount.fs.mounted()
+        self.storage.dcache.mounted(mount, f"{mount.kind}:{mount.source.rpartition('/')[2]}")
         return mount
 
     def umount(self, point: str) -> Mount:
@@ -146,7 +209,14 @@ class Vfs:
         for file in list(mount.files.values()):
             if not mount.is_shmem:
                 self._io.writeback(file)
+                self._io.write_inode(file)
             self._evict(file)
+        self.storage.dcache.unmounted(mount)
+        if mount.fs is not None:
+            device = self.storage.buffers.device(mount.fs.disk)
+            self._io.writeback(device)
+            self._io.truncate_pages(device, 0)
+            mount.fs = None
         self.mounts.remove(mount)
         self.added.remove(mount)
         return mount
@@ -154,15 +224,39 @@ class Vfs:
     # -- files -------------------------------------------------------------------------------------------
 
     def lookup(self, path: str) -> File:
-        """The file at a path. ENOENT, EISDIR, EINVAL, ENAMETOOLONG."""
+        """The file at a path, whose names and inode are cached then. ENOENT, EISDIR, EINVAL, ENAMETOOLONG, ENOMEM."""
         _check(path)
         mount = self.mount_of(path)
+        self.storage.dcache.lookup(mount, path)
         file = mount.files.get(path)
+        if file is None and mount.has(path):
+            file = self.create(path)
         if file is None:
             if self._is_directory(path):
                 _fail(errno.EISDIR, f"{path} is a directory")
             _fail(errno.ENOENT, f"there is no file {path}")
         return file
+
+    def stat(self, path: str) -> tuple[str, int]:
+        """What a path names, ``file`` or ``directory``, and its inode number. ENOENT, EINVAL, ENAMETOOLONG, ENOMEM."""
+        _check(path)
+        mount = self.mount_of(path)
+        inode = self.storage.dcache.lookup(mount, path)
+        if mount.has(path):
+            return "file", mount.number_of(path)
+        if not self._is_directory(path):
+            _fail(errno.ENOENT, f"there is no file {path}")
+        return "directory", inode.ino if inode is not None else ROOT_INODE
+
+    def populate(self, path: str, count: int) -> None:
+        """A directory has ``count`` empty files at least, f0 and on. EPERM, EINVAL, ENOTDIR."""
+        _check(path)
+        mount = self.mount_of(path)
+        if mount.is_shmem:
+            _fail(errno.EPERM, f"{path} is in memory: only files that were made there exist")
+        if path in mount.files:
+            _fail(errno.ENOTDIR, f"{path} is a file")
+        mount.populated[path] = max(mount.populated.get(path, 0), count)
 
     def files(self) -> list[File]:
         """All files that have a name."""
@@ -188,9 +282,14 @@ class Vfs:
             file = self._shmem.new_file(path, number, mount.device, size)
         else:
             file = self._cache.new_file(path, number, mount.device, FileKind.DISK, self._io.ops, size)
-            self._set_blocks(mount, file)
+            assert mount.fs is not None
+            mount.fs.attach(file)
+            file.wb = self.storage.flushers.get(mount.fs.disk)
+            mount.set_blocks(file)
         file.mount = mount
         mount.files[path] = file
+        if ino is None:
+            self.storage.dcache.created(mount, path)
         return file
 
     def mknod(self, path: str, ops: FileOperations) -> File:
@@ -200,12 +299,6 @@ class Vfs:
         file.mount = mount
         mount.files[path] = file
         return file
-
-    @staticmethod
-    def _set_blocks(mount: Mount, file: File) -> None:
-        """A file of a disk has blocks for all its bytes."""
-        mount.used += file.pages - file.blocks
-        file.blocks = file.pages
 
     def _check_size(self, mount: Mount, size: int, old: int = 0) -> None:
         """EFBIG, ENOSPC."""
@@ -225,9 +318,9 @@ class Vfs:
             self._check_size(file.mount, end, file.size)
 
     def grown(self, file: File) -> None:
-        """A file of a disk got longer: it has blocks for that."""
+        """A file of a disk got longer without being written: it has blocks for that."""
         if file.mount is not None and not file.is_shmem:
-            self._set_blocks(file.mount, file)
+            file.mount.set_blocks(file)
 
     def truncate(self, path: str, size: int) -> File:
         """truncate(2). ENOENT, EISDIR, EFBIG, ENOSPC, ETXTBSY."""
@@ -242,15 +335,20 @@ class Vfs:
             old, file.size = file.size, size
             if size < old:
                 self._io.truncate_pages(file, file.pages)
-            self._set_blocks(file.mount, file)
+            changed = file.mount.set_blocks(file)
+            if size < old:
+                file.mount.fs.allocated(changed)
+            self.storage.flushers.mark_inode_dirty(file)
         return file
 
     def unlink(self, path: str) -> File:
         """unlink(2): the file goes when nothing maps it any more. ENOENT, EISDIR, EPERM for a swap file."""
         file = self.lookup(path)
         self._not_swap(file, errno.EPERM)
-        del self.mount_of(path).files[path]
+        mount = self.mount_of(path)
+        del mount.files[path]
         file.deleted = True
+        self.storage.dcache.unlinked(mount, path)
         if not file.maps and not file.users:
             self._evict(file)
         return file
@@ -274,13 +372,20 @@ class Vfs:
         return (
             path == "/"
             or any(mount.point == path for mount in self.mounts)
-            or any(name.startswith(inside) for mount in self.mounts for name in mount.files)
+            or any(name.startswith(inside) for mount in self.mounts for name in (*mount.files, *mount.populated))
+            or any(path in mount.populated for mount in self.mounts)
         )
 
     def check(self) -> None:
         """Every named file is in the page cache's table."""
         for file in self.files():
             assert self._cache.files.get(file.id) is file, f"{file.path} has no page cache"
+        for mount in self.added:
+            if mount.fs is not None:
+                mount.fs.check()
+        self.storage.buffers.check()
+        self.storage.dcache.check()
+        self.storage.flushers.check(list(self._cache.files.values()))
 
 
 def room(file: File, pages: int) -> None:

@@ -44,8 +44,8 @@ class VmaObjects:
         self._spare: tuple[list[int], list[int], list[int]] = ([], [], [])
 
     def boot_finished(self) -> None:
-        """Objects are taken from now on."""
-        self._live = True
+        """Objects are taken from now on. A twin of a machine whose slabs were not captured has no caches for them."""
+        self._live = all(name in self._slub.names for name in CACHES)
 
     def reserve(self, vmas: int = 0, anon_vmas: int = 0, chains: int = 0) -> None:
         """Have as many objects of each kind ready. ENOMEM."""

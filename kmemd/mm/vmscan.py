@@ -1,8 +1,8 @@
 """Page reclaim: its knobs and state (mm/vmscan.c, fs/dcache.c ``vfs_cache_pressure``, mm/filemap.c).
 
-Models: swappiness, zone_reclaim_mode, vfs_cache_pressure, page_lock_unfairness, and the switches of the
-multi-generational LRU. Left out: reclaim itself, which has nothing to reclaim until processes and the page
-cache exist.
+Models: swappiness, zone_reclaim_mode, vfs_cache_pressure, page_lock_unfairness, the switches of the
+multi-generational LRU, and the door to reclaim for cgroups and nodes. Reclaim itself is mm/vmscan_reclaim.py with its
+parts: vmscan_balance.py how much of what, vmscan_folio.py which pages, vmscan_kswapd.py the threads.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from kmemd.mm import kstrtox
 from kmemd.mm.clock import HZ
 from kmemd.mm.sysctl_handlers import vm_knob
 from kmemd.mm.sysfs_handlers import uint_of_base
+from kmemd.mm.vmscan_reclaim import Reclaim
 from kmemd.tunable import Tunable, Tuned
 
 LRU_GEN_CORE, LRU_GEN_MM_WALK, LRU_GEN_NONLEAF_YOUNG = 1, 2, 4
@@ -71,5 +72,14 @@ class Vmscan(Tuned):
         self.zone_reclaim_mode = 0
         self.vfs_cache_pressure = 100
         self.page_lock_unfairness = 5
+        self.reclaim: Reclaim | None = None
         self.lru_gen_caps = 0
         self.lru_gen_min_ttl = 0
+
+    def try_to_free_mem_cgroup_pages(
+        self, memcg: int, nr_pages: int, gfp: int, may_swap: bool, *, proactive: bool = False
+    ) -> int:
+        """Reclaim from a cgroup and those below it for its limit, or because somebody asks. Pages reclaimed."""
+        if self.reclaim is None:
+            return 0
+        return self.reclaim.of_cgroup(memcg, nr_pages, gfp, may_swap=may_swap, proactive=proactive)

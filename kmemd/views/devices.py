@@ -48,9 +48,10 @@ def locks(kernel: Kernel) -> str:
 
 @proc.file("cgroups")
 def cgroups(kernel: Kernel) -> str:
-    """The memory controller: it is on the unified hierarchy, which has the root alone."""
+    """The memory controller: it is on the unified hierarchy."""
     disabled = [name for value in kernel.cmdline.all("cgroup_disable") for name in value.split(",")]
-    return f"#subsys_name\thierarchy\tnum_cgroups\tenabled\nmemory\t0\t1\t{int('memory' not in disabled)}\n"
+    enabled = int("memory" not in disabled)
+    return f"#subsys_name\thierarchy\tnum_cgroups\tenabled\nmemory\t0\t{kernel.cgroups.memory_groups}\t{enabled}\n"
 
 
 @proc.file("sys/fs/file-nr")

@@ -236,6 +236,12 @@ def page_cgroups(kernel: Kernel, low: int, high: int) -> Words:
     if "memory" in (kernel.cmdline.get("cgroup_disable") or "").split(","):
         charged[:] = False
     inodes: Words = charged.astype(np.uint64) * np.uint64(ROOT_CGROUP_INO)
+    if not kernel.memcg.active:
+        return inodes
+    numbers = np.abs(kernel.pages.memcg[low:high])
+    numbers[pages.pfns != pages.compound_head] = 0
+    for number in np.unique(numbers[numbers > 0]).tolist():
+        inodes[numbers == number] = kernel.memcg.online_ino(number)
     return inodes
 
 

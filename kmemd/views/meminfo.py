@@ -1,6 +1,6 @@
 """``/proc/meminfo`` (fs/proc/meminfo.c ``meminfo_proc_show``): where the machine's memory is.
 
-Buffers, zswap and NFS have no counterpart in the model: their lines say 0.
+zswap and NFS have no counterpart in the model: their lines say 0.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ def _totals(kernel: Kernel) -> Iterator[str]:
     yield line("MemTotal", kernel.totalram_pages())
     yield line("MemFree", vmstat.zone_total(stats.NR_FREE_PAGES))
     yield line("MemAvailable", si_mem_available(vmstat, kernel.zones, kernel.watermarks.totalreserve_pages))
-    yield line("Buffers", 0)
-    yield line("Cached", max(0, vmstat.node_total(stats.NR_FILE_PAGES) - swapcache))
+    buffers = kernel.user.block.buffers.nr_blockdev_pages
+    yield line("Buffers", buffers)
+    yield line("Cached", max(0, vmstat.node_total(stats.NR_FILE_PAGES) - swapcache - buffers))
     yield line("SwapCached", swapcache)
 
 

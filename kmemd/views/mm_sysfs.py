@@ -14,9 +14,10 @@ from kmemd.errors import KernelError
 from kmemd.mm import kstrtox
 from kmemd.mm.hugetlb_pool import Pool
 from kmemd.mm.params import memparse
-from kmemd.mm.psi import FIXED_1, FSHIFT, RESOURCES, parse_trigger
+from kmemd.mm.psi import RESOURCES
 from kmemd.mm.units import KIB_PER_PAGE, PAGE_SIZE
 from kmemd.steps import Steps
+from kmemd.views.pressure import PressureFile
 from kmemd.views.sysctl import one_page
 from kmemd.views.tree import Caller, File, OpenFile, proc, sysfs
 
@@ -159,11 +160,11 @@ def demote_size_store(kernel: Any, pool: str, text: str) -> int:
 
 
 @sysfs.write_only(f"{NODE}/compact")
-def compact(kernel: Any, nid: int, text: str) -> int:
+def compact(kernel: Any, nid: int, text: str) -> Steps[int]:
     """Compact the node, whatever is written."""
     data = kstrtox.to_bytes(one_page(text))
     if data:
-        kernel.compaction.compact_node(nid)
+        yield from kernel.compaction.compact_node_steps(nid)
     return len(data)
 
 
@@ -205,53 +206,10 @@ sysfs.add(f"{NODE_POOL}/demote_size", node_demote_size)
 # -- pressure ------------------------------------------------------------------------------------------------
 
 
-class PressureFile:
-    """An open /proc/pressure/RESOURCE: at most one trigger per open."""
-
-    def __init__(self, kernel: Any, resource: str, caller: Caller) -> None:
-        self._kernel = kernel
-        self._resource = resource
-        self._privileged = caller.uid == 0
-        self._trigger: tuple[str, int, int] | None = None
-        self._snapshot = b""
-
-    def read(self, offset: int, size: int) -> bytes:
-        """The two lines, taken anew at offset 0."""
-        if offset == 0 or not self._snapshot:
-            self._snapshot = "".join(_pressure(self._kernel, self._resource)).encode()
-        return self._snapshot[offset : offset + size]
-
-    def write(self, data: bytes) -> Steps[int]:
-        """Set the trigger. EINVAL; EBUSY when there is one."""
-        if not data:
-            raise KernelError(errno.EINVAL, "a trigger is 'some' or 'full', threshold and window in microseconds")
-        if self._trigger is not None:
-            raise KernelError(errno.EBUSY, "this open file has a trigger already")
-        self._trigger = parse_trigger(data.decode("utf-8", "surrogateescape"), privileged=self._privileged)
-        return len(data)
-        yield
-
-    def close(self) -> None:
-        """The trigger goes with the open file."""
-        self._trigger = None
-
-
-def _pressure(kernel: Any, resource: str) -> Iterator[str]:
-    for kind, averages, total in kernel.psi.report(resource):
-        shown = " ".join(
-            f"avg{window}={_percent(average)}" for window, average in zip((10, 60, 300), averages, strict=True)
-        )
-        yield f"{kind} {shown} total={total}\n"
-
-
-def _percent(fixed: int) -> str:
-    return f"{fixed >> FSHIFT}.{(fixed % FIXED_1 * 100) >> FSHIFT:02}"
-
-
-@proc.device("pressure/{resource}", 0o666)
+@proc.device("pressure/{resource}", 0o666, pollable=True)
 def pressure(kernel: Any, resource: str, caller: Caller) -> OpenFile:
     """Stall times of one resource, and triggers."""
-    return PressureFile(kernel, resource, caller)
+    return PressureFile(kernel.psi, resource, caller)
 
 
 @proc.keys("pressure/{resource}", fixed=True)

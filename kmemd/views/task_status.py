@@ -58,7 +58,7 @@ def stat(kernel: Kernel, task: Task, caller: Caller) -> str:
     fields += [0, 0, *(mask & OLD_SIGNALS for mask in _signals(task)), int(permitted and task.state != "R"), 0, 0]
     fields += [SIGCHLD if not task.is_kthread else 0, task.cpu, 0, 0, 0, 0, 0]
     fields += _addresses(mm) if mm is not None and permitted else NO_ADDRESSES
-    return f"{task.pid} ({task.comm}) {task.state} " + " ".join(map(str, fields)) + " 0\n"
+    return f"{task.pid} ({task.name}) {task.state} " + " ".join(map(str, fields)) + " 0\n"
 
 
 def _code(mm: Mm | None, *, permitted: bool) -> tuple[int, int, int]:
@@ -94,7 +94,7 @@ def statm(kernel: Kernel, task: Task) -> str:
 @task_file("status")
 def status(kernel: Kernel, task: Task) -> Iterator[str]:
     """The task in words."""
-    name = task.comm.replace("\\", "\\\\").replace("\n", "\\n")
+    name = task.name.replace("\\", "\\\\").replace("\n", "\\n")
     yield f"Name:\t{name}\nUmask:\t0022\nState:\t{STATES[task.state]}\nTgid:\t{task.tgid}\nNgid:\t0\n"
     yield f"Pid:\t{task.pid}\nPPid:\t{task.ppid}\nTracerPid:\t0\n"
     yield "Uid:" + f"\t{task.uid}" * 4 + "\nGid:" + f"\t{task.gid}" * 4 + "\n"

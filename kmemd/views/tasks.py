@@ -1,6 +1,6 @@
 """``/proc/PID`` and ``/proc/PID/task/TID`` (fs/proc/base.c): what ps, top and their like read besides a task's memory.
 
-A process has one thread. Sessions, open files, capabilities other than root's and cgroups are left out: their
+A process has one thread. Sessions, open files and capabilities other than root's are left out: their
 files show a process that has none.
 """
 
@@ -61,7 +61,7 @@ def _set_comm(kernel: Kernel, task: Task, text: str) -> None:
 @task_file("comm", 0o644, store=_set_comm)
 def comm(kernel: Kernel, task: Task) -> str:
     """The task's name."""
-    return task.comm + "\n"
+    return task.name + "\n"
 
 
 @task_file("cmdline")
@@ -150,8 +150,9 @@ def ksm_stat(kernel: Kernel, task: Task) -> str:
 
 @task_file("cgroup")
 def cgroup(kernel: Kernel, task: Task) -> str:
-    """The task's control group: the root of the unified hierarchy."""
-    return "0::/\n"
+    """The task's control group in the unified hierarchy; one that was removed meanwhile says so."""
+    group = kernel.cgroups.of(task)
+    return f"0::{group.path}{' (deleted)' if group.dead else ''}\n"
 
 
 @task_file("personality", 0o400)

@@ -80,6 +80,8 @@ def write_at(file: OpenFile, offset: int, data: bytes) -> Steps[int]:
 class Entry:
     """A declared directory entry: the last component's owner is its parent ``Directory``.
 
+    ``version(kernel)`` is for entries that come and go while the machine runs: a number that changes when the answer of
+    ``exists`` does, for this entry anywhere.
     ``length(kernel, *parameters)`` gives a true st_size, for programs that map the file;
     ``may_open(kernel, *parameters, caller)`` raises what an open gets that the mode allows;
     ``owner(kernel, *parameters)`` is the user whose it is, with all below it: root's without.
@@ -89,6 +91,7 @@ class Entry:
     size: int = 0
     exists: Callable[..., bool] | None = field(default=None, kw_only=True)
     length: Callable[..., int] | None = field(default=None, kw_only=True)
+    version: Callable[[Any], int] | None = field(default=None, kw_only=True)
     may_open: Callable[..., None] | None = field(default=None, kw_only=True)
     owner: Callable[..., int] | None = field(default=None, kw_only=True)
 
@@ -158,7 +161,11 @@ class Directory(Entry):
 
 @dataclass
 class Pattern:
-    """``node{nid}``: the names that ``keys(kernel, *outer parameters)`` lists. ``fixed``: for good, at boot."""
+    """``node{nid}``: the names that ``keys(kernel, *outer parameters)`` lists. ``fixed``: for good, at boot.
+
+    ``outer``: how many of the outer parameters the entry keeps, None for all of them: a directory that holds more of
+    its kind keeps none, and its files have the innermost one.
+    """
 
     prefix: str
     suffix: str
@@ -168,6 +175,11 @@ class Pattern:
     has: Callable[..., Any] | None = None
     fixed: bool = False
     takes_caller: bool = False
+    outer: int | None = None
+
+    def parameters(self, outer: tuple[Any, ...], key: Any) -> tuple[Any, ...]:
+        """The parameters of the entry for a key."""
+        return (*outer[: self.outer], key)
 
     def name(self, key: Any) -> str:
         """The directory entry for a key."""
@@ -338,6 +350,7 @@ proc = Root("proc")
 sysfs = Root("sys", 0o755, PAGE_SIZE)
 debugfs = Root("sys/kernel/debug", 0o755)
 tracefs = Root("sys/kernel/tracing", 0o750)
+cgroupfs = Root("sys/fs/cgroup", 0o755)
 dev = Root("dev", 0o755)
 kmemd = Root("kmemd", 0o755)
 debugfs.dir("", 0o700)
@@ -385,8 +398,8 @@ class Namespace:
             return node.below(name, entry, node.parameters)
         for pattern in directory.patterns:
             key = pattern.match(self.kernel, node.parameters, name, caller)
-            if key is not None and self._exists(pattern.entry, (*node.parameters, key)):
-                return node.below(name, pattern.entry, (*node.parameters, key))
+            if key is not None and self._exists(pattern.entry, pattern.parameters(node.parameters, key)):
+                return node.below(name, pattern.entry, pattern.parameters(node.parameters, key))
         raise KernelError(errno.ENOENT, f"{node.path.rstrip('/')}/{name} does not exist")
 
     def owner(self, node: Node) -> int:
@@ -408,7 +421,7 @@ class Namespace:
             if pattern.keys is None:
                 continue
             for key in pattern.keys(self.kernel, *node.parameters):
-                parameters = (*node.parameters, key)
+                parameters = pattern.parameters(node.parameters, key)
                 if self._exists(pattern.entry, parameters):
                     yield node.below(pattern.name(key), pattern.entry, parameters)
 
@@ -470,7 +483,7 @@ def render(text: Text) -> bytes:
 
 def refusal(path: str) -> int:
     """The errno of reading or writing where the kernel has no function for it, by the file system it is in."""
-    if path.startswith(("/sys/kernel/debug/", "/sys/kernel/tracing/", "/dev/")):
+    if path.startswith(("/sys/kernel/debug/", "/sys/kernel/tracing/", "/sys/fs/cgroup/", "/dev/")):
         return errno.EINVAL
     return errno.EIO if path.startswith("/proc/") and not path.startswith("/proc/sys/") else errno.EACCES
 

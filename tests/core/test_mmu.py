@@ -44,7 +44,7 @@ def make(build: Build, *, pages: int = PAGES, cpus: int = 2, bits: int = 9, leve
     )
     page_map, context = PageMap(pages), Context()
     zones = [(0, 0, pages)]
-    lru = lru_module.Lru(page_map, context, zones, cpus, vmstat, (1, 0, 7), range(8))
+    lru = lru_module.Lru(page_map, context, zones, cpus, vmstat, (1, 0, 7), range(9))
     costs = (1, 30, 600, 90, 150)
     mmu = mmu_module.Mmu(page_map, context, zones, [0] * cpus, vmstat, lru, bits, levels, ZERO, (10, 17), costs)
     ptes = ptes_module.PteRanges(mmu, page_map, zones, vmstat, (17, 18), 1 << bits)

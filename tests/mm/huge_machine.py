@@ -34,6 +34,8 @@ class Process:
     utime_ns: int = 0
     stime_ns: int = 0
     oom_victim: bool = False
+    utime_ns: int = 0
+    stime_ns: int = 0
     rlimits: dict[int, tuple[int, int]] = field(default_factory=dict)
 
 

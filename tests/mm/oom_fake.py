@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,7 @@ class Task:
     killed: int = 0
     oom_victim: bool = False
     oom_flag_origin: bool = False
+    cgroup: Any = None
     signals: Dispositions = field(default_factory=Dispositions)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -139,8 +140,11 @@ class Recorder:
         self.calls.append("reclaim")
         return 0
 
-    def try_to_compact_pages(self, request: Request, alloc_flags: int) -> bool:
+    def try_to_compact_pages(self, request: Request, alloc_flags: int, attempt: Callable[[], int]) -> int:
         self.calls.append("compact")
+        return -1
+
+    def should_compact_retry(self, request: Request, alloc_flags: int) -> bool:
         return False
 
     def reclaimable_pages(self, zi: int) -> int:
@@ -276,7 +280,7 @@ def test_what_somebody_uses_is_not_freed(kernel: Kernel, flag: int) -> None:
 
 def test_compaction_is_tried_only_where_there_is_room(kernel: Kernel) -> None:
     pages = np.sort(kernel.page_alloc.alloc_pages_bulk(GFP_KERNEL | F.MEMALLOC | F.NOWARN, 0, 10**6))
-    for count, stalls in ((0, 0), (100_000, 1)):
+    for count, stalls in ((0, 0), (100_000, 2)):  # without waiting, before reclaim and after it
         kernel.page_alloc.free_pages_bulk(pages[: 2 * count : 2])
         before = int(kernel.vmstat.events[stats.COMPACTSTALL])
         with pytest.raises(KernelError):

@@ -73,3 +73,67 @@ def test_trigger_refused(text: str) -> None:
 def test_users_need_windows_of_two_seconds() -> None:
     with pytest.raises(KernelError):
         parse_trigger("some 1 1000000\n", privileged=False)
+
+
+class Group:
+    """A control group, as far as pressure goes."""
+
+    def __init__(self, clock: Clock, parent: Group | None = None) -> None:
+        self.psi, self.parent = Psi(clock), parent
+
+
+class Member:
+    def __init__(self, cgroup: Group) -> None:
+        self.cgroup = cgroup
+
+
+def test_a_stall_counts_in_every_group_above(clock: Clock) -> None:
+    system = Psi(clock)
+    top = Group(clock)
+    inner = Group(clock, top)
+    system.memstall(Member(inner), 5_000)
+    system.memstall(Member(top), 2_000, full=False)
+    system.iostall(None, 1_000)
+    assert [row[2] for row in inner.psi.report("memory")] == [5, 5]
+    assert [row[2] for row in top.psi.report("memory")] == [7, 5]
+    assert [row[2] for row in system.report("memory")] == [7, 5]
+    assert [row[2] for row in system.report("io")] == [1, 1]
+
+
+def test_a_group_that_is_switched_off_counts_nothing(clock: Clock) -> None:
+    psi = Psi(clock)
+    psi.enabled = False
+    psi.stall("memory", 5_000, full=True)
+    psi.enabled = True
+    psi.restart()
+    assert psi.report("memory")[0][2] == 0
+
+
+def test_a_trigger_goes_off_once_in_a_window(clock: Clock) -> None:
+    psi = Psi(clock)
+    trigger = psi.add_trigger("memory", "some", 150_000, 1_000_000)
+    psi.stall("memory", 100_000_000, full=False)
+    clock.advance(NSEC_PER_SEC // 10)
+    assert not trigger.event
+    psi.stall("memory", 60_000_000, full=False)
+    clock.advance(NSEC_PER_SEC // 10)
+    assert trigger.event
+    trigger.event = False
+    psi.stall("memory", 200_000_000, full=False)
+    clock.advance(NSEC_PER_SEC // 2)
+    assert not trigger.event
+    clock.advance(NSEC_PER_SEC)
+    assert trigger.event
+    psi.remove_trigger(trigger)
+    psi.stall("memory", NSEC_PER_SEC, full=True)
+    assert clock.next_timer_ns is None or not trigger.pending
+
+
+def test_a_stall_below_the_threshold_is_nothing(clock: Clock) -> None:
+    psi = Psi(clock)
+    trigger = psi.add_trigger("io", "full", 150_000, 1_000_000)
+    for _ in range(20):
+        psi.stall("io", 100_000_000, full=False)
+        psi.stall("io", 10_000_000, full=True)
+        clock.advance(NSEC_PER_SEC // 5)
+    assert not trigger.event

@@ -1,0 +1,99 @@
+"""Inodes in memory, and their shrinking (fs/inode.c).
+
+Models: a slab object for each inode of a file system that somebody looked up, the list of those that nobody uses, on
+which an inode with pages in the page cache is not, a second chance for those that were used again, and eviction
+with its pages. Left out: inodes that are being made or freed, reference counts other than dentries and mappings.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kmemd.mm.filemap import File
+
+
+@dataclass(eq=False, slots=True)
+class Inode:
+    """``struct inode``. ``count`` dentries hold it, ``file`` is its page cache, once somebody opened it."""
+
+    path: str
+    ino: int
+    address: int
+    nid: int
+    file: File | None = None
+    count: int = 0
+    referenced: bool = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether it is in use, or dirty: it cannot go."""
+        file = self.file
+        return file is not None and bool(file.maps or file.users or file.inode_dirty or file.nr_dirty or file.in_flight)
+
+    @property
+    def cached(self) -> bool:
+        """Whether it has pages, which keep it off the list (``mapping_shrinkable``)."""
+        return self.file is not None and self.file.nrpages > 0
+
+
+class InodeLru:
+    """The unused inodes of one file system by node (``s_inode_lru``). ``evict(inode)`` frees one;
+    ``invalidate(file)`` drops its clean pages and says how many."""
+
+    def __init__(self, evict: Callable[[Inode], None], invalidate: Callable[[File], int]) -> None:
+        self._evict, self._invalidate = evict, invalidate
+        self._by_node: dict[int, OrderedDict[Inode, None]] = {}
+        self.with_pages: OrderedDict[Inode, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return sum(len(lru) for lru in self._by_node.values())
+
+    def __contains__(self, inode: object) -> bool:
+        return any(inode in lru for lru in self._by_node.values())
+
+    def count(self, nid: int) -> int:
+        """Unused inodes of a node."""
+        self.look_for_empty()
+        return len(self._by_node.get(nid, ()))
+
+    def look_for_empty(self) -> None:
+        """Inodes whose last page went are on the list from then on (``inode_add_lru``)."""
+        for inode in [inode for inode in self.with_pages if not inode.cached]:
+            del self.with_pages[inode]
+            self.add(inode)
+
+    def add(self, inode: Inode) -> None:
+        """Nobody uses an inode any more (``iput``): to the list, unless pages keep it."""
+        if inode.cached:
+            self.with_pages[inode] = None
+            return
+        lru = self._by_node.setdefault(inode.nid, OrderedDict())
+        if inode in lru:
+            inode.referenced = True
+        else:
+            lru[inode] = None
+
+    def remove(self, inode: Inode) -> None:
+        """It is in use again, or goes."""
+        self.with_pages.pop(inode, None)
+        self._by_node.get(inode.nid, {}).pop(inode, None)  # type: ignore[call-overload]
+
+    def prune(self, nid: int, scan: int) -> int:
+        """Look at ``scan`` inodes, the oldest first; those that can go, go (``prune_icache_sb``). How many."""
+        self.look_for_empty()
+        lru, freed = self._by_node.get(nid, OrderedDict()), 0
+        for _ in range(min(scan, len(lru))):
+            inode, _ = lru.popitem(last=False)
+            if inode.count or inode.referenced or inode.busy:
+                inode.referenced = False
+                if not inode.count:
+                    lru[inode] = None
+                continue
+            if inode.cached and inode.file is not None and self._invalidate(inode.file) and inode.cached:
+                lru[inode] = None
+                continue
+            self._evict(inode)
+            freed += 1
+        return freed

@@ -1,0 +1,79 @@
+"""What disks and flushers do in time: events that also run while a task waits for one (kernel/sched/completion.c).
+
+A timer of the model's clock runs when a command is over, or between its slices. A task that waits for a disk inside
+of a call lets the disk's events happen, and no other kernel thread's. Linux has the scheduler for that.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+
+from kmemd.core.context import NOW, Context
+from kmemd.mm.clock import Clock
+
+
+class IoClock:
+    """Events by time. Invariants: those that are due run in order of their time, then of their making."""
+
+    def __init__(self, clock: Clock, context: Context, waited: Callable[[int], None] = lambda ns: None) -> None:
+        """``waited(ns)`` hears how long the executing task has waited."""
+        self._waited = waited
+        self._clock, self._context = clock, context
+        self._events: list[tuple[int, int, Callable[[int], None]]] = []
+        self._order = count()
+        self._running = False
+
+    @property
+    def now(self) -> int:
+        """ns since boot."""
+        return self._clock.now
+
+    @property
+    def jiffies(self) -> int:
+        """The kernel's tick counter."""
+        return self._clock.jiffies
+
+    @property
+    def next_event(self) -> int | None:
+        """When the first event is due; None when there is none."""
+        return self._events[0][0] if self._events else None
+
+    def call_at(self, when: int, function: Callable[[int], None]) -> None:
+        """Run ``function(when)`` once, at ``when`` or as soon after as anybody looks."""
+        heapq.heappush(self._events, (when, next(self._order), function))
+        self._clock.call_at(when, self.run_due)
+
+    def run_due(self) -> None:
+        """Run the events that are due now, and those that they make due."""
+        if self._running:
+            return
+        self._running = True
+        try:
+            while self._events and self._events[0][0] <= self.now:
+                when, _, function = heapq.heappop(self._events)
+                with self._elsewhere():
+                    function(when)
+        finally:
+            self._running = False
+
+    def sleep_until(self, when: int) -> None:
+        """The executing task waits; time stands at ``when`` at least afterwards."""
+        start = self.now
+        while not self._running and self._events and self._events[0][0] <= when:
+            self._context.now = max(self.now, self._events[0][0])
+            self.run_due()
+        self._context.now = max(self.now, when)
+        self._waited(self.now - start)
+
+    @contextmanager
+    def _elsewhere(self) -> Iterator[None]:
+        """What an interrupt or kernel thread changes of the executing context is undone, but for the time."""
+        words = self._context.words
+        before = words.copy()
+        try:
+            yield
+        finally:
+            words[NOW + 1 :] = before[NOW + 1 :]

@@ -1,0 +1,89 @@
+"""Shrinkers: caches other than the page cache that give way to memory pressure (mm/vmscan.c ``shrink_slab``).
+
+Models: registered shrinkers in order, the share of a cache that is scanned for a priority and the cost of its
+objects (``seeks``), scanning in batches, and work that is put off until the next time. Left out: shrinkers that know of
+memory cgroups, so that caches shrink for the whole machine alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from kmemd.core import stats
+from kmemd.mm.vmstat import VmStat
+
+DEFAULT_SEEKS = 2
+SHRINK_BATCH = 128
+SHRINK_STOP = -1
+
+
+@dataclass(slots=True)
+class Shrinker:
+    """One cache. ``count(nid)`` says how many objects could go, ``scan(nid, n)`` looks at ``n`` and says how many
+    went, or ``SHRINK_STOP``. ``seeks`` is what an object costs to make again, 0 for nothing."""
+
+    name: str
+    count: Callable[[int], int]
+    scan: Callable[[int, int], int]
+    seeks: int = DEFAULT_SEEKS
+    batch: int = SHRINK_BATCH
+    deferred: dict[int, int] = field(default_factory=dict)
+
+
+class Shrinkers:
+    """All shrinkers. ``reclaimed`` tells the pages that slabs gave back since it was last set to 0; whoever frees a
+    slab for a shrinker adds to it."""
+
+    def __init__(self, vmstat: VmStat) -> None:
+        self._vmstat = vmstat
+        self._all: list[Shrinker] = []
+        self.reclaimed = 0
+
+    def register(
+        self,
+        name: str,
+        count: Callable[[int], int],
+        scan: Callable[[int, int], int],
+        seeks: int = DEFAULT_SEEKS,
+        batch: int = SHRINK_BATCH,
+    ) -> Shrinker:
+        """A cache takes part from now on (``register_shrinker``)."""
+        shrinker = Shrinker(name, count, scan, seeks, batch or SHRINK_BATCH)
+        self._all.append(shrinker)
+        return shrinker
+
+    def unregister(self, shrinker: Shrinker) -> None:
+        """It is gone."""
+        self._all.remove(shrinker)
+
+    def shrink_slab(self, nid: int, priority: int) -> int:
+        """Have all caches of a node give up some of their objects; how many did."""
+        return sum(self._do_shrink_slab(shrinker, nid, priority) for shrinker in list(self._all))
+
+    def drop_slab(self, nids: list[int]) -> None:
+        """Shrink until hardly anything goes any more (``drop_slab``, for drop_caches)."""
+        for nid in nids:
+            shift = 0
+            while self.shrink_slab(nid, 0) >> shift > 1:
+                shift += 1
+
+    def _do_shrink_slab(self, shrinker: Shrinker, nid: int, priority: int) -> int:
+        freeable = shrinker.count(nid)
+        if freeable <= 0:
+            return 0
+        waiting = shrinker.deferred.pop(nid, 0)
+        delta = (freeable >> priority) * 4 // shrinker.seeks if shrinker.seeks else freeable // 2
+        left = min((waiting >> priority) + delta, 2 * freeable)
+        freed = scanned = 0
+        while left >= shrinker.batch or left >= freeable:
+            part = min(shrinker.batch, left)
+            gone = shrinker.scan(nid, part) if part else SHRINK_STOP
+            if gone == SHRINK_STOP:
+                break
+            freed += gone
+            self._vmstat.count(stats.SLABS_SCANNED, part)
+            left -= part
+            scanned += part
+        shrinker.deferred[nid] = min(max(waiting + delta - scanned, 0), 2 * freeable)
+        return freed

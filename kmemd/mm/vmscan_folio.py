@@ -1,0 +1,294 @@
+"""Whether pages are in use, and shrinking of lists (mm/vmscan.c ``shrink_active_list``, ``shrink_inactive_list``).
+
+Models: isolating pages, asking page tables by the reverse map who used them (mm/rmap.c ``folio_referenced``), second
+chances, program text that stays active, pages under write-back or dirty, huge pages that are split before they go. What
+becomes of pages that may go is mm/pageout.py's. Left out: too many isolated pages, for one reclaim runs at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from kmemd.core import stats
+from kmemd.core.lru import LRU_INACTIVE_FILE, Lru
+from kmemd.core.mmu import Mmu
+from kmemd.core.pages import (
+    PG_ACTIVE,
+    PG_DIRTY,
+    PG_HEAD,
+    PG_MLOCKED,
+    PG_RECLAIM,
+    PG_REFERENCED,
+    PG_SWAPBACKED,
+    PG_UNEVICTABLE,
+    PG_WORKINGSET,
+    PG_WRITEBACK,
+    PageMap,
+)
+from kmemd.mm import gfp as g
+from kmemd.mm.filemap import PageCache, PFNs, ZoneCounts, flag
+from kmemd.mm.lruvec import LruVecs
+from kmemd.mm.mm_types import VM_EXEC, Mm, Vma
+from kmemd.mm.pageout import PageOut
+from kmemd.mm.rmap import Rmap
+from kmemd.mm.vmscan_balance import ScanControl
+from kmemd.mm.vmstat import VmStat
+
+Counts = npt.NDArray[np.int64]
+Marks = npt.NDArray[np.bool_]
+
+PGDAT_DIRTY, PGDAT_WRITEBACK = 1, 2
+_ACTIVE, _DIRTY, _REFERENCED = flag(PG_ACTIVE), flag(PG_DIRTY), flag(PG_REFERENCED)
+_SWAPBACKED, _WRITEBACK, _RECLAIM = flag(PG_SWAPBACKED), flag(PG_WRITEBACK), flag(PG_RECLAIM)
+_LOCKED_IN = flag(PG_MLOCKED, PG_UNEVICTABLE)
+NONE: PFNs = np.zeros(0, dtype=np.int64)
+
+
+class ListScan:
+    """Scans of single lists. ``wakeup_flushers()`` starts write-back; ``state`` has PGDAT_* by node."""
+
+    def __init__(
+        self,
+        pages: PageMap,
+        lru: Lru,
+        lruvecs: LruVecs,
+        mmu: Mmu,
+        rmap: Rmap,
+        cache: PageCache,
+        counts: ZoneCounts,
+        vmstat: VmStat,
+        pageout: PageOut,
+        wakeup_flushers: Callable[[], None],
+        zones_per_node: int,
+    ) -> None:
+        self._pages, self._lru, self._lruvecs, self._mmu = pages, lru, lruvecs, mmu
+        self._rmap, self._cache, self._counts, self._vmstat = rmap, cache, counts, vmstat
+        self._pageout, self.wakeup_flushers = pageout, wakeup_flushers
+        self._skipped = np.zeros(zones_per_node, dtype=np.int64)
+        self._out = np.empty(64, dtype=np.int64)
+        self.state: dict[int, int] = {}
+
+    # -- isolating ---------------------------------------------------------------------------------------
+
+    def _isolate(self, memcg: int, nid: int, which: int, count: int, sc: ScanControl) -> tuple[PFNs, int, int]:
+        """The oldest pages of a list, how many were scanned, how many pages they are."""
+        self._lru.drain_local()
+        if len(self._out) < count:
+            self._out = np.empty(count, dtype=np.int64)
+        number = self._lruvecs.number(memcg, nid)
+        blocks, scanned, taken = self._lru.isolate(
+            number, which, count, sc.reclaim_idx, sc.may_unmap, self._out, self._skipped
+        )
+        if self._skipped.any():
+            for kind in np.flatnonzero(self._skipped).tolist():
+                self._vmstat.count(stats.PGSCAN_SKIP + kind, int(self._skipped[kind]))
+            self._skipped[:] = 0
+        file = which >= LRU_INACTIVE_FILE
+        self._vmstat.node_stat[nid, stats.NR_ISOLATED_ANON + file] += taken
+        return self._out[:blocks].copy(), scanned, taken
+
+    # -- references --------------------------------------------------------------------------------------
+
+    def referenced(self, pfns: PFNs) -> tuple[Counts, Marks]:
+        """How many mappings used each page since the last time somebody asked, and whether one may execute it."""
+        counts = np.zeros(len(pfns), dtype=np.int64)
+        execs = np.zeros(len(pfns), dtype=bool)
+        mapped = np.flatnonzero(self._pages.mapcount[pfns] > 0)
+        huge = self._pages.flags[pfns] & flag(PG_HEAD) != 0
+        for at in np.flatnonzero(huge).tolist():
+            counts[at] = self._huge_referenced(int(pfns[at]))
+        mapped = mapped[~huge[mapped]]
+        owners = self._pages.mapping[pfns[mapped]]
+        for owner in np.unique(owners).tolist():
+            mine = mapped[owners == owner]
+            for mm, vma in self._mappings(owner):
+                self._ask(mm, vma, pfns, mine, counts, execs)
+        return counts, execs
+
+    def _mappings(self, owner: int) -> list[tuple[Mm, Vma]]:
+        if owner > 0:
+            anon = self._rmap.anon_vma(owner)
+            return [(mm, vma) for vma, mm in anon.vmas.items()] if anon is not None else []
+        file = self._cache.files.get(-owner)
+        return list(file.mappings()) if file is not None else []
+
+    def _ask(self, mm: Mm, vma: Vma, pfns: PFNs, mine: PFNs, counts: Counts, execs: Marks) -> None:
+        """One mapping's entries of pages."""
+        vpns = vma.vpn + self._pages.index[pfns[mine]] - vma.pgoff
+        inside = (vpns >= vma.vpn) & (vpns < vma.vpn + vma.pages)
+        mine = mine[inside]
+        if not len(mine):
+            return
+        young = np.empty(len(mine), dtype=np.uint8)
+        self._mmu.young(mm.id, np.ascontiguousarray(vpns[inside]), np.ascontiguousarray(pfns[mine]), young)
+        counts[mine] += young == 3
+        if vma.flags & VM_EXEC:
+            execs[mine] |= young == 3
+
+    def _huge_referenced(self, head: int) -> int:
+        """A huge page's mappings, whole or in parts, that used it."""
+        used = 0
+        one = np.empty(1, dtype=np.uint8)
+        for part in range(head, head + (1 << int(self._pages.order[head]))):
+            whole = part == head
+            if not whole and not self._pages.mapcount[part]:
+                continue
+            for mm, _, vpn in self._rmap.walk(part):
+                self._mmu.young(mm.id, np.array([vpn]), np.array([part]), one)
+                used += int(one[0] == 3)
+        return used
+
+    # -- the active list ---------------------------------------------------------------------------------
+
+    def shrink_active(self, memcg: int, nid: int, which: int, count: int, sc: ScanControl) -> None:
+        """The oldest active pages become inactive; program text that was used stays (``shrink_active_list``)."""
+        pfns, scanned, taken = self._isolate(memcg, nid, which, count, sc)
+        if not sc.cgroup:
+            self._vmstat.count(stats.PGREFILL, scanned)
+        self._lruvecs.count(memcg, nid, -stats.PGREFILL, scanned)
+        flags = self._pages.flags
+        locked = flags[pfns] & _LOCKED_IN != 0
+        if locked.any():
+            self._lru.add_bulk(np.ascontiguousarray(pfns[locked]))
+            pfns = pfns[~locked]
+        counts, execs = self.referenced(pfns)
+        file = which >= LRU_INACTIVE_FILE
+        stay = (counts > 0) & execs & (flags[pfns] & _SWAPBACKED == 0)
+        old = np.ascontiguousarray(pfns[~stay])
+        flags[old] = flags[old] & ~_ACTIVE | flag(PG_WORKINGSET)
+        self._lru.putback(np.ascontiguousarray(pfns[stay]))
+        self._lru.putback(old)
+        gone = taken if len(pfns) == len(old) and not locked.any() else self._size(old)
+        self._vmstat.count(stats.PGDEACTIVATE, gone)
+        self._lruvecs.count(memcg, nid, -stats.PGDEACTIVATE, gone)
+        self._vmstat.node_stat[nid, stats.NR_ISOLATED_ANON + file] -= taken
+
+    def _size(self, pfns: PFNs) -> int:
+        return int((np.int64(1) << self._pages.order[pfns].astype(np.int64)).sum())
+
+    # -- the inactive list -------------------------------------------------------------------------------
+
+    def shrink_inactive(self, memcg: int, nid: int, which: int, count: int, sc: ScanControl) -> int:
+        """The oldest inactive pages go, or get another chance (``shrink_inactive_list``). How many pages went."""
+        pfns, scanned, taken = self._isolate(memcg, nid, which, count, sc)
+        file = which >= LRU_INACTIVE_FILE
+        events = (
+            (stats.PGSCAN_KSWAPD, stats.PGSTEAL_KSWAPD) if sc.kswapd else (stats.PGSCAN_DIRECT, stats.PGSTEAL_DIRECT)
+        )
+        if not sc.cgroup:
+            self._vmstat.count(events[0], scanned)
+        self._lruvecs.count(memcg, nid, -events[0], scanned)
+        self._vmstat.count(stats.PGSCAN_ANON + file, scanned)
+        if not taken:
+            return 0
+        before, unqueued = self._pageout.written, sc.nr.unqueued_dirty
+        freed = self._shrink_folios(pfns, nid, sc)
+        self._vmstat.node_stat[nid, stats.NR_ISOLATED_ANON + file] -= taken
+        if not sc.cgroup:
+            self._vmstat.count(events[1], freed)
+        self._lruvecs.count(memcg, nid, -events[1], freed)
+        self._vmstat.count(stats.PGSTEAL_ANON + file, freed)
+        self._lruvecs.note_cost(memcg, nid, self._pageout.written - before, file=file)
+        if sc.nr.unqueued_dirty - unqueued == taken:
+            self.wakeup_flushers()
+        sc.nr.taken += taken
+        sc.nr.file_taken += taken if file else 0
+        return freed
+
+    def _shrink_folios(self, pfns: PFNs, nid: int, sc: ScanControl) -> int:
+        """``shrink_folio_list``: how many pages were freed; the others are back on their lists."""
+        flags = self._pages.flags
+        sc.nr_scanned += self._size(pfns)
+        kept: list[PFNs] = []
+        pfns = self._without(pfns, self._cache.pinned_of(pfns), kept)
+        pfns = self._activated(pfns, flags[pfns] & _LOCKED_IN != 0, kept)
+        pfns = self._without(pfns, (self._pages.mapcount[pfns] > 0) if not sc.may_unmap else None, kept)
+        file = flags[pfns] & _SWAPBACKED == 0
+        self._note_dirty(pfns[file], sc)
+        pfns = self._activated(pfns, self._under_writeback(pfns, nid, sc), kept)
+        pfns = self._check_references(pfns, kept)
+        heads = pfns[flags[pfns] & flag(PG_HEAD) != 0]
+        if len(heads):
+            pfns = self._split(pfns, heads, kept)
+        anon = flags[pfns] & _SWAPBACKED != 0
+        if not sc.gfp & g.F.IO or not sc.may_writepage:
+            pfns = self._without(pfns, anon, kept)
+        freed = self._pageout.evict(np.ascontiguousarray(pfns), kept)
+        self._lru.putback(np.ascontiguousarray(np.concatenate(kept)) if kept else NONE)
+        return freed
+
+    def _without(self, pfns: PFNs, chosen: Marks | None, kept: list[PFNs]) -> PFNs:
+        """Pages stay as they are."""
+        if chosen is None or not chosen.any():
+            return pfns
+        kept.append(pfns[chosen])
+        return pfns[~chosen]
+
+    def _activated(self, pfns: PFNs, chosen: Marks, kept: list[PFNs]) -> PFNs:
+        """Pages stay and are active."""
+        if not chosen.any():
+            return pfns
+        kept.append(self._pageout.activate(pfns[chosen]))
+        return pfns[~chosen]
+
+    def _note_dirty(self, pfns: PFNs, sc: ScanControl) -> None:
+        """Dirty pages of files, and those whose write-back reclaim met before (``folio_check_dirty_writeback``)."""
+        flags = self._pages.flags[pfns]
+        dirty, writeback = flags & _DIRTY != 0, flags & _WRITEBACK != 0
+        sc.nr.dirty += int((dirty | writeback).sum())
+        sc.nr.unqueued_dirty += int((dirty & ~writeback).sum())
+        sc.nr.congested += int((writeback & (flags & _RECLAIM != 0)).sum())
+
+    def _under_writeback(self, pfns: PFNs, nid: int, sc: ScanControl) -> Marks:
+        """Pages on their way to a device are active until they have arrived."""
+        flags = self._pages.flags
+        writeback: Marks = flags[pfns] & _WRITEBACK != 0
+        if writeback.any():
+            again = writeback & (flags[pfns] & _RECLAIM != 0)
+            if sc.kswapd and self.state.get(nid, 0) & PGDAT_WRITEBACK:
+                sc.nr.immediate += int(again.sum())
+                sc.nr.writeback += int((writeback & ~again).sum())
+            else:
+                sc.nr.writeback += int(writeback.sum())
+            flags[pfns[writeback]] |= _RECLAIM
+        return writeback
+
+    def _check_references(self, pfns: PFNs, kept: list[PFNs]) -> PFNs:
+        """``folio_check_references``: used twice makes active, used once keeps."""
+        flags = self._pages.flags
+        marked = flags[pfns] & _REFERENCED != 0
+        flags[pfns] &= ~_REFERENCED
+        mapped = self._pages.mapcount[pfns] > 0
+        if not mapped.any() and not (flags[pfns] & flag(PG_HEAD)).any():
+            return self._clean_only(pfns, marked, kept)
+        counts, execs = self.referenced(pfns)
+        used = counts > 0
+        flags[pfns[used]] |= _REFERENCED
+        file = flags[pfns] & _SWAPBACKED == 0
+        active = used & (marked | (counts > 1) | (execs & file))
+        rest = ~active & ~used
+        if active.any():
+            kept.append(self._pageout.activate(pfns[active]))
+        if (used & ~active).any():
+            kept.append(pfns[used & ~active])
+        return self._clean_only(pfns[rest], marked[rest], kept)
+
+    def _clean_only(self, pfns: PFNs, marked: Marks, kept: list[PFNs]) -> PFNs:
+        """A page of a file that was marked as used goes if it is clean, and is not written for it
+        (``FOLIOREF_RECLAIM_CLEAN``)."""
+        flags = self._pages.flags[pfns]
+        dirty_anon = marked & (flags & _SWAPBACKED == 0) & (flags & _DIRTY != 0) & (self._pages.mapping[pfns] > 0)
+        return self._without(pfns, dirty_anon, kept)
+
+    def _split(self, pfns: PFNs, heads: PFNs, kept: list[PFNs]) -> PFNs:
+        """Huge pages become small ones; those that cannot stay active."""
+        small = self._pageout.split_huge(heads)
+        allocated = small[self._pages.mapcount[small] > 0]
+        whole = heads[self._pages.flags[heads] & flag(PG_HEAD) != 0]
+        if len(whole):
+            kept.append(self._pageout.activate(whole))
+        single = pfns[self._pages.flags[pfns] & flag(PG_HEAD) == 0]
+        return np.unique(np.concatenate((single[~np.isin(single, heads)], allocated[~np.isin(allocated, whole)])))

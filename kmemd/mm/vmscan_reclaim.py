@@ -1,0 +1,289 @@
+"""Page reclaim of nodes and cgroups, by whoever needs it (mm/vmscan.c ``shrink_node``, ``do_try_to_free_pages``).
+
+Models: shrinking a lruvec in proportion to the balance, all cgroups below a target with their protection, slabs,
+reclaim for compaction, priorities, throttling in model time, forced deactivation, node reclaim. Left out: hibernation,
+soft limits (cgroup v1), vmpressure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from kmemd.core import stats
+from kmemd.core.buddy import ALLOC_CMA, Buddy
+from kmemd.core.lru import LRU_ACTIVE_ANON, LRU_INACTIVE_ANON
+from kmemd.mm import gfp as g
+from kmemd.mm.clock import HZ, NSEC_PER_SEC
+from kmemd.mm.lruvec import LruVecs
+from kmemd.mm.mmzone import PAGE_ALLOC_COSTLY_ORDER, Node, Zone
+from kmemd.mm.node_reclaim import RECLAIM_UNMAP, RECLAIM_WRITE
+from kmemd.mm.shrinker import Shrinkers
+from kmemd.mm.vmscan_balance import DEF_PRIORITY, EVICTABLE, SWAP_CLUSTER_MAX, Balance, ScanControl
+from kmemd.mm.vmscan_folio import PGDAT_DIRTY, PGDAT_WRITEBACK, ListScan
+from kmemd.mm.vmstat import VmStat
+from kmemd.mm.workingset import Workingset
+
+JIFFY_NS = NSEC_PER_SEC // HZ
+TIMEOUT_WRITEBACK, TIMEOUT_NOPROGRESS = HZ // 10 * JIFFY_NS, JIFFY_NS
+NODE_RECLAIM_PRIORITY = 4
+STRIDE = 512
+"""Pages of a list that are handled at once where only one kind is scanned: the same pages as in smaller steps."""
+
+
+class Wait(Protocol):
+    """How reclaim waits."""
+
+    def __call__(self, ns: int) -> int:
+        """Let up to ``ns`` pass, less when a device has done something. How much it was."""
+
+
+class Reclaim:
+    """Everything that reclaims. ``mode()`` is zone_reclaim_mode. ``stall`` lets model time pass while devices work;
+    ``waited_ns`` adds up how much."""
+
+    def __init__(
+        self,
+        nodes: list[Node],
+        buddy: Buddy,
+        vmstat: VmStat,
+        lruvecs: LruVecs,
+        balance: Balance,
+        lists: ListScan,
+        shrinkers: Shrinkers,
+        workingset: Workingset,
+        stall: Wait,
+        total_swap: Callable[[], int],
+        mode: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self._nodes, self._buddy, self._vmstat = nodes, buddy, vmstat
+        self.lruvecs, self.balance, self._lists = lruvecs, balance, lists
+        self.shrinkers, self._workingset = shrinkers, workingset
+        self._wait, self._total_swap, self._mode = stall, total_swap, mode
+        self.waited_ns = 0
+
+    # -- one lruvec --------------------------------------------------------------------------------------
+
+    def shrink_lruvec(self, memcg: int, nid: int, sc: ScanControl) -> None:
+        """Scan the lists of a cgroup on a node as far as the balance says (``shrink_lruvec``)."""
+        nr = self.balance.scan_count(memcg, nid, sc)
+        targets = list(nr)
+        proportional = not sc.cgroup and not sc.kswapd and sc.priority == DEF_PRIORITY
+        reclaimed = 0
+        while nr[0] or nr[2] or nr[3]:
+            step = SWAP_CLUSTER_MAX
+            if not nr[0] + nr[1] or not nr[2] + nr[3]:
+                missing = sum(nr) if proportional else sc.nr_to_reclaim - reclaimed
+                step = max(step, min(missing // SWAP_CLUSTER_MAX * SWAP_CLUSTER_MAX, STRIDE))
+            for which in EVICTABLE:
+                part = min(nr[which], step)
+                nr[which] -= part
+                if part:
+                    reclaimed += self._shrink_list(memcg, nid, which, part, sc)
+            if reclaimed < sc.nr_to_reclaim or proportional:
+                continue
+            if not nr[0] + nr[1] or not nr[2] + nr[3]:
+                break
+            _even_out(nr, targets)
+        sc.nr_reclaimed += reclaimed
+        if self._total_swap() and self.balance.inactive_is_low(memcg, nid, LRU_INACTIVE_ANON):
+            self._lists.shrink_active(memcg, nid, LRU_ACTIVE_ANON, SWAP_CLUSTER_MAX, sc)
+
+    def _shrink_list(self, memcg: int, nid: int, which: int, count: int, sc: ScanControl) -> int:
+        if not which & 1:
+            self._wait(0)
+            return self._lists.shrink_inactive(memcg, nid, which, count, sc)
+        if sc.may_deactivate >> which // 2 & 1:
+            self._lists.shrink_active(memcg, nid, which, count, sc)
+        else:
+            sc.skipped_deactivate = True
+        return 0
+
+    # -- one node ----------------------------------------------------------------------------------------
+
+    def shrink_node(self, node: Node, sc: ScanControl) -> None:
+        """All cgroups of the target on one node, and the slabs (``shrink_node``)."""
+        reclaimable = False
+        while True:
+            sc.nr = type(sc.nr)()
+            before = sc.nr_reclaimed
+            self.balance.prepare(node, sc)
+            self._shrink_memcgs(node, sc)
+            sc.nr_reclaimed += self.shrinkers.reclaimed
+            self.shrinkers.reclaimed = 0
+            progress = sc.nr_reclaimed - before
+            reclaimable = reclaimable or progress > 0
+            self._throttle(node, sc)
+            if not self._should_continue(node, progress, sc):
+                break
+        if reclaimable:
+            node.kswapd_failures = 0
+
+    def _shrink_memcgs(self, node: Node, sc: ScanControl) -> None:
+        memcgs = self.lruvecs.memcgs
+        self._workingset.target_memcg = sc.target
+        for memcg in list(memcgs.subtree(sc.target)):
+            least, low, usage = memcgs.protection(sc.target, memcg)
+            if least and usage <= least:
+                continue
+            if low and usage <= low:
+                if not sc.memcg_low_reclaim:
+                    sc.memcg_low_skipped = True
+                    continue
+                memcgs.low_event(memcg)
+            self.shrink_lruvec(memcg, node.nid, sc)
+            if memcg == 0:
+                self.shrinkers.shrink_slab(node.nid, sc.priority)
+        self._workingset.target_memcg = 0
+
+    def _throttle(self, node: Node, sc: ScanControl) -> None:
+        """What the pages met say about devices; kswapd waits when pages come round before they are written."""
+        found, state = sc.nr, self._lists.state.get(node.nid, 0)
+        if sc.kswapd:
+            if found.writeback and found.writeback == found.taken:
+                state |= PGDAT_WRITEBACK
+            if found.unqueued_dirty == found.file_taken:
+                state |= PGDAT_DIRTY
+            self._lists.state[node.nid] = state
+            if found.immediate:
+                self._stall(TIMEOUT_WRITEBACK)
+        lruvec = self.lruvecs.get(sc.target, node.nid)
+        if (sc.kswapd or sc.cgroup) and found.dirty and found.dirty == found.congested:
+            lruvec.congested = True
+        if not sc.kswapd and lruvec.congested:
+            self._stall(TIMEOUT_NOPROGRESS)
+
+    def _should_continue(self, node: Node, progress: int, sc: ScanControl) -> bool:
+        """Whether compaction needs more free pages than were reclaimed (``should_continue_reclaim``)."""
+        costly = sc.order > PAGE_ALLOC_COSTLY_ORDER
+        if not sc.order or not (costly or sc.priority < DEF_PRIORITY - 2) or not progress:
+            return False
+        if not sc.gfp & g.F.IO or any(self._suitable(zone, sc) for zone in node.zones[: sc.reclaim_idx + 1]):
+            return False
+        inactive = node.stat(stats.NR_INACTIVE_FILE)
+        if self.balance.can_reclaim_anon(0):
+            inactive += node.stat(stats.NR_INACTIVE_ANON)
+        return inactive > 2 << sc.order
+
+    def _suitable(self, zone: Zone, sc: ScanControl, mark: int | None = None) -> bool:
+        """Whether compaction could run in a zone, or need not (``compaction_suitable``)."""
+        if not zone.managed:
+            return False
+        least = zone.watermark_min + zone.boost
+        if self._buddy.watermark_ok(zone.index, sc.order, least, sc.reclaim_idx, 0):
+            return True
+        low = zone.watermark_low if sc.order > PAGE_ALLOC_COSTLY_ORDER else zone.watermark_min
+        need = (low if mark is None else mark) + (2 << sc.order)
+        return bool(self._buddy.watermark_ok(zone.index, 0, need, sc.reclaim_idx, ALLOC_CMA))
+
+    # -- direct reclaim ----------------------------------------------------------------------------------
+
+    def try_to_free(self, nodes: Iterable[Node], sc: ScanControl) -> int:
+        """Scan harder and harder until there is enough (``do_try_to_free_pages``). Pages reclaimed."""
+        nodes = list(nodes)
+        while True:
+            if not sc.cgroup:
+                self._vmstat.count(stats.ALLOCSTALL + sc.reclaim_idx)
+            self._by_priority(nodes, sc)
+            self._snapshot_refaults(nodes, sc)
+            if sc.nr_reclaimed:
+                return sc.nr_reclaimed
+            if sc.compaction_ready:
+                return 1
+            if sc.skipped_deactivate:
+                sc.force_deactivate, sc.skipped_deactivate = True, False
+            elif sc.memcg_low_skipped:
+                sc.force_deactivate, sc.memcg_low_reclaim, sc.memcg_low_skipped = False, True, False
+            else:
+                return 0
+            sc.priority = DEF_PRIORITY
+
+    def _by_priority(self, nodes: list[Node], sc: ScanControl) -> None:
+        while sc.priority >= 0:
+            sc.nr_scanned = 0
+            self._shrink_zones(nodes, sc)
+            if sc.nr_reclaimed >= sc.nr_to_reclaim or sc.compaction_ready:
+                break
+            sc.priority -= 1
+
+    def _shrink_zones(self, nodes: list[Node], sc: ScanControl) -> None:
+        for node in nodes:
+            zones = [zone for zone in node.zones[: sc.reclaim_idx + 1] if zone.managed]
+            if not zones:
+                continue
+            if not sc.cgroup and sc.order > PAGE_ALLOC_COSTLY_ORDER:
+                ready = [self._suitable(zone, sc, zone.watermark_high + zone.boost) for zone in zones]
+                sc.compaction_ready = sc.compaction_ready or any(ready)
+                if all(ready):
+                    continue
+            self.shrink_node(node, sc)
+        if sc.nr_reclaimed <= sc.nr_scanned >> 3 and not sc.cgroup and sc.priority == 1 and not sc.nr_reclaimed:
+            self._stall(TIMEOUT_NOPROGRESS)
+
+    def _snapshot_refaults(self, nodes: list[Node], sc: ScanControl) -> None:
+        for node in nodes:
+            self.snapshot_refaults(sc.target, node.nid)
+            if sc.cgroup:
+                self.lruvecs.get(sc.target, node.nid).congested = False
+
+    def snapshot_refaults(self, memcg: int, nid: int) -> None:
+        """Remember the activations so far: the next reclaim looks whether there are more."""
+        lruvec = self.lruvecs.get(memcg, nid)
+        for file in range(2):
+            lruvec.refaults[file] = self.lruvecs.counted(memcg, nid, stats.WORKINGSET_ACTIVATE_ANON + file)
+
+    def of_cgroup(self, memcg: int, nr_pages: int, gfp: int, *, may_swap: bool, proactive: bool = False) -> int:
+        """Reclaim from a cgroup and all below it (``try_to_free_mem_cgroup_pages``). Pages reclaimed."""
+        sc = ScanControl(max(nr_pages, SWAP_CLUSTER_MAX), gfp, target=memcg, may_swap=may_swap, proactive=proactive)
+        return self.try_to_free([node for node in self._nodes if node.has_memory], sc)
+
+    def of_node(self, nid: int, gfp: int, order: int) -> int:
+        """Reclaim within a node before another one is asked (``__node_reclaim``). Pages reclaimed."""
+        mode = self._mode()
+        sc = ScanControl(
+            max(1 << order, SWAP_CLUSTER_MAX),
+            gfp,
+            order=order,
+            priority=NODE_RECLAIM_PRIORITY,
+            may_writepage=bool(mode & RECLAIM_WRITE),
+            may_unmap=bool(mode & RECLAIM_UNMAP),
+        )
+        while sc.priority >= 0 and sc.nr_reclaimed < 1 << order:
+            self.shrink_node(self._nodes[nid], sc)
+            sc.priority -= 1
+        return sc.nr_reclaimed
+
+    # -- kswapd's --------------------------------------------------------------------------------------
+
+    def age_node(self, node: Node, sc: ScanControl) -> None:
+        """Give anonymous pages a chance to be referenced before they are reclaimed (``kswapd_age_node``)."""
+        if self._total_swap() and self.balance.inactive_is_low(0, node.nid, LRU_INACTIVE_ANON):
+            for memcg in list(self.lruvecs.memcgs.subtree(0)):
+                self._lists.shrink_active(memcg, node.nid, LRU_ACTIVE_ANON, SWAP_CLUSTER_MAX, sc)
+
+    def reclaimable_pages(self, zone: Zone) -> int:
+        """Pages of a zone that could go at most (``zone_reclaimable_pages``)."""
+        pages = zone.stat(stats.NR_ZONE_INACTIVE_FILE) + zone.stat(stats.NR_ZONE_ACTIVE_FILE)
+        if self.balance.can_reclaim_anon(0):
+            pages += zone.stat(stats.NR_ZONE_INACTIVE_ANON) + zone.stat(stats.NR_ZONE_ACTIVE_ANON)
+        return pages
+
+    def forget_state(self, nid: int) -> None:
+        """A node is balanced: what was said of its devices is out of date (``clear_pgdat_congested``)."""
+        self._lists.state[nid] = 0
+        self.lruvecs.get(0, nid).congested = False
+
+    def _stall(self, ns: int) -> None:
+        """``reclaim_throttle``: let time pass while devices work."""
+        self.waited_ns += self._wait(ns)
+
+
+def _even_out(nr: list[int], targets: list[int]) -> None:
+    """Enough was reclaimed: stop with the kind that has less left, and scan the other one as far in proportion."""
+    anon, file = nr[0] + nr[1], nr[2] + nr[3]
+    small, large, left = (0, 2, anon) if file > anon else (2, 0, file)
+    percentage = left * 100 // (targets[small] + targets[small + 1] + 1)
+    nr[small] = nr[small + 1] = 0
+    for which in (large, large + 1):
+        scanned = targets[which] - nr[which]
+        nr[which] = max(targets[which] * (100 - percentage) // 100 - scanned, 0)
