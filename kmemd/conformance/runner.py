@@ -27,6 +27,7 @@ FOLDERS = {
     "process": "process",
     "reclaim": "reclaim",
     "cgroup": "cgroup",
+    "compaction": "compaction",
 }
 """Folder of the tree: module of this package whose ``run(folder)`` yields the cases."""
 
