@@ -91,8 +91,8 @@ class BlockStorage:
             kernel.kmemleak.kernel_data,
             self._nid_of,
             lambda: kernel.vmscan.vfs_cache_pressure,
-            lambda *row, **more: user.shrinkers.register(*row, **more),
-            lambda shrinker: user.shrinkers.unregister(shrinker),
+            lambda *row, **more: user.page_reclaim.shrinkers.register(*row, **more),
+            lambda shrinker: user.page_reclaim.shrinkers.unregister(shrinker),
             lambda file: user.file_io.invalidate(file),
             lambda pages: kernel.vmstat.count(self._steal_event(), pages),
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
+from kmemd import kernel_memory
 from kmemd.boot import log as boot_log
 from kmemd.boot import populate
 from kmemd.command_state import CommandState
@@ -16,7 +17,6 @@ from kmemd.core.context import Context
 from kmemd.core.owner import OwnerTable
 from kmemd.core.pages import PageMap
 from kmemd.debug.kallsyms import Kallsyms
-from kmemd.debug.kmemleak import Kmemleak
 from kmemd.debug.page_owner import PageOwner
 from kmemd.machine import UTS_RELEASE, Machine
 from kmemd.mm.accounting import Accounting
@@ -28,8 +28,6 @@ from kmemd.mm.cma import Cma, parse_option, reserved_line
 from kmemd.mm.compaction import Compaction
 from kmemd.mm.compaction_scan import LruLists, Mover
 from kmemd.mm.contig import Contig
-from kmemd.mm.descriptors import Descriptors
-from kmemd.mm.device_memory import DeviceMemory
 from kmemd.mm.direct_compact import DirectCompaction
 from kmemd.mm.direct_map import DirectMap, from_meminfo, map_memory
 from kmemd.mm.do_exit import DoExit
@@ -64,7 +62,6 @@ from kmemd.mm.page_flags import PageFlags
 from kmemd.mm.page_writeback import PageWriteback
 from kmemd.mm.panic import Taint
 from kmemd.mm.params import CommandLine
-from kmemd.mm.percpu import Percpu
 from kmemd.mm.preempt import Preempt
 from kmemd.mm.printk import KERN_INFO, KERN_WARNING, Printk
 from kmemd.mm.psi import Psi
@@ -73,17 +70,12 @@ from kmemd.mm.relief import MemoryPressure
 from kmemd.mm.sched import Task, TaskTable
 from kmemd.mm.show_mem import ShowMem, hugetlb_lines
 from kmemd.mm.slab_flags import SLAB_RECLAIM_ACCOUNT
-from kmemd.mm.slub import Slub
-from kmemd.mm.slub_machine import SlubCosts, SlubMachine
-from kmemd.mm.slub_report import ReportTools
 from kmemd.mm.stackdepot import StackDepot
 from kmemd.mm.swap import Swap
 from kmemd.mm.swapfile import SwapFiles
-from kmemd.mm.swiotlb import region_of
 from kmemd.mm.sysinfo import totalram_pages
 from kmemd.mm.units import KIB_PER_PAGE, PAGE_SHIFT
 from kmemd.mm.user_regs import UserMode
-from kmemd.mm.vmalloc import Vmalloc
 from kmemd.mm.vmscan import Vmscan
 from kmemd.mm.vmstat import VmStat
 from kmemd.mm.vmstat_sysctl import VmStatSysctl
@@ -117,9 +109,9 @@ class Kernel:
         self._init_huge_pages()
         self._init_limits()
         self._init_user_memory()
-        self.memcg_limits = MemLimits(self.memcg, self.user.lru.drain_all)
+        self.memcg_limits: MemLimits = MemLimits(self.memcg, self.user.lru.drain_all)
         self.memcg_stat = MemcgStat(
-            self.memcg, self.pages, self.zones, self.vmstat, self.user.lruvecs, self.vmstat.hpage_pmd_nr
+            self.memcg, self.pages, self.zones, self.vmstat, self.user.page_reclaim.lruvecs, self.vmstat.hpage_pmd_nr
         )
         self._init_settings()
         self.watermarks.boot_finished()
@@ -340,10 +332,12 @@ class Kernel:
             self._executing,
             self.psi,
             self.machine.cpus,
-            lambda memcg, pages, gfp, may_swap: self.user.try_to_free_mem_cgroup_pages(memcg, pages, gfp, may_swap),
+            lambda memcg, pages, gfp, may_swap: self.user.page_reclaim.try_to_free_mem_cgroup_pages(
+                memcg, pages, gfp, may_swap
+            ),
             self.oom_kill,
             lambda parent: self.cgroups.released(parent),
-            lambda number: self.user.lruvecs.forget(number),
+            lambda number: self.user.page_reclaim.lruvecs.forget(number),
             kmem="nokmem" not in (self.cmdline.get("cgroup.memory") or "").split(","),
         )
         disabled = [name for value in self.cmdline.all("cgroup_disable") for name in value.split(",")]
@@ -367,9 +361,9 @@ class Kernel:
 
     def _init_allocators(self) -> None:
         """What is built on pages, and the instruments that watch it (mm_init, fork_init)."""
-        self.kmemleak = self._make_kmemleak()
-        self.slub = self._make_slub()
-        self.percpu = self._make_percpu()
+        self.kmemleak = kernel_memory.make_kmemleak(self)
+        self.slub = kernel_memory.make_slub(self)
+        self.percpu = kernel_memory.make_percpu(self)
         self.page_owner = PageOwner(
             self.owner,
             self.pages,
@@ -380,8 +374,8 @@ class Kernel:
             self.page_flags,
             self.memcg.page_name,
         )
-        self.vmalloc = self._make_vmalloc()
-        self.device_memory = self._make_device_memory()
+        self.vmalloc = kernel_memory.make_vmalloc(self)
+        self.device_memory = kernel_memory.make_device_memory(self)
         contig = Contig(
             self.buddy,
             self.zones,
@@ -403,108 +397,6 @@ class Kernel:
         self.stacks = ThreadStacks(
             self.machine.arch, self.page_alloc, self.vmalloc, self.vmstat, self.layout, self.context, self.memcg
         )
-
-    def _make_slub(self) -> Slub:
-        """The slab allocator with its first caches (kmem_cache_init)."""
-        machine, latency = self.machine, self.machine.latency
-        tools = ReportTools(
-            self.dump_stack,
-            self.kallsyms.frame_text,
-            self.page_flags.of_page,
-            self.layout.page_struct,
-            self.layout.virt_addr_valid,
-        )
-        facts = SlubMachine(
-            machine.cpu_nodes,
-            self.nodes,
-            self.page_alloc.zonelists,
-            tuple(zone.name for zone in self.nodes[0].zones),
-            self.layout.page_offset,
-            self.layout.pointer_size,
-            machine.cpu_model.clflush,
-            numa=machine.numa,
-            costs=SlubCosts(latency.slab_alloc, latency.slab_free, latency.slab_slow),
-        )
-        return Slub(
-            self.page_alloc,
-            self.pages,
-            self.vmstat.node_stat,
-            self.context,
-            self.depot,
-            self.printk,
-            tools,
-            facts,
-            self.cmdline,
-            self.kmemleak,
-            self.preempt,
-        )
-
-    def _make_kmemleak(self) -> Kmemleak:
-        """The leak detector; its roots are module data (the handles) and the list of vmalloc areas."""
-        latency = self.machine.latency
-        return Kmemleak(
-            self.context,
-            self.clock,
-            self.printk,
-            self.kallsyms,
-            self.layout,
-            self.dump_stack,
-            enabled=self.cmdline.get("kmemleak") != "off",
-            roots=(self.handles.pieces, lambda: self.vmalloc.roots()),
-            tasks=self.tasks,
-            alloc_ns=latency.kmemleak_object,
-            scan_ns=latency.kmemleak_scan_page,
-        )
-
-    def _make_device_memory(self) -> DeviceMemory:
-        """What drivers use: registers, ioremap, DMA (ioresources_init, swiotlb_init)."""
-        return DeviceMemory(
-            self.machine.iomem,
-            self.layout,
-            self.context,
-            self.depot,
-            self.printk,
-            self.dump_stack,
-            self.page_alloc,
-            self.vmalloc,
-            Descriptors(self.slub, self.kmemleak.kernel_data, self.context, self.depot),
-            self.kallsyms.frame_text,
-            self.kallsyms.p,
-            pat="pat" in self.machine.cpu_flags.split(),
-            cpus=self.machine.cpus,
-            swiotlb=region_of(self.boot_memory.memblock.reserved),
-            zero_ns=self.machine.latency.zero_page,
-            mapped=lambda: self.user.pfn_map.ranges(),
-            cma=self.cma,
-        )
-
-    def _make_vmalloc(self) -> Vmalloc:
-        latency = self.machine.latency
-        return Vmalloc(
-            self.layout,
-            self.page_alloc,
-            self.zones,
-            self.context,
-            self.depot,
-            self.printk,
-            self.dump_stack,
-            cpus=self.machine.cpus,
-            slab=self.slub,
-            observer=self.kmemleak,
-            show_pointer=self.kallsyms.p,
-            area_ns=latency.vmalloc_area,
-            page_ns=latency.vmalloc_page,
-            preempt=self.preempt,
-        )
-
-    def _make_percpu(self) -> Percpu:
-        """Per-CPU memory: a twin's is in what its free lists lack."""
-        machine, capture = self.machine, self.machine.capture
-        if capture is not None and machine.is_twin:
-            return Percpu(capture.meminfo.get("Percpu", 0) // KIB_PER_PAGE)
-        percpu = Percpu()
-        percpu.boot(machine.arch, machine.cpu_nodes, self.page_alloc, self.context, self.depot)
-        return percpu
 
     def _init_policies(self) -> None:
         """Memory policies, compaction, write-back (subsys_initcall and later)."""
@@ -599,7 +491,7 @@ class Kernel:
             self.clock,
             self.context,
             self.tasks,
-            user._run_as,
+            user.run_as,
             lambda ns: self.psi.memstall(None, ns, full=False),
         )
         self.pressure.wake_kcompactd_by(self.kcompactd.kswapd_sleeps)
@@ -642,7 +534,7 @@ class Kernel:
                 self.vmstat,
                 self.printk,
                 self.user.files.drop_pagecache,
-                lambda: self.user.shrinkers.drop_slab([node.nid for node in self.nodes]),
+                lambda: self.user.page_reclaim.shrinkers.drop_slab([node.nid for node in self.nodes]),
                 long_bits=bits,
             ),
             VmStatSysctl(long_bits=bits),

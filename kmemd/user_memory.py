@@ -20,6 +20,8 @@ from kmemd.core.mmu import READ, Mmu
 from kmemd.core.pages import PG_HEAD
 from kmemd.core.ptes import PteRanges
 from kmemd.errors import KernelError
+from kmemd.huge_pages import make_khugepaged
+from kmemd.memory_pressure import PageReclaim
 from kmemd.mm import gfp as g
 from kmemd.mm.clock import HZ, NSEC_PER_SEC
 from kmemd.mm.contents import Contents
@@ -38,10 +40,8 @@ from kmemd.mm.hugetlb_migrate import HugetlbMigrate
 from kmemd.mm.hugetlb_vm import HugetlbVm
 from kmemd.mm.khugepaged import Khugepaged, KhugepagedSlots
 from kmemd.mm.layout import PHYSICAL_START, X86_64
-from kmemd.mm.lruvec import LruVecs
 from kmemd.mm.madvise import Madvise
 from kmemd.mm.mbind import Mbind
-from kmemd.mm.memcontrol_group import MemCgroup
 from kmemd.mm.memory import Memory
 from kmemd.mm.migrate import Migrate
 from kmemd.mm.mincore import Mincore
@@ -62,7 +62,6 @@ from kmemd.mm.rlimit import Rlimits
 from kmemd.mm.rmap import Rmap
 from kmemd.mm.sched import max_threads
 from kmemd.mm.shmem import Shmem
-from kmemd.mm.shrinker import Shrinkers
 from kmemd.mm.signals import Signal
 from kmemd.mm.swap_state import SwapState
 from kmemd.mm.swapfile import slots_of
@@ -73,11 +72,6 @@ from kmemd.mm.vfs import Vfs, room
 from kmemd.mm.vma import VmaList
 from kmemd.mm.vma_pages import Services, VmaPages
 from kmemd.mm.vma_slab import VmaObjects
-from kmemd.mm.vmscan_balance import Balance
-from kmemd.mm.vmscan_folio import ListScan
-from kmemd.mm.vmscan_kswapd import Kswapd
-from kmemd.mm.vmscan_reclaim import Reclaim
-from kmemd.mm.workingset import Workingset
 from kmemd.mm.zap import ZapPages
 
 if TYPE_CHECKING:
@@ -379,65 +373,10 @@ class UserMemory:
         self.swap_off = SwapOff(
             kernel.pages, self.swap_state, self.shmem, lambda: self.memory, self._all_mms, self._enough
         )
-        self._reclaim()
+        self.page_reclaim: PageReclaim = PageReclaim(kernel, self, self._counts)
         self.file_check = FileCheck(
             self.files, kernel.pages, self._counts, kernel.vmstat, self.mmu, self.ptes, self._all_mms
         )
-
-    def _reclaim(self) -> None:
-        """Page reclaim, the shadows of what it evicts, and the caches that give way besides."""
-        kernel = self._kernel
-        vmstat, swap = kernel.vmstat, kernel.swap
-        self.lruvecs = LruVecs(self.lru, vmstat)
-        self.lruvecs.memcgs = kernel.memcg
-        balance = Balance(self.lruvecs, vmstat, lambda: kernel.vmscan.swappiness, lambda: swap.free_pages)
-        self.workingset = Workingset(kernel.pages, vmstat, self.lruvecs, self._counts.nids, balance.swap_left)
-        self.pageout.workingset = self.swap_state.workingset = self.workingset
-        self.page_cache.refault = self.workingset.refault
-        self.shrinkers = Shrinkers(vmstat)
-        self.shrinkers.register(
-            "thp-deferred_split",
-            lambda nid: len(self.huge_split.deferred(nid)),
-            self.huge_split.split_deferred,
-        )
-        self.list_scan = ListScan(
-            kernel.pages,
-            self.lru,
-            self.lruvecs,
-            self.mmu,
-            self.rmap,
-            self.page_cache,
-            self._counts,
-            vmstat,
-            self.pageout,
-            self.block.flushers.wakeup_flusher_threads,
-            stats.ZONES_PER_NODE,
-        )
-        self.reclaim = kernel.vmscan.reclaim = Reclaim(
-            kernel.nodes,
-            kernel.buddy,
-            vmstat,
-            self.lruvecs,
-            balance,
-            self.list_scan,
-            self.shrinkers,
-            self.workingset,
-            self.block.wait_some,
-            lambda: swap.total_pages,
-            lambda: kernel.vmscan.zone_reclaim_mode,
-        )
-        self.kswapd = Kswapd(
-            kernel.nodes,
-            kernel.buddy,
-            vmstat,
-            kernel.context,
-            kernel.tasks,
-            self.reclaim,
-            lambda: kernel.page_writeback.laptop_mode,
-            lambda nid, order, highest: None,
-            lambda ns: kernel.psi.memstall(None, ns, full=False),
-        )
-        kernel.pressure.attach(self.reclaim, self.kswapd)
 
     def _all_mms(self) -> list[Mm]:
         """Address spaces of all processes."""
@@ -539,7 +478,7 @@ class UserMemory:
             kernel.printk,
             kernel.ratelimit,
         )
-        self._khugepaged()
+        self.khugepaged: Khugepaged = make_khugepaged(kernel, self)
         self.mprotect = Mprotect(self.spaces, self.vma_pages.populate_now)
         self.mremap = Mremap(self.spaces)
         self.madvise = Madvise(self.spaces, self.vma_pages, thp=True)
@@ -591,56 +530,7 @@ class UserMemory:
         elif vma.file is not None and vma.file.kind is FileKind.DEVICE:
             self.pfn_map.mmap_mem(mm, vma)
 
-    def _khugepaged(self) -> None:
-        kernel = self._kernel
-        self.khugepaged: Khugepaged = Khugepaged(
-            kernel.huge_memory,
-            self.khugepaged_slots,
-            kernel.clock,
-            kernel.context,
-            kernel.depot,
-            self.huge_pages,
-            self.mmu,
-            kernel.pages,
-            self.rmap,
-            self.lru,
-            kernel.page_alloc,
-            kernel.vmstat,
-            self.thp,
-            self.zap.zap_range,
-            self._swap_in,
-            self._run_as,
-            self._charge_huge,
-        )
-
-    def _swap_in(self, mm: Mm, vma: Vma, vpn: int) -> bool:
-        """Bring a page back for khugepaged; whether it could be."""
-        entry = int(self.mmu.words[self.mmu.slot(mm.id, vpn)])
-        try:
-            self.swap_state.do_swap_page(self.memory, None, mm, vma, vpn, entry, False)
-        except (KernelError, Signal):
-            return False
-        return True
-
-    def _charge_huge(self, mm: Mm, head: int, gfp: int) -> bool:
-        """Charge khugepaged's new page to the control group of the process that it is for."""
-        memcg = self._kernel.memcg
-        if not memcg.active:
-            return True
-        group = memcg.of(next((task for task in self._kernel.tasks if task.mm is mm), None))
-        return group is None or memcg.charge_block(group, head, int(self._kernel.pages.order[head]), gfp)
-
-    def try_to_free_mem_cgroup_pages(self, memcg: MemCgroup, nr_pages: int, gfp: int, may_swap: bool) -> int:
-        """Reclaim of a control group: the pages freed. Where all are being written, looking at them again and again
-        takes as long as the device does for the next ones.
-        """
-        vmscan, vmstat = self._kernel.vmscan, self._kernel.vmstat
-        freed = vmscan.try_to_free_mem_cgroup_pages(memcg.id, nr_pages, gfp, may_swap)
-        if not freed and vmstat.node_total(stats.NR_WRITEBACK):
-            self.block.wait_some(JIFFY_NS)
-        return freed
-
-    def _run_as(self, comm: str) -> None:
+    def run_as(self, comm: str) -> None:
         """Become a kernel thread."""
         kernel = self._kernel
         task = next((task for task in kernel.tasks if task.comm == comm), None)

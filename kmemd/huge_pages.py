@@ -1,0 +1,57 @@
+"""The thread that makes huge pages, wired to what it uses (hugepage_init, start_stop_khugepaged).
+
+A part of ``user_memory.py`` in a module of its own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kmemd.errors import KernelError
+from kmemd.mm.khugepaged import Khugepaged
+from kmemd.mm.mm_types import Mm, Vma
+from kmemd.mm.signals import Signal
+
+if TYPE_CHECKING:
+    from kmemd.kernel import Kernel
+
+
+def make_khugepaged(kernel: Kernel, user: Any) -> Khugepaged:
+    """khugepaged. ``user`` is the ``UserMemory`` that is being made."""
+
+    def swap_in(mm: Mm, vma: Vma, vpn: int) -> bool:
+        """Bring a page back; whether it could be."""
+        entry = int(user.mmu.words[user.mmu.slot(mm.id, vpn)])
+        try:
+            user.swap_state.do_swap_page(user.memory, None, mm, vma, vpn, entry, False)
+        except (KernelError, Signal):
+            return False
+        return True
+
+    def charge(mm: Mm, head: int, gfp: int) -> bool:
+        """Charge the new page to the control group of the process that it is for."""
+        memcg = kernel.memcg
+        if not memcg.active:
+            return True
+        group = memcg.of(next((task for task in kernel.tasks if task.mm is mm), None))
+        return group is None or memcg.charge_block(group, head, int(kernel.pages.order[head]), gfp)
+
+    return Khugepaged(
+        kernel.huge_memory,
+        user.khugepaged_slots,
+        kernel.clock,
+        kernel.context,
+        kernel.depot,
+        user.huge_pages,
+        user.mmu,
+        kernel.pages,
+        user.rmap,
+        user.lru,
+        kernel.page_alloc,
+        kernel.vmstat,
+        user.thp,
+        user.zap.zap_range,
+        swap_in,
+        user.run_as,
+        charge,
+    )

@@ -1,0 +1,130 @@
+"""The kernel's own allocators, wired: slabs, per-CPU memory, vmalloc, memory of devices, the leak detector.
+
+A part of ``kernel.py`` in a module of its own: what Linux sets up in ``mm_init`` and ``kmemleak_init``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kmemd.debug.kmemleak import Kmemleak
+from kmemd.mm.descriptors import Descriptors
+from kmemd.mm.device_memory import DeviceMemory
+from kmemd.mm.percpu import Percpu
+from kmemd.mm.slub import Slub
+from kmemd.mm.slub_machine import SlubCosts, SlubMachine
+from kmemd.mm.slub_report import ReportTools
+from kmemd.mm.swiotlb import region_of
+from kmemd.mm.units import KIB_PER_PAGE
+from kmemd.mm.vmalloc import Vmalloc
+
+if TYPE_CHECKING:
+    from kmemd.kernel import Kernel
+
+
+def make_slub(kernel: Kernel) -> Slub:
+    """The slab allocator with its first caches (kmem_cache_init)."""
+    machine, latency = kernel.machine, kernel.machine.latency
+    tools = ReportTools(
+        kernel.dump_stack,
+        kernel.kallsyms.frame_text,
+        kernel.page_flags.of_page,
+        kernel.layout.page_struct,
+        kernel.layout.virt_addr_valid,
+    )
+    facts = SlubMachine(
+        machine.cpu_nodes,
+        kernel.nodes,
+        kernel.page_alloc.zonelists,
+        tuple(zone.name for zone in kernel.nodes[0].zones),
+        kernel.layout.page_offset,
+        kernel.layout.pointer_size,
+        machine.cpu_model.clflush,
+        numa=machine.numa,
+        costs=SlubCosts(latency.slab_alloc, latency.slab_free, latency.slab_slow),
+    )
+    return Slub(
+        kernel.page_alloc,
+        kernel.pages,
+        kernel.vmstat.node_stat,
+        kernel.context,
+        kernel.depot,
+        kernel.printk,
+        tools,
+        facts,
+        kernel.cmdline,
+        kernel.kmemleak,
+        kernel.preempt,
+    )
+
+
+def make_kmemleak(kernel: Kernel) -> Kmemleak:
+    """The leak detector; its roots are module data (the handles) and the list of vmalloc areas."""
+    latency = kernel.machine.latency
+    return Kmemleak(
+        kernel.context,
+        kernel.clock,
+        kernel.printk,
+        kernel.kallsyms,
+        kernel.layout,
+        kernel.dump_stack,
+        enabled=kernel.cmdline.get("kmemleak") != "off",
+        roots=(kernel.handles.pieces, lambda: kernel.vmalloc.roots()),
+        tasks=kernel.tasks,
+        alloc_ns=latency.kmemleak_object,
+        scan_ns=latency.kmemleak_scan_page,
+    )
+
+
+def make_device_memory(kernel: Kernel) -> DeviceMemory:
+    """What drivers use: registers, ioremap, DMA (ioresources_init, swiotlb_init)."""
+    return DeviceMemory(
+        kernel.machine.iomem,
+        kernel.layout,
+        kernel.context,
+        kernel.depot,
+        kernel.printk,
+        kernel.dump_stack,
+        kernel.page_alloc,
+        kernel.vmalloc,
+        Descriptors(kernel.slub, kernel.kmemleak.kernel_data, kernel.context, kernel.depot),
+        kernel.kallsyms.frame_text,
+        kernel.kallsyms.p,
+        pat="pat" in kernel.machine.cpu_flags.split(),
+        cpus=kernel.machine.cpus,
+        swiotlb=region_of(kernel.boot_memory.memblock.reserved),
+        zero_ns=kernel.machine.latency.zero_page,
+        mapped=lambda: kernel.user.pfn_map.ranges(),
+        cma=kernel.cma,
+    )
+
+
+def make_vmalloc(kernel: Kernel) -> Vmalloc:
+    """Memory that is contiguous in virtual addresses alone (vmalloc_init)."""
+    latency = kernel.machine.latency
+    return Vmalloc(
+        kernel.layout,
+        kernel.page_alloc,
+        kernel.zones,
+        kernel.context,
+        kernel.depot,
+        kernel.printk,
+        kernel.dump_stack,
+        cpus=kernel.machine.cpus,
+        slab=kernel.slub,
+        observer=kernel.kmemleak,
+        show_pointer=kernel.kallsyms.p,
+        area_ns=latency.vmalloc_area,
+        page_ns=latency.vmalloc_page,
+        preempt=kernel.preempt,
+    )
+
+
+def make_percpu(kernel: Kernel) -> Percpu:
+    """Per-CPU memory: a twin's is in what its free lists lack."""
+    machine, capture = kernel.machine, kernel.machine.capture
+    if capture is not None and machine.is_twin:
+        return Percpu(capture.meminfo.get("Percpu", 0) // KIB_PER_PAGE)
+    percpu = Percpu()
+    percpu.boot(machine.arch, machine.cpu_nodes, kernel.page_alloc, kernel.context, kernel.depot)
+    return percpu
