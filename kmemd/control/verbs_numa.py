@@ -13,7 +13,7 @@ from kmemd.control.verbs_mm import run_as
 from kmemd.control.words import Address, Node, Number, Pid, Size, mask, number
 from kmemd.core import stats
 from kmemd.errors import KernelError
-from kmemd.mm import mempolicy as m
+from kmemd.mm import mpol as m
 from kmemd.mm.handles import Handle, Kind
 from kmemd.mm.mman import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE
 from kmemd.mm.mmap_region import Request

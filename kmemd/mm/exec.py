@@ -21,7 +21,6 @@ from kmemd.mm.elf_tables import ElfTables
 from kmemd.mm.filemap import File
 from kmemd.mm.layout import X86_64
 from kmemd.mm.memory import Memory
-from kmemd.mm.mempolicy import Policy
 from kmemd.mm.mm_struct import MmStructs
 from kmemd.mm.mm_types import (
     VM_DONTDUMP,
@@ -40,6 +39,7 @@ from kmemd.mm.mm_types import (
 )
 from kmemd.mm.mman import PROT_READ
 from kmemd.mm.mmap_region import AddressSpaces
+from kmemd.mm.mpol import Policy
 from kmemd.mm.rlimit import RLIMIT_STACK
 from kmemd.mm.sched import PF_FORKNOEXEC, PF_RANDOMIZE
 from kmemd.mm.units import MIB, PAGE_SHIFT, PAGE_SIZE
@@ -146,7 +146,16 @@ IMAGES: dict[str, dict[str, Image]] = {
     },
     "i386": {
         "busybox": Image(
-            "/bin/busybox", _BUSYBOX_32, 4, 3, 34, 2, 3, 16, end_code=0x81CCD88, data=(0x823A324, 0x823F598)
+            "/bin/busybox",
+            _BUSYBOX_32,
+            4,
+            3,
+            34,
+            2,
+            3,
+            16,
+            end_code=0x81CCD88,
+            data=(0x823A324, 0x823F598),
         ),
         "tiny": Image("/bin/tiny", _TINY_32, 1, 1, 33, 1, 2),
     },

@@ -23,8 +23,8 @@ from kmemd.mm.exec import Exec, Image
 from kmemd.mm.layout import X86_64, Layout
 from kmemd.mm.memcontrol import MemControl
 from kmemd.mm.memcontrol_group import MemCgroup
-from kmemd.mm.mempolicy import mpol_dup
 from kmemd.mm.mm_struct import MmStructs
+from kmemd.mm.mpol import mpol_dup
 from kmemd.mm.page_alloc import PageAllocator
 from kmemd.mm.rlimit import RLIMIT_NPROC, Rlimits, capable
 from kmemd.mm.sched import COMM_LENGTH, PF_FORKNOEXEC, PF_MEMALLOC, PF_SUPERPRIV, THREAD_SIZE, Task, TaskTable

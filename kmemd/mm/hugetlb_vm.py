@@ -25,8 +25,9 @@ from kmemd.mm.hugetlb import ALL_NODES, Hugetlb
 from kmemd.mm.hugetlb_pool import Pool
 from kmemd.mm.hugetlb_reserve import Reserve, ResvMap
 from kmemd.mm.hugetlbfs import HUGETLB_ANON_FILE, HugetlbFile, HugetlbOperations
-from kmemd.mm.mempolicy import MPOL_BIND, MPOL_PREFERRED_MANY, HasMm, Mempolicy
+from kmemd.mm.mempolicy import HasMm, Mempolicy
 from kmemd.mm.mm_types import Mm, Vma
+from kmemd.mm.mpol import MPOL_BIND, MPOL_PREFERRED_MANY
 from kmemd.mm.pgtable import PageTables
 from kmemd.mm.printk import KERN_WARNING, Printk
 from kmemd.mm.rmap import Rmap

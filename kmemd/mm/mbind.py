@@ -21,7 +21,10 @@ from kmemd.errors import KernelError
 from kmemd.mm import gfp as g
 from kmemd.mm.hugetlb_migrate import HugetlbMigrate
 from kmemd.mm.hugetlb_pool import Pool
-from kmemd.mm.mempolicy import (
+from kmemd.mm.mempolicy import Mempolicy
+from kmemd.mm.migrate import MR_MEMPOLICY_MBIND, MR_SYSCALL, Migrate
+from kmemd.mm.mm_types import VM_HUGETLB, VM_IO, VM_PFNMAP, Mm, Vma
+from kmemd.mm.mpol import (
     MAX_NUMNODES,
     MPOL_BIND,
     MPOL_DEFAULT,
@@ -36,7 +39,6 @@ from kmemd.mm.mempolicy import (
     MPOL_MF_VALID,
     MPOL_MODE_FLAGS,
     MPOL_PREFERRED_MANY,
-    Mempolicy,
     Policy,
     SharedPolicy,
     mpol_dup,
@@ -45,8 +47,6 @@ from kmemd.mm.mempolicy import (
     sanitize_mpol_flags,
     user_mask,
 )
-from kmemd.mm.migrate import MR_MEMPOLICY_MBIND, MR_SYSCALL, Migrate
-from kmemd.mm.mm_types import VM_HUGETLB, VM_IO, VM_PFNMAP, Mm, Vma
 from kmemd.mm.nodemask import nodes_of
 from kmemd.mm.page_alloc import PageAllocator
 from kmemd.mm.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
@@ -411,7 +411,12 @@ class Mbind:
     # -- move_pages --------------------------------------------------------------------------------------
 
     def move_pages(
-        self, caller: Task | None, task: Task, addresses: Sequence[int], nodes: Sequence[int] | None, flags: int
+        self,
+        caller: Task | None,
+        task: Task,
+        addresses: Sequence[int],
+        nodes: Sequence[int] | None,
+        flags: int,
     ) -> Steps[tuple[int, list[int]]]:
         """Move single pages, or without ``nodes`` ask where they are (move_pages(2)).
 

@@ -15,9 +15,9 @@ from kmemd.mm import mm_types as mt
 from kmemd.mm.huge_pmd import TransparentHuge
 from kmemd.mm.khugepaged import KhugepagedSlots
 from kmemd.mm.memory import Memory
-from kmemd.mm.mempolicy import mpol_dup
 from kmemd.mm.mm_types import Mm, Vma
 from kmemd.mm.mmap_region import UNMAP_BYTES, AddressSpaces, Caller, huge_unit, mm_of
+from kmemd.mm.mpol import mpol_dup
 from kmemd.mm.units import PAGE_SHIFT
 from kmemd.steps import Steps
 
@@ -37,7 +37,11 @@ class MmStructs:
     """
 
     def __init__(
-        self, memory: Memory, spaces: AddressSpaces, khugepaged: KhugepagedSlots, huge: TransparentHuge
+        self,
+        memory: Memory,
+        spaces: AddressSpaces,
+        khugepaged: KhugepagedSlots,
+        huge: TransparentHuge,
     ) -> None:
         self._memory = memory
         self._spaces = spaces

@@ -16,7 +16,7 @@ from kmemd.mm.units import PAGE_SHIFT
 if TYPE_CHECKING:
     from kmemd.mm.filemap import File
     from kmemd.mm.hugetlb_reserve import Reserve
-    from kmemd.mm.mempolicy import Policy
+    from kmemd.mm.mpol import Policy
     from kmemd.mm.rmap import AnonVma
 
 VM_READ, VM_WRITE, VM_EXEC, VM_SHARED = 0x1, 0x2, 0x4, 0x8

@@ -36,16 +36,7 @@ from kmemd.mm import gfp as g
 from kmemd.mm import kstrtox
 from kmemd.mm.clock import HZ, NSEC_PER_SEC
 from kmemd.mm.memory import prot_bits
-from kmemd.mm.mempolicy import (
-    MPOL_BIND,
-    MPOL_F_MOF,
-    MPOL_F_MORON,
-    MPOL_INTERLEAVE,
-    MPOL_LOCAL,
-    MPOL_PREFERRED,
-    NUMA_BALANCING_NORMAL,
-    Mempolicy,
-)
+from kmemd.mm.mempolicy import NUMA_BALANCING_NORMAL, Mempolicy
 from kmemd.mm.migrate import MR_NUMA_MISPLACED, Migrate
 from kmemd.mm.mm_types import (
     VM_ACCESS_FLAGS,
@@ -60,6 +51,7 @@ from kmemd.mm.mm_types import (
     VM_WRITE,
 )
 from kmemd.mm.mmzone import Node, Zone
+from kmemd.mm.mpol import MPOL_BIND, MPOL_F_MOF, MPOL_F_MORON, MPOL_INTERLEAVE, MPOL_LOCAL, MPOL_PREFERRED
 from kmemd.mm.nodemask import first_node
 from kmemd.mm.page_alloc import PageAllocator
 from kmemd.mm.units import MIB, NUMA_NO_NODE, PAGE_SHIFT
@@ -449,7 +441,15 @@ class NumaBalancing(Tuned):
     # -- what the faults tell ----------------------------------------------------------------------------
 
     def _task_fault(
-        self, task: HasMm, last: int, nid: int, pages: int, *, local: bool, moved: bool, failed: bool
+        self,
+        task: HasMm,
+        last: int,
+        nid: int,
+        pages: int,
+        *,
+        local: bool,
+        moved: bool,
+        failed: bool,
     ) -> None:
         """Count a hint fault for its task, and look at all of them once per pass (task_numa_fault)."""
         if not self.enabled or task.mm is None:

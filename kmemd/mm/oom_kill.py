@@ -19,10 +19,10 @@ from kmemd.core.context import Context
 from kmemd.mm import gfp as g
 from kmemd.mm.clock import NSEC_PER_SEC, Clock
 from kmemd.mm.memcontrol_group import OOM_GROUP_KILL, OOM_KILL, MemCgroup
-from kmemd.mm.mempolicy import MPOL_BIND
 from kmemd.mm.mm_counters import MmCounters
 from kmemd.mm.mm_types import MMF_OOM_REAP_QUEUED, MMF_OOM_SKIP, MMF_UNSTABLE, Mm
 from kmemd.mm.mmzone import Node
+from kmemd.mm.mpol import MPOL_BIND
 from kmemd.mm.oom_adj import INIT_PID, OOM_SCORE_ADJ_MIN
 from kmemd.mm.oom_report import OomControl, OomReport, OomTask
 from kmemd.mm.oom_score import oom_badness, unkillable
@@ -192,7 +192,12 @@ class OomKill(Tuned):
             mask = wanted & all_nodes
             present = sum(zone.present for node in self._nodes if mask >> node.nid & 1 for zone in node.zones)
             return OomControl(
-                request.gfp, request.order, request.highest, mask, CONSTRAINT_MEMORY_POLICY, swap + present
+                request.gfp,
+                request.order,
+                request.highest,
+                mask,
+                CONSTRAINT_MEMORY_POLICY,
+                swap + present,
             )
         return OomControl(request.gfp, request.order, request.highest, None, CONSTRAINT_NONE, ram + swap)
 

@@ -58,6 +58,7 @@ from kmemd.mm.preempt import Preempt
 from kmemd.mm.printk import KERN_ALERT, KERN_WARNING, Printk
 from kmemd.mm.stackdepot import StackDepot
 from kmemd.mm.units import NUMA_NO_NODE
+from kmemd.mm.zonelists import build_all_zonelists, zonelist_rows, zones_of
 
 MAX_RECLAIM_RETRIES = 16
 INIT_COMPACT_PRIORITY, DEF_COMPACT_PRIORITY = 2, 1
@@ -65,7 +66,6 @@ INIT_COMPACT_PRIORITY, DEF_COMPACT_PRIORITY = 2, 1
 COMPACT_SKIPPED, COMPACT_DEFERRED = 1, 2
 """Two of enum compact_result: there was too little room, or it failed lately."""
 ALL_NODES = (1 << 64) - 1
-PENALTY_FOR_NODE_WITH_CPUS = 1
 WARN_INTERVAL_NS = 10 * NSEC_PER_SEC
 PFNS = npt.NDArray[np.int64]
 
@@ -179,50 +179,13 @@ class PageAllocator:
         self._wake = memoryview(buddy.kswapd_wake)
         self._plans: dict[tuple[int, int, int, int], tuple[int, int, int, int]] = {}
         self.slow_paths = 0
-        self.zonelists = self._build_zonelists()
-        self._rows = [[zones[index] for index in self._zones_of(row)] for row in self._row_orders()]
+        self.zonelists = build_all_zonelists(nodes)
+        rows = [zones_of(nodes, row) for row in zonelist_rows(self.zonelists)]
+        for row, indices in enumerate(rows):
+            buddy.set_zonelist(row, indices)
+        self._rows = [[zones[index] for index in indices] for indices in rows]
         self._several_nodes = sum(node.has_memory for node in nodes) > 1
         self._cpu_node = {cpu: node.nid for node in nodes for cpu in node.cpus}
-
-    # -- zonelists ---------------------------------------------------------------------------------------
-
-    def _build_zonelists(self) -> list[list[int]]:
-        """Every node's fallback order (build_all_zonelists); fills the core's rows."""
-        load = [0] * len(self._nodes)
-        orders = [self._node_order(node, load) for node in self._nodes]
-        for nid, order in enumerate(orders):
-            self._buddy.set_zonelist(2 * nid, self._zones_of(order))
-            self._buddy.set_zonelist(2 * nid + 1, self._zones_of([nid]))
-        return orders
-
-    def _row_orders(self) -> Iterator[list[int]]:
-        """The nodes of each zonelist row: of a node with fallback, and of the node alone."""
-        for nid, order in enumerate(self.zonelists):
-            yield order
-            yield [nid]
-
-    def _node_order(self, local: Node, load: list[int]) -> list[int]:
-        """The nodes from nearest to farthest, evened out over equal distances (find_next_best_node)."""
-        order: list[int] = [local.nid]
-        previous = local.nid
-        rest = {node.nid for node in self._nodes if node.has_memory} - {local.nid}
-        while rest:
-            best = min(sorted(rest), key=lambda nid: self._node_weight(local, nid, load))
-            rest.discard(best)
-            if local.distance[best] != local.distance[previous]:
-                load[best] += 1
-            order.append(best)
-            previous = best
-        return order
-
-    def _node_weight(self, local: Node, nid: int, load: list[int]) -> int:
-        weight = local.distance[nid] + (nid < local.nid)
-        if self._nodes[nid].cpus:
-            weight += PENALTY_FOR_NODE_WITH_CPUS
-        return weight * 64 + load[nid]
-
-    def _zones_of(self, order: list[int]) -> list[int]:
-        return [zone.index for nid in order for zone in reversed(self._nodes[nid].zones) if zone.managed]
 
     # -- requests ----------------------------------------------------------------------------------------
 

@@ -20,8 +20,8 @@ from kmemd.core.pages import PG_UPTODATE, PageMap
 from kmemd.errors import KernelError
 from kmemd.mm.file_fault import FileFaults
 from kmemd.mm.filemap import File, FileKind, Indices, PageCache, PFNs, flag
-from kmemd.mm.mempolicy import SharedPolicy
 from kmemd.mm.mm_types import VM_NORESERVE, Mm, Vma
+from kmemd.mm.mpol import SharedPolicy
 from kmemd.mm.signals import BUS_ADRERR, SIGBUS, Signal
 from kmemd.mm.units import PAGE_SHIFT, PAGE_SIZE
 from kmemd.mm.vmstat import VmStat

@@ -22,7 +22,7 @@ from kmemd.mm.units import PAGE_SHIFT
 
 if TYPE_CHECKING:
     from kmemd.mm.filemap import File
-    from kmemd.mm.mempolicy import Policy
+    from kmemd.mm.mpol import Policy
     from kmemd.mm.rmap import AnonVma
 
 _START = attrgetter("start")

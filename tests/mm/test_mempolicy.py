@@ -13,8 +13,9 @@ from kmemd.errors import KernelError
 from kmemd.kernel import Kernel
 from kmemd.machine import Machine
 from kmemd.mm import gfp as g
-from kmemd.mm.mempolicy import (
-    GFP_USER_PAGE,
+from kmemd.mm.mempolicy import GFP_USER_PAGE
+from kmemd.mm.mm_types import VM_READ, VM_WRITE, Mm, Vma
+from kmemd.mm.mpol import (
     MPOL_BIND,
     MPOL_DEFAULT,
     MPOL_F_NUMA_BALANCING,
@@ -32,7 +33,6 @@ from kmemd.mm.mempolicy import (
     sanitize_mpol_flags,
     user_mask,
 )
-from kmemd.mm.mm_types import VM_READ, VM_WRITE, Mm, Vma
 
 BASE = 0x7F0D64621000
 PAGES = 2048

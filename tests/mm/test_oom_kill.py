@@ -11,8 +11,8 @@ from kmemd.core.context import Context
 from kmemd.mm import gfp as g
 from kmemd.mm.clock import NSEC_PER_SEC, Clock
 from kmemd.mm.dump_stack import DumpStack
-from kmemd.mm.mempolicy import MPOL_BIND, Policy
 from kmemd.mm.mm_types import MM_ANONPAGES, Mm
+from kmemd.mm.mpol import MPOL_BIND, Policy
 from kmemd.mm.oom_kill import OomKill, OomReaper
 from kmemd.mm.oom_report import OomReport
 from kmemd.mm.page_alloc import ALL_NODES
