@@ -854,15 +854,14 @@ class Mmu:
         for cpu in range(self._ncpus):
             context = self._context_of[cython.cast(cython.longlong, mm) * self._ncpus + cpu]
             if context:
-                self._stale_in(mm, cpu, context, self._l1, self._l1_data, wrong)
-                self._stale_in(mm, cpu, context, self._h1, self._h1_data, wrong)
-                self._stale_in(mm, cpu, context, self._l2, self._l2_data, wrong)
+                self._stale_in(cpu, context, self._l1, self._l1_data, wrong)
+                self._stale_in(cpu, context, self._h1, self._h1_data, wrong)
+                self._stale_in(cpu, context, self._l2, self._l2_data, wrong)
         return wrong
 
     @cython.cfunc
     def _stale_in(
         self,
-        mm: cython.int,
         cpu: cython.int,
         context: cython.longlong,
         tags: cython.longlong[::1],
@@ -872,13 +871,13 @@ class Mmu:
         k: cython.longlong
         ways: cython.longlong = tags.shape[0] // self._ncpus
         for k in range(cpu * ways, (cpu + 1) * ways):
-            if (tags[k] & (_HUGE_TAG - 1)) >> _CTX_SHIFT == context and self._is_stale(mm, tags[k], data[k]):
+            if (tags[k] & (_HUGE_TAG - 1)) >> _CTX_SHIFT == context and self._is_stale(data[k]):
                 wrong.append((cpu, tags[k], data[k]))
         return None
 
     @cython.cfunc
     @cython.exceptval(check=False)
-    def _is_stale(self, mm: cython.int, tag: cython.longlong, data: cython.longlong) -> cython.bint:
+    def _is_stale(self, data: cython.longlong) -> cython.bint:
         entry: cython.ulonglong = self._words[data >> 3]
         if not entry & _PRESENT or (data & 4 and entry & _NX):
             return True

@@ -36,7 +36,6 @@ SCAN_ITEMS = 15
 NUMA_PAGES, NUMA_ANON, NUMA_DIRTY, NUMA_MAPPED, NUMA_MAPMAX, NUMA_ACTIVE, NUMA_WRITEBACK, NUMA_SWAPCACHE = range(8)
 NUMA_ITEMS = 8
 # what change_protection may do
-KEEP_CLEAN, TRY_WRITABLE, HINT = 1, 2, 4
 
 _PRESENT = cython.declare(cython.ulonglong, 1)
 _RW = cython.declare(cython.ulonglong, 2)
@@ -327,14 +326,12 @@ class PteRanges:
     # -- protection ----------------------------------------------------------------------------------------
 
     def protect(
-        self, rows: cython.longlong[:, ::1], prot: cython.ulonglong, how: cython.int, shared: cython.bint
+        self, rows: cython.longlong[:, ::1], prot: cython.ulonglong, careful: cython.bint, shared: cython.bint
     ) -> int:
         """Give present entries the protection bits ``prot`` (change_pte_range); the number that changed.
 
-        ``prot`` is without RW for private mappings; with TRY_WRITABLE entries that need no fault before a write get it:
-        private pages that are exclusive, shared ones that are dirty. HINT makes NUMA hints: shared file pages and
-        those that
-        have the bit already are passed over.
+        ``prot`` is without RW for private mappings; with ``careful`` entries that need no fault before a write get it:
+        private pages that are exclusive, shared ones that are dirty (MM_CP_TRY_CHANGE_WRITABLE).
         """
         r: cython.Py_ssize_t
         i: cython.longlong
@@ -346,10 +343,8 @@ class PteRanges:
                 old = self._words[i]
                 if not old & _HERE:
                     continue
-                if how & 4 and (self._page(old) < 0 or not old & _PRESENT):
-                    continue
                 new = (old & ~_PROT) | prot
-                if how & 2 and not old & _PROTNONE and self._may_write(old, shared):
+                if careful and not old & _PROTNONE and self._may_write(old, shared):
                     new |= _RW
                 if new != old:
                     self._words[i] = new

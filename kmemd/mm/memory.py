@@ -36,7 +36,6 @@ from kmemd.mm.mm_types import (
     VM_EXEC,
     VM_HUGETLB,
     VM_LOCKED,
-    VM_LOCKONFAULT,
     VM_MAYWRITE,
     VM_MIXEDMAP,
     VM_PFNMAP,
@@ -501,26 +500,6 @@ class Memory:
             self.lru.mlock(np.array([pfn], dtype=np.int64), MLOCK_NEW)
         else:
             self.lru.add(pfn)
-
-    # -- populate ----------------------------------------------------------------------------------------
-
-    def populate(self, task: Task, start: int, end: int) -> Iterator[None]:
-        """Fault a range in, a piece between two yields (mm_populate). ENOMEM, EFAULT ends it silently as in Linux."""
-        mm = task.mm
-        assert mm is not None
-        for vma in list(mm.overlapping(start, end)):
-            if not vma.flags & (VM_READ | VM_WRITE | VM_EXEC) or vma.flags & VM_LOCKONFAULT:
-                continue
-            op = core.WRITE if vma.flags & (VM_WRITE | VM_SHARED) == VM_WRITE else core.READ
-            op = op if vma.flags & (VM_WRITE | VM_READ) else core.EXEC
-            low, high = max(start, vma.start) >> PAGE_SHIFT, min(end, vma.end) >> PAGE_SHIFT
-            for at in range(low, high, POPULATE_PAGES):
-                vpns = np.arange(at, min(at + POPULATE_PAGES, high), dtype=np.int64)
-                try:
-                    self.access(task, vpns, op)
-                except Signal:
-                    return
-                yield
 
     # -- fork --------------------------------------------------------------------------------------------
 

@@ -27,7 +27,6 @@ from kmemd.core.pte import (
     SWP_MIGRATION_READ,
     SWP_TYPE_SHIFT,
 )
-from kmemd.core.ptes import TRY_WRITABLE
 from kmemd.errors import KernelError
 from kmemd.mm import mm_types as mt
 from kmemd.mm.memory import POPULATE_PAGES, Memory, prot_bits
@@ -144,9 +143,9 @@ class VmaPages:
         shared = vma.flags & mt.VM_SHARED != 0
         careful = not shared or self._services.wants_notify(vma)
         prot = prot_bits(vma.flags, cow=careful)
-        how = TRY_WRITABLE if careful and vma.flags & mt.VM_WRITE else 0
+        careful = careful and vma.flags & mt.VM_WRITE != 0
         small, huge = self._rows(mm, start, end)
-        self._ptes.protect(small, prot, how, shared)
+        self._ptes.protect(small, prot, careful, shared)
         for _, _, slot, _ in huge:
             self._services.huge.protect(vma, slot)
         self._mmu.flush_range(mm.id, first, last)
