@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from kmemd.control.language import VERBS, Reply, Slices, Verb, Word, verb
@@ -74,13 +73,13 @@ SECTIONS = {
     "verbs_signals": "Signals",
     "verbs_general": "Time, handles, the log",
 }
-"""What the verbs of a module are about."""
+"""The modules with verbs, in the order in which these are listed, and what they are about."""
 
 
 def sections() -> Iterator[tuple[str, list[Verb]]]:
     """The verbs by section, in the order in which they are listed."""
-    for module, verbs in groupby(VERBS, lambda found: found.function.__module__.rpartition(".")[2]):
-        yield SECTIONS[module], list(verbs)
+    for module, title in SECTIONS.items():
+        yield title, [found for found in VERBS if found.function.__module__.rpartition(".")[2] == module]
 
 
 def listing() -> str:
