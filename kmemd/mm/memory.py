@@ -161,7 +161,7 @@ class Memory:
         try:
             done, end = 0, self._first_beyond(mm, vpns)
             while done < end:
-                rows = self.rows(mm)
+                rows = self.rows(mm, vpns)
                 done = self.mmu.access(mm.id, vpns[:end], done, op, rows)
                 if done < end:
                     self._stopped(task, mm, int(vpns[done]), op, stacks)
@@ -242,12 +242,18 @@ class Memory:
         present = slot >= 0 and bool(int(self.mmu.words[slot]) & PRESENT)
         return Signal(SIGSEGV, code, address, write=op == core.WRITE, execute=op == core.EXEC, present=present)
 
-    def rows(self, mm: Mm) -> Rows:
-        """The table of mappings as the core reads it, made anew when something changed."""
+    def rows(self, mm: Mm, vpns: Vpns) -> Rows:
+        """The table of mappings as the core reads it, made anew when something changed.
+
+        Where there are many, only those that lie about the pages: a process at max_map_count has 65,530.
+        """
         found = self._rows.get(mm.id)
         policy = self._parts.huge.generation
+        if len(mm.vmas) > FEW_VMAS:
+            self._vmas = list(mm.overlapping(int(vpns.min()) << PAGE_SHIFT, int(vpns.max()) + 1 << PAGE_SHIFT))
+            return self._make_rows(mm, self._vmas)
         if found is None or found[0] is not mm or found[1] != mm.changed or found[2] != policy:
-            found = self._rows[mm.id] = (mm, mm.changed, policy, self._make_rows(mm))
+            found = self._rows[mm.id] = (mm, mm.changed, policy, self._make_rows(mm, mm.vmas))
         self._vmas = mm.vmas
         return found[3]
 
@@ -255,9 +261,9 @@ class Memory:
         """An address space ends."""
         self._rows.pop(mm.id, None)
 
-    def _make_rows(self, mm: Mm) -> Rows:
-        rows = np.zeros((len(mm.vmas), core.VMA_COLUMNS), dtype=np.int64)
-        for row, vma in zip(rows, mm.vmas, strict=True):
+    def _make_rows(self, mm: Mm, vmas: list[Vma]) -> Rows:
+        rows = np.zeros((len(vmas), core.VMA_COLUMNS), dtype=np.int64)
+        for row, vma in zip(rows, vmas, strict=True):
             row[:] = (
                 vma.vpn,
                 vma.end >> PAGE_SHIFT,
@@ -544,6 +550,8 @@ class Memory:
 
 
 POPULATE_PAGES = 1 << 13
+FEW_VMAS = 256
+"""So many mappings are made into one table, once."""
 
 
 def prot_bits(flags: int, *, cow: bool) -> int:
