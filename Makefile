@@ -20,7 +20,7 @@ check: $(VENV)/test.stamp $(VENV)/dev.stamp
 	$(VENV)/bin/mypy --strict -p kmemd
 	$(PYTHON) -m pytest tests/test_layers.py
 
-bench: $(VENV)/test.stamp
+bench: $(VENV)/test.stamp $(VENV)/bench.stamp
 	$(PYTHON) -m bench.run
 
 conformance: $(VENV)/test.stamp
@@ -29,8 +29,8 @@ conformance: $(VENV)/test.stamp
 $(VENV)/test.stamp: $(SOURCES) scripts/setup.sh
 	sh scripts/setup.sh test
 
-$(VENV)/dev.stamp: pyproject.toml scripts/setup.sh
-	sh scripts/setup.sh dev
+$(VENV)/dev.stamp $(VENV)/bench.stamp: $(VENV)/%.stamp: pyproject.toml scripts/setup.sh
+	sh scripts/setup.sh $*
 
 clean:
 	rm -rf $(VENV) build bench/bin .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

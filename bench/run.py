@@ -14,7 +14,10 @@ from collections.abc import Iterable
 
 from bench.result import Figure
 
-MODULES = ("pages", "faults", "slab", "owner", "leak", "slices", "boot", "fuse_open")
+MODULES = (
+    *("pages", "faults", "slab", "owner", "leak", "slices", "boot", "fuse_open"),
+    *("reclaim", "replay", "compaction", "cgroups", "latency"),
+)
 
 
 def figures(name: str) -> Iterable[Figure]:

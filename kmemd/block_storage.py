@@ -42,7 +42,7 @@ class BlockStorage:
     def __init__(self, kernel: Kernel, user: Any) -> None:
         self._kernel, self._user = kernel, user
         latency = kernel.machine.latency
-        self.io = IoClock(kernel.clock, kernel.context, lambda ns: kernel.psi.iostall(kernel.tasks.current(), ns))
+        self.io = IoClock(kernel.clock, kernel.context, user.io_waited)
         self.accounts = TaskIo(kernel.tasks, kernel.context)
         self.boot_dentries = self.boot_inodes = 0
         self._counts: ZoneCounts = ZoneCounts(kernel.zones, kernel.vmstat)

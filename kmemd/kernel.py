@@ -14,6 +14,7 @@ from kmemd.boot import populate
 from kmemd.command_state import CommandState
 from kmemd.core.buddy import MIGRATE_UNMOVABLE, Buddy
 from kmemd.core.context import Context
+from kmemd.core.lru import Lru
 from kmemd.core.owner import OwnerTable
 from kmemd.core.pages import PageMap
 from kmemd.debug.kallsyms import Kallsyms
@@ -26,7 +27,7 @@ from kmemd.mm.check import check_buddy
 from kmemd.mm.clock import Clock
 from kmemd.mm.cma import Cma, parse_option, reserved_line
 from kmemd.mm.compaction import Compaction
-from kmemd.mm.compaction_scan import LruLists, Mover
+from kmemd.mm.compaction_scan import Mover
 from kmemd.mm.contig import Contig
 from kmemd.mm.direct_compact import DirectCompaction
 from kmemd.mm.direct_map import DirectMap, from_meminfo, map_memory
@@ -48,6 +49,7 @@ from kmemd.mm.memcontrol import MemControl
 from kmemd.mm.memcontrol_check import MemcgCheck
 from kmemd.mm.memcontrol_limits import MemLimits
 from kmemd.mm.memcontrol_stat import MemcgStat
+from kmemd.mm.memcontrol_zswap import ZswapCharging
 from kmemd.mm.mempolicy import Mempolicy
 from kmemd.mm.mm_check import MmCheck
 from kmemd.mm.mm_counters import MmCounters
@@ -64,7 +66,7 @@ from kmemd.mm.panic import Taint
 from kmemd.mm.params import CommandLine
 from kmemd.mm.preempt import Preempt
 from kmemd.mm.printk import KERN_INFO, KERN_WARNING, Printk
-from kmemd.mm.psi import Psi
+from kmemd.mm.psi import Monitor, Psi
 from kmemd.mm.ratelimit import RateLimit
 from kmemd.mm.relief import MemoryPressure
 from kmemd.mm.sched import Task, TaskTable
@@ -82,6 +84,8 @@ from kmemd.mm.vmstat_sysctl import VmStatSysctl
 from kmemd.mm.watermarks import Watermarks
 from kmemd.tunable import Tuned
 from kmemd.user_memory import UserMemory
+
+PSI_OFF = ("0", "n", "N", "no", "off")
 
 
 class Kernel:
@@ -103,7 +107,8 @@ class Kernel:
         self.printk.log_all(boot_log.setup_arch(machine, self.cmdline, self.boot_memory))
         self._init_zones()
         self._init_page_alloc()
-        self.printk.log_all(boot_log.mm_init(machine, self.cmdline, self.boot_memory, self.page_alloc.zonelists))
+        zonelists, cma_pages = self.page_alloc.zonelists, self.cma.total_pages
+        self.printk.log_all(boot_log.mm_init(machine, self.cmdline, self.boot_memory, zonelists, cma_pages))
         self._init_allocators()
         self._init_policies()
         self._init_huge_pages()
@@ -223,8 +228,16 @@ class Kernel:
             lambda pfn: self.zones[self.buddy.zone_of(pfn)],
             self.vmstat,
         )
-        self.movers: tuple[LruLists, Mover] | None = None
-        self.pressure = MemoryPressure(self.nodes, self.buddy, self.vmstat, self.clock, self.oom_kill, direct_compact)
+        self.movers: tuple[Lru, Mover] | None = None
+        self.pressure = MemoryPressure(
+            self.nodes,
+            self.buddy,
+            self.vmstat,
+            self.clock,
+            self.oom_kill,
+            direct_compact,
+            lambda: self.context.pid,
+        )
         numa = self.machine.numa
         self.vmscan = Vmscan(numa=numa, lru_gen=numa, long_bits=self.machine.long_bits)
         self.page_alloc = PageAllocator(
@@ -325,9 +338,11 @@ class Kernel:
 
     def _init_cgroups(self) -> None:
         """Control groups, the memory controller and pressure accounting (cgroup_init, mem_cgroup_init, psi_init)."""
-        self.psi = Psi(self.clock)
+        self.psi = self._make_psi(whole=True)
         self.memcg = MemControl(
             self.pages,
+            self.zones,
+            self.layout.page_offset,
             self.context,
             self._executing,
             self.psi,
@@ -335,16 +350,29 @@ class Kernel:
             lambda memcg, pages, gfp, may_swap: self.user.page_reclaim.try_to_free_mem_cgroup_pages(
                 memcg, pages, gfp, may_swap
             ),
+            lambda memcg, pages, gfp: self.user.page_reclaim.mem_cgroup_steps(memcg, pages, gfp),
             self.oom_kill,
             lambda parent: self.cgroups.released(parent),
-            lambda number: self.user.page_reclaim.lruvecs.forget(number),
+            lambda number: self.user.page_reclaim.forget(number),
+            pointer=self.layout.pointer_size,
             kmem="nokmem" not in (self.cmdline.get("cgroup.memory") or "").split(","),
         )
-        disabled = [name for value in self.cmdline.all("cgroup_disable") for name in value.split(",")]
-        self.cgroups = Cgroups(
-            self.tasks, None if "memory" in disabled else self.memcg, lambda: Psi(self.clock), self.do_exit
-        )
+        self.zswap_charging = ZswapCharging(self.memcg, self.pages.memcg)
+        memory = None if "memory" in self.cgroups_disabled else self.memcg
+        self.cgroups = Cgroups(self.tasks, memory, self._make_psi, self.do_exit)
         self.cgroups.root.psi = self.psi
+
+    def _make_psi(self, *, whole: bool = False) -> Psi:
+        """Pressure accounting of the system, or of a group; off with psi=0, for groups with cgroup_disable=pressure."""
+        psi = Psi(self.clock, lambda: self.context.cpu, self.machine.cpus, Monitor(self.tasks), whole=whole)
+        off = self.cmdline.get("psi") in PSI_OFF
+        psi.enabled = not off and (whole or "pressure" not in self.cgroups_disabled)
+        return psi
+
+    @property
+    def cgroups_disabled(self) -> list[str]:
+        """What cgroup_disable= names."""
+        return [name for value in self.cmdline.all("cgroup_disable") for name in value.split(",")]
 
     def _executing(self) -> Task | None:
         """The task that executes: the one whose memory is being accessed, if any is."""
@@ -393,6 +421,7 @@ class Kernel:
             self.tasks,
             self.machine.arch,
             lambda: (self.contig.pages_taken if self.contig is not None else 0) + self.buddy.taken,
+            lambda pfns, out: self.user.lru.active(pfns, out),
         )
         self.stacks = ThreadStacks(
             self.machine.arch, self.page_alloc, self.vmalloc, self.vmstat, self.layout, self.context, self.memcg
@@ -492,7 +521,8 @@ class Kernel:
             self.context,
             self.tasks,
             user.run_as,
-            lambda ns: self.psi.memstall(None, ns, full=False),
+            lambda ns: self.psi.memstall(None, ns, elsewhere=True),
+            self.pressure.kswapd_runs,
         )
         self.pressure.wake_kcompactd_by(self.kcompactd.kswapd_sleeps)
         self.lru, self.mmu, self.ptes, self.contents = user.lru, user.mmu, user.ptes, user.contents
@@ -541,6 +571,7 @@ class Kernel:
             self.kernel_sysctl,
             self.bad_area,
             self.file_table,
+            self.user.swap_storage.zswap,
             *self.tuned_by_user,
         ]
         if machine.capture is not None and machine.is_twin:
@@ -581,7 +612,9 @@ class Kernel:
         self.mms.check()
         self.rmap.check()
         self.lru.check()
+        self.user.page_reclaim.replacement.generations.check()
         self.user.file_check.check()
+        self.user.swap_storage.check()
         self.mm_check.check()
         self.user.thp.check(self.mms.living.values())
         self.user.hugetlb_vm.check(self.mms.living.values())

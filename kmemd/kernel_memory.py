@@ -55,6 +55,7 @@ def make_slub(kernel: Kernel) -> Slub:
         kernel.cmdline,
         kernel.kmemleak,
         kernel.preempt,
+        kernel.memcg.kernel,
     )
 
 
@@ -117,6 +118,7 @@ def make_vmalloc(kernel: Kernel) -> Vmalloc:
         area_ns=latency.vmalloc_area,
         page_ns=latency.vmalloc_page,
         preempt=kernel.preempt,
+        charged=kernel.memcg.kernel.account_vmalloc,
     )
 
 

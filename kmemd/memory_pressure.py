@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kmemd.core import stats
+from kmemd.core.context import WAITED
 from kmemd.mm.clock import HZ, NSEC_PER_SEC
+from kmemd.mm.file_evict import CleanEviction
 from kmemd.mm.filemap import ZoneCounts
 from kmemd.mm.lruvec import LruVecs
 from kmemd.mm.memcontrol_group import MemCgroup
@@ -18,6 +20,8 @@ from kmemd.mm.vmscan_folio import ListScan
 from kmemd.mm.vmscan_kswapd import Kswapd
 from kmemd.mm.vmscan_reclaim import Reclaim
 from kmemd.mm.workingset import Workingset
+from kmemd.page_replacement import PageReplacement
+from kmemd.steps import Steps
 
 if TYPE_CHECKING:
     from kmemd.kernel import Kernel
@@ -37,6 +41,7 @@ class PageReclaim:
         self.workingset = Workingset(kernel.pages, vmstat, self.lruvecs, counts.nids, balance.swap_left)
         user.pageout.workingset = user.swap_state.workingset = self.workingset
         user.page_cache.refault = self.workingset.refault
+        user.page_cache.activated = self.workingset.activation
         self.shrinkers = Shrinkers(vmstat)
         self.shrinkers.register(
             "thp-deferred_split",
@@ -56,6 +61,16 @@ class PageReclaim:
             user.block.flushers.wakeup_flusher_threads,
             stats.ZONES_PER_NODE,
         )
+        self.list_scan.drop_clean = CleanEviction(
+            kernel.pages,
+            kernel.zones,
+            vmstat,
+            user.page_cache,
+            self.lruvecs,
+            self.workingset,
+            kernel.page_alloc,
+            user.pageout.dropped_clean,
+        )
         self.reclaim = kernel.vmscan.reclaim = Reclaim(
             kernel.nodes,
             kernel.buddy,
@@ -65,22 +80,42 @@ class PageReclaim:
             self.list_scan,
             self.shrinkers,
             self.workingset,
-            user.block.wait_some,
+            self._wait_some,
             lambda: swap.total_pages,
             lambda: kernel.vmscan.zone_reclaim_mode,
         )
+        self.replacement = PageReplacement(kernel, user, self, balance, counts)
         self.kswapd = Kswapd(
             kernel.nodes,
             kernel.buddy,
             vmstat,
             kernel.context,
+            kernel.clock,
             kernel.tasks,
             self.reclaim,
             lambda: kernel.page_writeback.laptop_mode,
             lambda nid, order, highest: None,
-            lambda ns: kernel.psi.memstall(None, ns, full=False),
+            self._next_io,
+            lambda ns: kernel.psi.memstall(None, ns, elsewhere=True),
         )
-        kernel.pressure.attach(self.reclaim, self.kswapd)
+        kernel.pressure.attach(self.reclaim, self.kswapd, self._wait_some)
+
+    def _wait_some(self, ns: int) -> int:
+        """Reclaim has the executing task wait up to ``ns`` for devices: how long it did."""
+        words, waited = self._kernel.context.words, self._kernel.context.waited_ns
+        took: int = self._user.block.wait_some(ns)
+        words[WAITED] = waited + took
+        return took
+
+    def forget(self, memcg: int) -> None:
+        """A control group is gone for good: its number may be used again."""
+        self.lruvecs.forget(memcg)
+        self.replacement.generations.forget(memcg)
+
+    def _next_io(self) -> int | None:
+        """When a disk or a swap device is next done with something."""
+        times = (self._user.block.io.next_event, self._user.swap_io.next_event)
+        return min((when for when in times if when is not None), default=None)
 
     def try_to_free_mem_cgroup_pages(self, memcg: MemCgroup, nr_pages: int, gfp: int, may_swap: bool) -> int:
         """Reclaim of a control group: the pages freed. Where all are being written, looking at them again and again
@@ -89,5 +124,20 @@ class PageReclaim:
         vmscan, vmstat = self._kernel.vmscan, self._kernel.vmstat
         freed = vmscan.try_to_free_mem_cgroup_pages(memcg.id, nr_pages, gfp, may_swap)
         if not freed and vmstat.node_total(stats.NR_WRITEBACK):
-            self._user.block.wait_some(JIFFY_NS)
+            self._wait_some(JIFFY_NS)
+        return freed
+
+    def mem_cgroup_steps(self, memcg: MemCgroup, nr_pages: int, gfp: int) -> Steps[int]:
+        """``try_to_free_mem_cgroup_pages`` with points where others may run."""
+        steps, freed = self.reclaim.of_cgroup_steps(memcg.id, nr_pages, gfp), -1
+        while freed < 0:
+            try:
+                pause = next(steps)
+            except StopIteration as stop:
+                freed = stop.value
+                pause = JIFFY_NS if not freed and self._kernel.vmstat.node_total(stats.NR_WRITEBACK) else 0
+            if pause:
+                self._wait_some(pause)
+                self.reclaim.meanwhile()
+            yield
         return freed

@@ -29,6 +29,7 @@ from kmemd.mm.exec import IMAGE_SEGMENTS, Exec
 from kmemd.mm.fault_parts import Parts
 from kmemd.mm.file_check import FileCheck
 from kmemd.mm.file_io import FileIo
+from kmemd.mm.file_read import FileReads, Machinery
 from kmemd.mm.filemap import File, FileKind, PageCache, ZoneCounts
 from kmemd.mm.files import Files
 from kmemd.mm.fork import Fork
@@ -73,6 +74,7 @@ from kmemd.mm.vma import VmaList
 from kmemd.mm.vma_pages import Services, VmaPages
 from kmemd.mm.vma_slab import VmaObjects
 from kmemd.mm.zap import ZapPages
+from kmemd.swap_storage import SwapStorage
 
 if TYPE_CHECKING:
     from kmemd.kernel import Kernel
@@ -174,7 +176,7 @@ class UserMemory:
             self.lru,
             latency.swap_read,
             latency.swap_write,
-            lambda ns: kernel.psi.iostall(kernel.tasks.current(), ns),
+            self.io_waited,
         )
         self.swap_state = SwapState(
             kernel.swap,
@@ -186,6 +188,18 @@ class UserMemory:
             self._swap_pages,
             self.swap_io,
         )
+
+    def io_waited(self, ns: int) -> None:
+        """The executing task has waited for a device; for a page that its working set lacks, for memory as well."""
+        kernel = self._kernel
+        task = kernel.tasks.current()
+        kernel.tasks.io_waited(ns)
+        workingset = self.page_reclaim.workingset
+        if ns and workingset.thrashing:
+            workingset.thrashing = False
+            kernel.psi.thrashing(task, ns)
+        else:
+            kernel.psi.iostall(task, ns)
 
     def _swap_pages(self, task: Any, vma: Vma | None, vpn: int, n: int) -> PFNs:
         """Pages to read swap slots into."""
@@ -339,6 +353,7 @@ class UserMemory:
             latency.reclaim_page,
         )
         self.block: BlockStorage = BlockStorage(kernel, self)
+        self.swap_storage: SwapStorage = SwapStorage(kernel, self)
 
     def _file_systems(self) -> None:
         """Files of block devices, paths, swapoff."""
@@ -371,9 +386,26 @@ class UserMemory:
             self.block.log_critical,
         )
         self.swap_off = SwapOff(
-            kernel.pages, self.swap_state, self.shmem, lambda: self.memory, self._all_mms, self._enough
+            kernel.pages,
+            self.swap_state,
+            self.shmem,
+            lambda: self.memory,
+            self._all_mms,
+            self._enough,
+            lambda: bool((task := kernel.tasks.current()) is not None and task.killed),
         )
         self.page_reclaim: PageReclaim = PageReclaim(kernel, self, self._counts)
+        self.file_reads = FileReads(
+            Machinery(
+                *(kernel.pages, kernel.context, kernel.zones, kernel.vmstat, self.lru),
+                *(self.page_reclaim.lruvecs, self.page_reclaim.workingset, latency.dram_local),
+            ),
+            self.page_cache,
+            self.files,
+            self.block.parts,
+            kernel.mempolicy.take_file_pages,
+            self.page_reclaim.reclaim.balance.swap_left,
+        )
         self.file_check = FileCheck(
             self.files, kernel.pages, self._counts, kernel.vmstat, self.mmu, self.ptes, self._all_mms
         )
@@ -495,11 +527,7 @@ class UserMemory:
 
     def _willneed(self, mm: Mm, vma: Vma, first: int, last: int) -> None:
         """Read ahead what a mapping lacks: from its file, or from swap."""
-        if vma.file is None:
-            rows = self.mmu.extents(mm.id, first, last)
-            self.swap_state.read_slots(slots_of(self.ptes.swap_entries(rows)), None, vma, first)
-        elif vma.file.kind is FileKind.DISK:
-            self.file_io.read_pages(vma.file, vma.index_of(first), vma.index_of(last))
+        self.files.willneed(mm, vma, first, last)
 
     def _fsync_range(self, file: File, first: int, last: int) -> None:
         """Write pages of a file to its disk; tmpfs has none."""

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Set up .venv with kmemd and one of its extras: `setup.sh test` or `setup.sh dev`.
+# Set up .venv with kmemd and one of its extras: `setup.sh test`, `setup.sh dev` or `setup.sh bench`.
 # Installs the Debian packages that are missing when it runs as root, and names them when it does not.
 # Running it again is safe, and quick when nothing changed.
 set -eu

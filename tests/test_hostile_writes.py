@@ -50,6 +50,7 @@ ERRNOS = {
     errno.ENOMEM,
     errno.EBUSY,
     errno.ERANGE,
+    errno.ENOSPC,
     errno.ENOENT,
     errno.EFAULT,
     errno.ESRCH,

@@ -168,8 +168,14 @@ def _hole(low: int, high: int, section: int, mapped: set[int], zone: ZoneLayout)
         yield KERN_INFO, f"On node {zone.nid}, zone {zone.name}: {pages} pages in unavailable ranges"
 
 
-def mm_init(machine: Machine, cmdline: CommandLine, memory: BootMemory, zonelists: Sequence[Sequence[int]]) -> Lines:
-    """From the zonelists to the memory that the page allocator starts with."""
+def mm_init(
+    machine: Machine,
+    cmdline: CommandLine,
+    memory: BootMemory,
+    zonelists: Sequence[Sequence[int]],
+    cma_pages: int = 0,
+) -> Lines:
+    """From the zonelists to the memory that the page allocator starts with, which ``cma_pages`` are no part of yet."""
     zones = [zone for node in memory.nodes for zone in node.zones]
     if machine.arch == "x86_64":
         for nid, order in enumerate(zonelists):
@@ -186,7 +192,7 @@ def mm_init(machine: Machine, cmdline: CommandLine, memory: BootMemory, zonelist
     for table in memory.hash_tables:
         if table.early:
             yield KERN_INFO, _hash_table(table, "linear")
-    yield KERN_INFO, _memory(machine.arch, memory, zones)
+    yield KERN_INFO, _memory(machine.arch, memory, zones, cma_pages)
 
 
 def _usable(arch: str, zone: ZoneLayout) -> int:
@@ -207,17 +213,17 @@ def _hash_table(table: HashTable, place: str) -> str:
     return f"{table.name} hash table entries: {table.entries} (order: {order}, {table.size} bytes, {place})"
 
 
-def _memory(arch: str, memory: BootMemory, zones: Sequence[ZoneLayout]) -> str:
-    """mem_init_print_info. Init code and initrd are not free yet."""
+def _memory(arch: str, memory: BootMemory, zones: Sequence[ZoneLayout], cma_pages: int) -> str:
+    """mem_init_print_info. Init code, initrd and areas of CMA are not free yet."""
     present = sum(zone.present for zone in zones) * PAGE_KB
-    late = sum(pages for _, pages in memory.late)
+    late, cma = sum(pages for _, pages in memory.late) + cma_pages, cma_pages * PAGE_KB
     given = (sum(zone.managed for zone in zones) - late) * PAGE_KB - ALTERNATIVES_KB[arch]
     free = given - VMALLOC_TABLES[arch] * PAGE_KB
     code, rodata, data, bss = ((last + 1 - start) >> 10 for _, start, last in KERNEL_IMAGES[arch].parts)
     high = sum(zone.managed for zone in zones if zone.name == "HighMem") * PAGE_KB
     return (
         f"Memory: {free}K/{present}K available ({code}K kernel code, {data}K rwdata, {rodata}K rodata, "
-        f"{INIT_KB[arch]}K init, {bss}K bss, {present - given}K reserved, 0K cma-reserved"
+        f"{INIT_KB[arch]}K init, {bss}K bss, {present - given - cma}K reserved, {cma}K cma-reserved"
         + (f", {high}K highmem)" if arch == "i386" else ")")
     )
 

@@ -17,7 +17,9 @@ from kmemd.control.language import Reply, Slices, WordType, invalid, quoted, ver
 from kmemd.control.verbs_mm import run_as
 from kmemd.control.words import Address, Count, Pid, Size, Text
 from kmemd.core import mmu as core
+from kmemd.core.pte import PRESENT
 from kmemd.errors import KernelError
+from kmemd.mm.contents import FILLS
 from kmemd.mm.sched import Task
 from kmemd.mm.signals import SI_KERNEL, Signal
 from kmemd.mm.units import PAGE_SHIFT, PAGE_SIZE
@@ -32,6 +34,8 @@ PIECE = 1 << 13
 """Accesses before others may get in."""
 SLOW_PIECE = 32
 """As many while they are faults on files, swapped or huge pages."""
+FILL_PIECE = 64
+"""Pages that are filled at once, before reclaim may take them."""
 ZIPF_PAGES = 1 << 24
 READ_MAX = 1024
 
@@ -83,6 +87,15 @@ def pages(pattern: tuple[str, float], first: int, count: int, n: int, rng: np.ra
             yield first + np.arange(start, start + size, dtype=np.int64) % count
 
 
+def _fill(text: str, kernel: Any) -> str:
+    if text not in FILLS:
+        invalid(f"{quoted(text)} is nothing to fill pages with; write {', '.join(FILLS)}")
+    return text
+
+
+Fill = Annotated[str, WordType("FILL", "zero, text or random: what is written", _fill, str)]
+
+
 @verb
 def access(
     kernel: Kernel,
@@ -93,11 +106,13 @@ def access(
     *,
     pattern: Pattern = ("seq", 0.0),
     n: Count | None = None,
+    fill: Fill = "",
 ) -> Slices:
     """Read, write or execute pages of a process: each page of the range in order, or n accesses by a pattern.
 
-    The reply tells how many accesses were page faults, how many of these were major ones, and how many were answered
-    by the TLB. A bad access is a signal: see sigaction.
+    fill= says what a write leaves in its pages, which is how well zswap and zram compress them. The reply tells how
+    many accesses were page faults, how many of these were major ones, and how many were answered by the TLB. A bad
+    access is a signal: see sigaction.
     """
     task = run_as(kernel, pid)
     first = addr.address >> PAGE_SHIFT
@@ -108,17 +123,32 @@ def access(
     before = _Tally.of(kernel, task)
     done, n = 0, n or count
     for vpns in _paced(kernel, pages(pattern, first, count, n, rng)):
-        try:
-            kernel.memory.access(task, vpns, op, kernel.user.spaces, (addr.address, length))
-        except Signal as signal:
-            return (yield from _signalled(kernel, task, signal, addr.address))
+        at = 0
+        while at < len(vpns):
+            part = vpns[at : at + FILL_PIECE] if fill else vpns[at:]
+            try:
+                moved = kernel.memory.access(task, part, op, kernel.user.spaces, (addr.address, length), patient=False)
+            except Signal as signal:
+                return (yield from _signalled(kernel, task, signal, addr.address))
+            if fill and op == core.WRITE:
+                kernel.contents.fill(_present(kernel, task, part[:moved]), fill)
+            at += moved
+            if task.killed:
+                yield from _die(kernel, task, "killed")
+            yield
+            if task.mm is None:
+                raise KernelError(errno.EFAULT, f"{task.comm} (pid {task.pid}) was killed meanwhile")
         done += len(vpns)
-        if task.killed:
-            yield from _die(kernel, task, "killed")
-        yield
-        if task.mm is None:
-            raise KernelError(errno.EFAULT, f"{task.comm} (pid {task.pid}) was killed meanwhile")
     return Reply({"pid": pid, "n": done, **before.since(kernel, task)})
+
+
+def _present(kernel: Kernel, task: Task, vpns: Vpns) -> Iterator[int]:
+    """The pages at some addresses, as far as they are still there."""
+    assert task.mm is not None
+    for vpn in dict.fromkeys(vpns.tolist()):
+        slot, _ = kernel.mmu.leaf(task.mm.id, vpn)
+        if slot >= 0 and int(kernel.mmu.words[slot]) & PRESENT:
+            yield kernel.memory.page_at(task, vpn << PAGE_SHIFT)
 
 
 def _paced(kernel: Kernel, accesses: Iterator[Vpns]) -> Iterator[Vpns]:
@@ -135,8 +165,9 @@ def _paced(kernel: Kernel, accesses: Iterator[Vpns]) -> Iterator[Vpns]:
 
 
 def _slow_faults(kernel: Kernel) -> int:
-    """Faults that the core left to Python so far."""
-    return int(kernel.mmu.stats[core.HUGE_FAULTS : core.HINT_FAULTS + 1].sum())
+    """Faults that the core left to Python so far, and allocations that went into the slow path."""
+    slow = int(kernel.mmu.stats[core.HUGE_FAULTS : core.HINT_FAULTS + 1].sum())
+    return slow + SLOW_PIECE * kernel.page_alloc.slow_paths
 
 
 @verb

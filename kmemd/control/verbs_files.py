@@ -10,9 +10,15 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from kmemd.control.language import Reply, Slices, invalid, quoted, suggestion, verb
+from kmemd.control.verbs_access import Pattern, pages
 from kmemd.control.words import Number, Size, Text
 from kmemd.errors import KernelError
+from kmemd.mm.blk_mq import ERRORS, DiskSpeed
+from kmemd.mm.clock import NSEC_PER_SEC
+from kmemd.mm.file_read import Reads
 from kmemd.mm.filemap import File
 from kmemd.mm.swap_header import SIGNATURE_AT, check_header, make_header
 from kmemd.mm.units import KIB_PER_PAGE, PAGE_SHIFT, PAGE_SIZE
@@ -20,6 +26,7 @@ from kmemd.mm.units import KIB_PER_PAGE, PAGE_SHIFT, PAGE_SIZE
 if TYPE_CHECKING:
     from kmemd.kernel import Kernel
 
+NS_PER_US = NSEC_PER_SEC // 1_000_000
 PIECE = 8 << 20
 """Bytes that are read or written before others may run."""
 SHOWN = 64
@@ -59,13 +66,26 @@ def unlink(kernel: Kernel, path: Text) -> Reply:
 
 
 @verb
-def read_file(kernel: Kernel, path: Text, *, offset: Size = 0, n: Size | None = None) -> Slices:
-    """Read n bytes of a file, without n= to its end: what the cache lacks comes from the disk, with readahead.
+def read_file(
+    kernel: Kernel,
+    path: Text,
+    *,
+    offset: Size = 0,
+    length: Size | None = None,
+    n: Size | None = None,
+    pattern: Pattern | None = None,
+) -> Slices:
+    """Read a range of a file, without length= to its end: what the cache lacks comes from the disk, with readahead.
 
-    data= has the bytes in hexadecimal, when they are 64 at most.
+    Without a pattern n= is the same as length=, and data= has the bytes in hexadecimal, when they are 64 at most. With
+    pattern= the range is read by n calls of a page each, by default as many as it has pages: one page after the other,
+    random ones, or zipf:S. hits= says how many of these found their page in the cache.
     """
     files = kernel.user.files
     file = files.vfs.lookup(path)
+    if pattern is not None:
+        return (yield from _read_pattern(kernel, file, offset, length, n, pattern))
+    n = length if n is None else n
     end = file.size if n is None else min(offset + n, file.size)
     done = 0
     while offset + done < end:
@@ -78,6 +98,22 @@ def read_file(kernel: Kernel, path: Text, *, offset: Size = 0, n: Size | None = 
     if 0 < done <= SHOWN:
         words["data"] = files.io.load(file, offset, done).hex()
     return Reply(words)
+
+
+def _read_pattern(
+    kernel: Kernel, file: File, offset: int, length: int | None, n: int | None, pattern: tuple[str, float]
+) -> Slices:
+    """Reads of single pages of a range."""
+    first = offset >> PAGE_SHIFT
+    end = file.pages if length is None else min((offset + length + PAGE_SIZE - 1) >> PAGE_SHIFT, file.pages)
+    if first >= end:
+        return Reply({"path": file.path, "n": 0, "bytes": 0, "hits": 0})
+    reads, done = kernel.user.file_reads, Reads()
+    rng = np.random.default_rng(kernel.rng.getrandbits(64))
+    for indices in pages(pattern, first, end - first, n or end - first, rng):
+        yield from reads.read_pages(file, indices, done)
+        yield
+    return Reply({"path": file.path, "n": done.calls, "bytes": done.bytes, "hits": done.calls - done.missed})
 
 
 @verb
@@ -138,7 +174,7 @@ def fsync(kernel: Kernel, path: Text) -> Slices:
 
 
 @verb
-def sync_file_range(kernel: Kernel, path: Text, *, offset: Size = 0, n: Size = 0, flags: Text = "WRITE") -> Reply:
+def sync_file_range(kernel: Kernel, path: Text, *, offset: Size = 0, n: Size = 0, flags: Text = "WRITE") -> Slices:
     """Begin to write a range of a file, or wait for it.
 
     flags= is one of WAIT_BEFORE, WRITE and WAIT_AFTER, or several with | between; the range goes to the end without n=.
@@ -149,7 +185,7 @@ def sync_file_range(kernel: Kernel, path: Text, *, offset: Size = 0, n: Size = 0
         if word not in bits:
             invalid(f"flags: no flag {quoted(word)}{suggestion(word, SYNC_FLAGS)}")
     files = kernel.user.files
-    pages = files.sync_file_range(files.vfs.lookup(path), offset, n, sum({bits[word] for word in words}))
+    pages = yield from files.sync_file_range(files.vfs.lookup(path), offset, n, sum({bits[word] for word in words}))
     return Reply({"path": path, "pages": pages})
 
 
@@ -176,23 +212,27 @@ def lookup(kernel: Kernel, path: Text, *, n: Number = 1, missing: Number = 0) ->
     if n < 1:
         invalid("n: at least one name")
     mount = vfs.mount_of(path)
-    if not missing:
-        vfs.populate(path, n)
+    vfs.populate(path, 0 if missing else n)
+    name = "none" if missing else "f"
     for start in range(0, n, NAMES):
-        for number in range(start, min(start + NAMES, n)):
-            vfs.storage.dcache.lookup(mount, f"{path}/none{number}" if missing else f"{path}/f{number}")
+        names = [f"{name}{number}" for number in range(start, min(start + NAMES, n))]
+        vfs.storage.dcache.lookup_names(mount, path, names)
         yield
     dcache = vfs.storage.dcache
     return Reply({"path": path, "n": n, "dentries": dcache.nr_dentry, "unused": dcache.nr_unused})
 
 
 @verb
-def disk_error(kernel: Kernel, device: Text, operation: Text, *, sectors: Text = "all") -> Reply:
+def disk_error(kernel: Kernel, device: Text, operation: Text, *, sectors: Text = "all", error: Text = "EIO") -> Reply:
     """Make sectors of a disk bad: OPERATION is read, write, or off; sectors=FIRST-LAST of 512 bytes, or all.
 
-    A request that touches one of them fails with EIO, as a broken disk's does, until off.
+    A request that touches one of them fails, as a broken disk's does, until off. error= is what the disk says: EIO,
+    ENODATA (a bad medium), ENOSPC (a thin disk is full), ETIMEDOUT, EREMOTEIO, ENOLINK, EILSEQ or ENODEV.
     """
     path = device if device.startswith("/") else f"/dev/{device}"
+    codes = {errno.errorcode[number]: number for number in ERRORS}
+    if error.upper() not in codes:
+        invalid(f"error: no error of a disk is {quoted(error)}{suggestion(error.upper(), codes)}")
     if operation not in DISK_OPERATIONS:
         invalid(f"operation: read, write or off, not {quoted(operation)}{suggestion(operation, DISK_OPERATIONS)}")
     disk = kernel.user.block.disks.get(path)
@@ -200,8 +240,46 @@ def disk_error(kernel: Kernel, device: Text, operation: Text, *, sectors: Text =
         for ranges in disk.bad:
             ranges.clear()
     else:
-        disk.bad[DISK_OPERATIONS.index(operation)].append(_sectors(sectors))
+        disk.bad[DISK_OPERATIONS.index(operation)].append((*_sectors(sectors), codes[error.upper()]))
     return Reply({"device": disk.name, "reads": len(disk.bad[0]), "writes": len(disk.bad[1])})
+
+
+@verb
+def disk_speed(
+    kernel: Kernel,
+    device: Text,
+    *,
+    read_latency: Number | None = None,
+    write_latency: Number | None = None,
+    read_bandwidth: Size | None = None,
+    write_bandwidth: Size | None = None,
+) -> Reply:
+    """Say how fast a disk is: latencies of a request in microseconds, bandwidths in bytes a second.
+
+    What is not said stays; without any word the reply says how it is.
+    """
+    disk = kernel.user.block.disks.get(device if device.startswith("/") else f"/dev/{device}")
+    old = disk.speed
+    for name, value in (("read_latency", read_latency), ("write_latency", write_latency)):
+        if value is not None and value < 0:
+            invalid(f"{name}: 0 or more microseconds")
+    if read_bandwidth == 0 or write_bandwidth == 0:
+        invalid("bandwidth: at least one byte a second")
+    disk.speed = DiskSpeed(
+        old.read if read_latency is None else read_latency * NS_PER_US,
+        old.write if write_latency is None else write_latency * NS_PER_US,
+        old.read_page if read_bandwidth is None else PAGE_SIZE * NSEC_PER_SEC // read_bandwidth,
+        old.write_page if write_bandwidth is None else PAGE_SIZE * NSEC_PER_SEC // write_bandwidth,
+    )
+    return Reply(
+        {
+            "device": disk.name,
+            "read_latency": disk.speed.read // NS_PER_US,
+            "write_latency": disk.speed.write // NS_PER_US,
+            "read_bandwidth": PAGE_SIZE * NSEC_PER_SEC // max(disk.speed.read_page, 1),
+            "write_bandwidth": PAGE_SIZE * NSEC_PER_SEC // max(disk.speed.write_page, 1),
+        }
+    )
 
 
 def _sectors(text: str) -> tuple[int, int]:
@@ -247,15 +325,19 @@ def mount(kernel: Kernel, source: Text, point: Text, *, type: Text = "tmpfs", si
 
 
 @verb
-def umount(kernel: Kernel, point: Text) -> Reply:
+def umount(kernel: Kernel, point: Text) -> Slices:
     """Unmount what mount mounted. Dirty pages are written, all pages go; EBUSY while a file is mapped."""
-    found = kernel.user.vfs.umount(point)
+    found = yield from kernel.user.vfs.umount(point)
     return Reply({"source": found.source, "point": found.point})
 
 
 @verb
 def mkswap(kernel: Kernel, path: Text) -> Reply:
-    """Write a swap area's header into a file, as large as the file is."""
+    """Write a swap area's header into a file or a zram device, as large as that is."""
+    zram = kernel.user.swap_storage.zram.find(path)
+    if zram is not None:
+        zram.write_header(make_header(zram.disksize))
+        return Reply({"path": path, "pages": (zram.disksize >> PAGE_SHIFT) - 1})
     files = kernel.user.files
     file = files.vfs.lookup(path)
     header = make_header(file.size)
@@ -266,7 +348,7 @@ def mkswap(kernel: Kernel, path: Text) -> Reply:
 
 @verb
 def swapon(kernel: Kernel, path: Text, *, priority: Number | None = None) -> Reply:
-    """Turn a swap area on: a device that the machine names, or a file of a disk with a header (mkswap).
+    """Turn a swap area on: a device of the machine, or a zram device or file of a disk with a header (mkswap).
 
     Areas without a priority are used one after the other, in the order in which they were turned on; those of the same
     priority in turn.
@@ -274,7 +356,11 @@ def swapon(kernel: Kernel, path: Text, *, priority: Number | None = None) -> Rep
     _privileged(kernel)
     device = kernel.swap.devices.get(path)
     wanted = -1 if priority is None else priority
-    if device is not None:
+    zram = kernel.user.swap_storage.zram.find(path)
+    if zram is not None:
+        size = check_header(zram.header, zram.disksize, kernel.printk)
+        area = kernel.swap.files.swapon(path, "partition", size, wanted)
+    elif device is not None:
         area = kernel.swap.files.swapon(path, device.kind, device.size, wanted)
     else:
         area = kernel.swap.files.swapon(path, "file", _swap_file(kernel, path), wanted)
@@ -299,7 +385,8 @@ def swapoff(kernel: Kernel, path: Text) -> Slices:
     """Turn a swap area off: all that is in it comes back into memory first."""
     _privileged(kernel)
     vfs, task = kernel.user.vfs, kernel.tasks.current()
-    if path not in kernel.swap.devices and kernel.swap.files.find(path) is None:
+    area = kernel.swap.files.find(path)
+    if path not in kernel.swap.devices and area is None and kernel.user.swap_storage.zram.find(path) is None:
         vfs.lookup(path)
     try:
         if task is not None:
@@ -308,7 +395,7 @@ def swapoff(kernel: Kernel, path: Text) -> Slices:
     finally:
         if task is not None:
             task.oom_flag_origin = False
-    if path not in kernel.swap.devices:
+    if area is not None and area.kind == "file" and path not in kernel.swap.devices:
         vfs.lookup(path).users -= 1
     return Reply({"path": path, "pages": pages})
 

@@ -69,6 +69,7 @@ SECTIONS = {
     "verbs_mm": "Mappings of a process",
     "verbs_access": "What a process does with its memory",
     "verbs_files": "Files and swap",
+    "verbs_cgroups": "Control groups",
     "verbs_numa": "NUMA placement of a process",
     "verbs_signals": "Signals",
     "verbs_general": "Time, handles, the log",

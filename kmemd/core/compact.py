@@ -20,6 +20,8 @@ _TOP = cython.declare(cython.int, 10)
 _NOT_HEAD = cython.declare(cython.int, 0)
 _IN_BUDDY = cython.declare(cython.int, 1)
 _ALLOCATED = cython.declare(cython.int, 3)
+_MOVABLE = cython.declare(cython.int, 1)
+_CMA = cython.declare(cython.int, 4)
 
 _LRU = cython.declare(cython.uint, 1 << 4)
 _SWAPCACHE = cython.declare(cython.uint, 1 << 10)
@@ -115,6 +117,32 @@ class Scanner:
         """The order of the compound page that begins at a page, 0 without one."""
         compound: cython.bint = self._meta[pfn] & 0xFF == _ALLOCATED and self._flags[pfn] & _HEAD != 0
         return (self._meta[pfn] >> 8) & 0xFF if compound else 0
+
+    def target(
+        self,
+        start: cython.longlong,
+        low: cython.longlong,
+        types: cython.uchar[::1],
+        any_type: cython.bint,
+        ignore_skip: cython.bint,
+    ) -> int:
+        """The next page block from ``start`` downwards, not below ``low``, whose free pages may be taken as targets,
+        -1 without one (suitable_migration_target, isolation_suitable).
+
+        ``types`` are those of all page blocks; movable ones and those of CMA areas qualify unless ``any_type``.
+        """
+        size: cython.longlong = cython.cast(cython.longlong, 1) << self._shift
+        block: cython.longlong
+        while start >= low:
+            block = start >> self._shift
+            if (
+                (any_type or types[block] == _MOVABLE or types[block] == _CMA)
+                and (ignore_skip or not self._skip[block])
+                and self._free_order(start) < self._shift
+            ):
+                return start
+            start -= size
+        return -1
 
     def unmovable(self, low: cython.longlong, high: cython.longlong) -> int:
         """The first page of a range that is neither free nor can be moved, -1 without (has_unmovable_pages).

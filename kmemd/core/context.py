@@ -14,6 +14,7 @@ COMM = 4  # index into Context.comms
 STACK = 5  # stack depot handle of the whole stack down to the allocation, 0 = none
 SITE = 6  # stack depot handle of the caller of the allocator, without the allocator's own frames
 UID = 7
+WAITED = 8  # ns that executing tasks have waited for devices, or were made to wait, so far: no CPU time of theirs
 WORDS = 16
 
 
@@ -37,6 +38,16 @@ class Context:
     def charge(self, ns: int) -> None:
         """Let ``ns`` nanoseconds of work pass."""
         self.words[NOW] += ns
+
+    @property
+    def waited_ns(self) -> int:
+        """How long executing tasks have waited so far, which is part of ``now``."""
+        return int(self.words[WAITED])
+
+    def wait(self, ns: int) -> None:
+        """Let ``ns`` nanoseconds pass in which the executing task sleeps."""
+        self.words[NOW] += ns
+        self.words[WAITED] += ns
 
     @property
     def cpu(self) -> int:

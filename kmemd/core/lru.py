@@ -3,12 +3,18 @@
 A page goes to its list, or moves to another one, when the batch that holds it is drained: it then has 15 pages, holds
 a huge page, or somebody drains it. ``PG_LRU`` and the lists' lengths change at that moment, as in Linux. A lruvec is a
 node's part of a memory cgroup, ``memcg * nodes + nid``; its lists are linked through ``PageMap.next``/``prev`` from
-the youngest page to the oldest. Left out: the multi-generational lists.
+the youngest page to the oldest.
+
+What a page does when it is used, and where new ones go, depends on the replacement policy in force: ``words[POLICY]``.
+With the generations of the multi-generational LRU (``lru_gen_add_folio`` and its like) a lruvec has a list for each
+generation, type and zone; what works on whole generations is core/lru_gen.py.
 
 Invariants: a page with PG_LRU is counted in exactly one list of its zone and node: unevictable, or by PG_SWAPBACKED
 and PG_ACTIVE. It is linked in that list of its lruvec, unless it is unevictable: such a page is on no linked list, and
-``prev`` counts how many mappings lock it. A page is at most once in the ``ADD`` and ``MLOCK`` batches of all CPUs
-together.
+``prev`` counts how many mappings lock it. A page of a generation says which in its flags, is counted by it, has no
+PG_ACTIVE, and is linked in a list of its type, lruvec and zone, but not always of its generation: one that was used is
+moved when it is met. The ends of such a list link to ``-(list + 1)``. A page is at most once in the ``ADD`` and
+``MLOCK`` batches of all CPUs together.
 """
 
 from typing import Any
@@ -25,6 +31,15 @@ PAGEVEC_SIZE = 15
 LRU_INACTIVE_ANON, LRU_ACTIVE_ANON, LRU_INACTIVE_FILE, LRU_ACTIVE_FILE, LRU_UNEVICTABLE = range(5)
 NR_LRU_LISTS = 5
 MAX_MEMCGS = 1 << 15
+
+# words: the policy, whether pages that are added were faulted in (current->in_lru_fault), and how many pages read(2)
+# found and did not find
+POLICY, IN_FAULT, HITS, MISSES = range(4)
+TWO_LIST, MGLRU, FIFO, CLOCK, TRUE_LRU = range(5)
+MIN_NR_GENS, MAX_NR_GENS, ANON_AND_FILE, MAX_NR_TIERS = 2, 4, 2, 4
+FIRST_SEQ = MIN_NR_GENS + 1
+SEQS = 3
+"""Sequence numbers of a lruvec: the youngest generation, less FIRST_SEQ, and the oldest of each type."""
 
 # tags of pages in a MLOCK batch
 MLOCK_PAGE, MLOCK_NEW, MUNLOCK = 0, 1, 2
@@ -50,6 +65,16 @@ _HEAD = cython.declare(cython.uint, 1 << 16)
 _SWAPBACKED = cython.declare(cython.uint, 1 << 19)
 _UNEVICTABLE = cython.declare(cython.uint, 1 << 20)
 _MLOCKED = cython.declare(cython.uint, 1 << 21)
+_WORKINGSET = cython.declare(cython.uint, 1 << 6)
+_WRITEBACK = cython.declare(cython.uint, 1 << 15)
+_RECLAIM = cython.declare(cython.uint, 1 << 18)
+_GEN_MASK = cython.declare(cython.uint, 7 << 22)
+_GEN_ONE = cython.declare(cython.uint, 1 << 22)
+_REFS_MASK = cython.declare(cython.uint, 3 << 25)
+_REFS_ONE = cython.declare(cython.uint, 1 << 25)
+_MGLRU = cython.declare(cython.longlong, 1)
+_FIFO = cython.declare(cython.longlong, 2)
+_CLOCK = cython.declare(cython.longlong, 3)
 
 
 def _view(array: Any) -> Any:
@@ -65,8 +90,21 @@ class Lru:
     ``items`` gives the numbers of the counters: the first LRU item of zones and of nodes, NR_MLOCK; ``events`` those
     of pgactivate, pgdeactivate, pglazyfree, unevictable_pgs_{culled, rescued, mlocked, munlocked, stranded}, and
     pgrotated. ``zones`` has the same number of rows for each node.
+
+    For core/lru_gen.py: ``first`` and ``last`` hold PFN + 1 of the ends of all lists, those of generations from
+    ``gen_base`` on; ``gen_pages`` the pages of each generation, type and zone, ``seqs`` the sequence numbers by lruvec.
     """
 
+    words = cython.declare(object, visibility="readonly")
+    first = cython.declare(object, visibility="readonly")
+    last = cython.declare(object, visibility="readonly")
+    gen_pages = cython.declare(object, visibility="readonly")
+    sizes = cython.declare(object, visibility="readonly")
+    seqs = cython.declare(object, visibility="readonly")
+    gen_base = cython.declare(cython.longlong, visibility="readonly")
+    _words: cython.longlong[::1]
+    _gen_pages: cython.longlong[::1]
+    _seqs: cython.longlong[::1]
     _flags: cython.uint[::1]
     _meta: cython.int[::1]
     _mapping: cython.int[::1]
@@ -118,8 +156,16 @@ class Lru:
         self._most_memcg = 0
         self._kinds = max(1, len(rows) // self._nodes)
         lists = MAX_MEMCGS * self._nodes * NR_LRU_LISTS
-        self._first, self._last = _view(lazy_zeros(lists, "int32")), _view(lazy_zeros(lists, "int32"))
-        self._size = _view(lazy_zeros(lists * self._kinds, "int64"))
+        generations = MAX_MEMCGS * self._nodes * MAX_NR_GENS * ANON_AND_FILE * self._kinds
+        self.gen_base = lists
+        self.first, self.last = (lazy_zeros(lists + generations, "int32") for _ in range(2))
+        self._first, self._last = _view(self.first), _view(self.last)
+        self.sizes = lazy_zeros(lists * self._kinds, "int64")
+        self._size = _view(self.sizes)
+        self.gen_pages = lazy_zeros(generations, "int64")
+        self.seqs = lazy_zeros(MAX_MEMCGS * self._nodes * SEQS, "int64")
+        self.words = np.zeros(4, dtype=np.int64)
+        self._gen_pages, self._seqs, self._words = _view(self.gen_pages), _view(self.seqs), _view(self.words)
 
     # -- lists ---------------------------------------------------------------------------------------------
 
@@ -202,8 +248,13 @@ class Lru:
     @cython.cfunc
     @cython.exceptval(check=False)
     def _put(self, pfn: cython.longlong, last: cython.bint) -> cython.void:
-        """Count and link the page in the list that its flags say (lruvec_add_folio)."""
+        """Count and link the page in the list that its flags and the policy say (lruvec_add_folio)."""
         zi: cython.int = self._zone_of(pfn)
+        if self._words[0] and not self._flags[pfn] & _UNEVICTABLE:
+            if self._words[0] == _MGLRU:
+                self._gen_put(pfn, zi, last)
+                return
+            self._flags[pfn] &= ~_ACTIVE  # the other policies have one list
         which: cython.int = self._list_of(pfn)
         key: cython.longlong = self._key(pfn, self._zone_nid[zi], which)
         self._count_in(zi, key, which, self._pages(pfn))
@@ -218,6 +269,9 @@ class Lru:
     def _take(self, pfn: cython.longlong) -> cython.void:
         """The opposite (lruvec_del_folio)."""
         zi: cython.int = self._zone_of(pfn)
+        if self._flags[pfn] & _GEN_MASK:
+            self._gen_take(pfn, zi)
+            return
         which: cython.int = self._list_of(pfn)
         key: cython.longlong = self._key(pfn, self._zone_nid[zi], which)
         self._count_in(zi, key, which, -self._pages(pfn))
@@ -228,6 +282,151 @@ class Lru:
     @cython.exceptval(check=False)
     def _pages(self, pfn: cython.longlong) -> cython.longlong:
         return cython.cast(cython.longlong, 1) << ((self._meta[pfn] >> 8) & 0xFF)
+
+    # -- lists of generations ------------------------------------------------------------------------------
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _gen_put(self, pfn: cython.longlong, zi: cython.int, last: cython.bint) -> cython.void:
+        """Into the generation that a page deserves (lru_gen_add_folio): new ones that were faulted in are the youngest.
+
+        ``last``: it was written for reclaim, and is the next to go.
+        """
+        flags: cython.uint = self._flags[pfn]
+        file: cython.int = 0 if flags & _SWAPBACKED else 1
+        lruvec: cython.longlong = self._key(pfn, self._zone_nid[zi], 0) // _LISTS
+        seq: cython.longlong = self._seqs[lruvec * 3] + 3
+        oldest: cython.longlong = self._seqs[lruvec * 3 + 1 + file]
+        if not flags & _ACTIVE:
+            if (not file and not flags & _SWAPCACHE) or (flags & _RECLAIM and flags & (_DIRTY | _WRITEBACK)):
+                seq -= 1
+            elif last or oldest + 2 >= seq:
+                seq = oldest
+            else:
+                seq = oldest + 1
+        gen: cython.int = cython.cast(cython.int, seq & 3)
+        self._flags[pfn] = (flags & ~(_GEN_MASK | _ACTIVE)) | cython.cast(cython.uint, gen + 1) * _GEN_ONE
+        key: cython.longlong = self._gen_count(lruvec, gen, file, zi, self._pages(pfn))
+        mark: cython.int = cython.cast(cython.int, -(key + 1))
+        if last:
+            self._link_last(key, pfn)
+        else:
+            self._link(key, pfn)
+        if not self._next[pfn]:
+            self._next[pfn] = mark
+        if not self._prev[pfn]:
+            self._prev[pfn] = mark
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _gen_take(self, pfn: cython.longlong, zi: cython.int) -> cython.void:
+        """Out of its generation (lru_gen_del_folio); a page of a young one is an active page elsewhere."""
+        flags: cython.uint = self._flags[pfn]
+        gen: cython.int = cython.cast(cython.int, (flags & _GEN_MASK) // _GEN_ONE) - 1
+        lruvec: cython.longlong = self._key(pfn, self._zone_nid[zi], 0) // _LISTS
+        active: cython.uint = _ACTIVE if self._gen_active(lruvec, gen) else 0
+        self._flags[pfn] = (flags & ~_GEN_MASK) | active
+        self._gen_count(lruvec, gen, 0 if flags & _SWAPBACKED else 1, zi, -self._pages(pfn))
+        after: cython.int = self._next[pfn]
+        before: cython.int = self._prev[pfn]
+        if before > 0:
+            self._next[before - 1] = after
+        else:
+            self._first[-before - 1] = after if after > 0 else 0
+        if after > 0:
+            self._prev[after - 1] = before
+        else:
+            self._last[-after - 1] = before if before > 0 else 0
+        self._next[pfn] = 0
+        self._prev[pfn] = 0
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _gen_active(self, lruvec: cython.longlong, gen: cython.int) -> cython.bint:
+        """Whether pages of a generation count as active: those of the two youngest (lru_gen_is_active)."""
+        return ((self._seqs[lruvec * 3] + 3 - gen) & 3) < 2
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _gen_count(
+        self, lruvec: cython.longlong, gen: cython.int, file: cython.int, zi: cython.int, pages: cython.longlong
+    ) -> cython.longlong:
+        """Count pages of a generation; the number of its list."""
+        row: cython.longlong = ((lruvec * 4 + gen) * 2 + file) * self._kinds + zi % self._kinds
+        which: cython.int = file * 2 + (1 if self._gen_active(lruvec, gen) else 0)
+        self._gen_pages[row] += pages
+        self._count_in(zi, lruvec * _LISTS + which, which, pages)
+        return self.gen_base + row
+
+    def lruvecs(self) -> int:
+        """How many lruvecs may have pages."""
+        return (self._most_memcg + 1) * self._nodes
+
+    def gen_keys(self, lruvec: cython.longlong) -> Any:
+        """The numbers of the lists of a lruvec's generations."""
+        lists: cython.longlong = 8 * self._kinds
+        return range(self.gen_base + lruvec * lists, self.gen_base + (lruvec + 1) * lists)
+
+    def refile(self, key: cython.longlong, most: cython.longlong) -> int:
+        """Up to ``most`` pages from the old end of a list to where the policy wants them; how many there were
+        (fill_evictable, drain_evictable).
+        """
+        n: cython.longlong = 0
+        pfn: cython.longlong
+        while n < most and self._last[key]:
+            pfn = self._last[key] - 1
+            self._take(pfn)
+            self._put(pfn, False)
+            n += 1
+        return n
+
+    # -- being used ----------------------------------------------------------------------------------------
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _mark(self, pfn: cython.longlong) -> cython.longlong:
+        """A page was used by a system call; the pages that become active by that."""
+        policy: cython.longlong = self._words[0]
+        flags: cython.uint = self._flags[pfn]
+        if policy == 0:
+            return self._mark_two_list(pfn, flags)
+        if policy == _MGLRU:
+            self._inc_refs(pfn, flags)
+        elif policy == _CLOCK:
+            self._flags[pfn] = flags | _REFERENCED
+        elif policy != _FIFO and flags & _LRU and not flags & _UNEVICTABLE:
+            self._take(pfn)
+            self._put(pfn, False)
+        return 0
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _mark_two_list(self, pfn: cython.longlong, flags: cython.uint) -> cython.longlong:
+        """Referenced the first time, active the second, by way of the batch (folio_mark_accessed)."""
+        if not flags & _REFERENCED:
+            self._flags[pfn] = flags | _REFERENCED
+            return 0
+        if flags & (_UNEVICTABLE | _ACTIVE):
+            return 0
+        if flags & _LRU:
+            self._push(_ACTIVATE, pfn, 0)
+        else:
+            self._flags[pfn] |= _ACTIVE
+        self._flags[pfn] &= ~_REFERENCED
+        return self._pages(pfn)
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _inc_refs(self, pfn: cython.longlong, flags: cython.uint) -> cython.void:
+        """One more access, which makes a page of a higher tier in the end (folio_inc_refs)."""
+        if flags & _UNEVICTABLE:
+            return
+        if not flags & _REFERENCED:
+            self._flags[pfn] = flags | _REFERENCED
+        elif not flags & _WORKINGSET:
+            self._flags[pfn] = flags | _WORKINGSET
+        elif flags & _REFS_MASK != _REFS_MASK:
+            self._flags[pfn] = flags + _REFS_ONE
 
     # -- batches -------------------------------------------------------------------------------------------
 
@@ -267,7 +466,7 @@ class Lru:
             return
         elif kind == _ACTIVATE and not flags & _ACTIVE:
             self._move(pfn, (flags | _ACTIVE), 0)
-        elif kind == _DEACTIVATE and flags & _ACTIVE:
+        elif kind == _DEACTIVATE and (flags & _ACTIVE or self._words[0] == _MGLRU):
             self._move(pfn, flags & ~(_ACTIVE | _REFERENCED), 1)
         elif kind == _LAZYFREE and self._mapping[pfn] > 0 and flags & _SWAPBACKED and not flags & _SWAPCACHE:
             self._move(pfn, flags & ~(_ACTIVE | _REFERENCED | _SWAPBACKED), 2)
@@ -276,7 +475,7 @@ class Lru:
     @cython.exceptval(check=False)
     def _move(self, pfn: cython.longlong, flags: cython.uint, event: cython.int) -> cython.void:
         self._take(pfn)
-        self._flags[pfn] = flags
+        self._flags[pfn] = flags & ~_GEN_MASK
         self._put(pfn, False)
         self._events[self._event[event]] += self._pages(pfn)
 
@@ -286,7 +485,7 @@ class Lru:
         """lru_move_tail_fn: the page is the next one to be reclaimed."""
         if flags & _LRU and not flags & _UNEVICTABLE:
             self._take(pfn)
-            self._flags[pfn] = flags & ~_ACTIVE
+            self._flags[pfn] &= ~_ACTIVE
             self._put(pfn, True)
             self._events[self._event[8]] += self._pages(pfn)
 
@@ -350,11 +549,37 @@ class Lru:
     # -- what others call ----------------------------------------------------------------------------------
 
     def add(self, pfn: cython.longlong) -> None:
-        """A page to its list by its flags (folio_add_lru)."""
+        """A page to its list by its flags (folio_add_lru). One that was faulted in is used at once."""
+        if self._words[1] and self._words[0] == _MGLRU and not self._flags[pfn] & _UNEVICTABLE:
+            self._flags[pfn] |= _ACTIVE
         self._push(_ADD, pfn, 0)
+
+    def mark_accessed(self, pfn: cython.longlong) -> int:
+        """A page was used by a system call (folio_mark_accessed): what that means is the policy's. How many pages of
+        it become active.
+        """
+        return self._mark(pfn)
+
+    def mark_accessed_bulk(self, pfns: cython.longlong[::1]) -> int:
+        """``mark_accessed`` of each page, in order. How many pages become active."""
+        i: cython.Py_ssize_t
+        active: cython.longlong = 0
+        for i in range(pfns.shape[0]):
+            active += self._mark(pfns[i])
+        return active
+
+    def add_faulted(self, pfns: cython.longlong[::1]) -> None:
+        """``add_bulk`` of pages that a fault was for."""
+        was: cython.longlong = self._words[1]
+        self._words[1] = 1
+        self.add_bulk(pfns)
+        self._words[1] = was
 
     def add_bulk(self, pfns: cython.longlong[::1]) -> None:
         """``add`` for each page, in order."""
+        if self._words[0] == _MGLRU:
+            self._add_gens(pfns)
+            return
         b: cython.int = cython.cast(cython.int, self._ctx[_CPU]) * _BATCHES + _ADD
         i: cython.Py_ssize_t = 0
         stop: cython.Py_ssize_t
@@ -366,6 +591,15 @@ class Lru:
                 i += 1
             else:
                 i = stop
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _add_gens(self, pfns: cython.longlong[::1]) -> cython.void:
+        i: cython.Py_ssize_t
+        for i in range(pfns.shape[0]):
+            if self._words[1] and not self._flags[pfns[i]] & _UNEVICTABLE:
+                self._flags[pfns[i]] |= _ACTIVE
+            self._push(_ADD, pfns[i], 0)
 
     @cython.cfunc
     @cython.exceptval(check=False)
@@ -397,7 +631,9 @@ class Lru:
             flags: cython.uint = self._flags[pfns[i]]
             if not flags & _LRU or flags & _UNEVICTABLE:
                 continue
-            if (kind == _ACTIVATE and flags & _ACTIVE) or (kind == _DEACTIVATE and not flags & _ACTIVE):
+            if (kind == _ACTIVATE and flags & _ACTIVE) or (
+                kind == _DEACTIVATE and not flags & _ACTIVE and self._words[0] != _MGLRU
+            ):
                 continue
             if kind == _LAZYFREE and (not flags & _SWAPBACKED or flags & _SWAPCACHE):
                 continue
@@ -555,9 +791,11 @@ class Lru:
             return
         key: cython.longlong = self._key(head, self._zone_nid[self._zone_of(head)], self._list_of(head))
         before = self._prev[head]
+        if before < 0:
+            key = -before - 1
         for i in range(head + count - 1, head, -1):
             self._prev[i] = before
-            if before:
+            if before > 0:
                 self._next[before - 1] = cython.cast(cython.int, i + 1)
             else:
                 self._first[key] = cython.cast(cython.int, i + 1)
@@ -583,6 +821,32 @@ class Lru:
             pfn = self._next[pfn - 1]
         return found
 
+    def active(self, pfns: cython.longlong[::1], out: cython.uchar[::1]) -> None:
+        """Which pages count as active."""
+        i: cython.Py_ssize_t
+        flags: cython.uint
+        gen: cython.int
+        for i in range(pfns.shape[0]):
+            flags = self._flags[pfns[i]]
+            out[i] = 1 if flags & _ACTIVE else 0
+            if flags & _GEN_MASK:
+                gen = cython.cast(cython.int, (flags & _GEN_MASK) // _GEN_ONE) - 1
+                nid: cython.longlong = self._zone_nid[self._zone_of(pfns[i])]
+                out[i] = self._gen_active(self._memcg[pfns[i]] * self._nodes + nid, gen)
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _in_gens(self, lruvec: cython.longlong, which: cython.int) -> cython.longlong:
+        """Pages of generations that count in one of the four lists."""
+        pages: cython.longlong = 0
+        gen: cython.int
+        kind: cython.int
+        for gen in range(4):
+            if self._gen_active(lruvec, gen) == (which & 1):
+                for kind in range(self._kinds):
+                    pages += self._gen_pages[((lruvec * 4 + gen) * 2 + which // 2) * self._kinds + kind]
+        return pages
+
     def check(self) -> None:
         """Links lead both ways, and each list has the pages that its size and its pages' flags say. AssertionError."""
         lruvec: cython.longlong
@@ -604,5 +868,5 @@ class Lru:
                     before = pfn
                     pfn = self._next[pfn - 1]
                 assert self._last[key] == before, f"LRU list {which} of lruvec {lruvec} ends elsewhere"
-                size = self.size(lruvec, which, self._kinds)
+                size = self.size(lruvec, which, self._kinds) - self._in_gens(lruvec, which)
                 assert pages == size, f"LRU list {which} of lruvec {lruvec}: {pages} pages, its size says {size}"

@@ -359,6 +359,17 @@ class Mmu:
 
     @cython.cfunc
     @cython.exceptval(check=False)
+    def _uncount(self, mm: cython.int, faults: cython.int) -> cython.void:
+        """Faults are taken back: the counts that they handed over are the task's again."""
+        events: cython.int = self._rss_events[mm] - faults
+        while events < 0:
+            events += _EVENTS_THRESH + 2
+            self._rss_task[mm * 4 + _MM_ANON] += _EVENTS_THRESH + 2
+            self._rss[mm * 4 + _MM_ANON] -= _EVENTS_THRESH + 2
+        self._rss_events[mm] = events
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
     def _sync(self, mm: cython.int) -> cython.void:
         k: cython.int
         for k in range(mm * 4, mm * 4 + 4):
@@ -1304,13 +1315,14 @@ class Mmu:
         if got and vmas[self._pend_row, 2] & _ROW_LOCKED:
             self.lru.mlock(pfns, 1)
         elif got:
-            self.lru.add_bulk(pfns)
+            self.lru.add_faulted(pfns)
         if got == k:
             return -1
         for j in range(got, k):
             self._words[self._pend_slot[j]] = self._pend_old[j]
             if not self._mapped_page(self._pend_old[j]):
                 self._rss_task[mm * 4 + _MM_ANON] -= 1
+        self._uncount(mm, k - got)
         self.flush_mm(mm)
         return self._pend_at[got]
 

@@ -11,6 +11,7 @@ import numpy as np
 
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
+SECTION_SHIFT = 12
 
 # PageMap.kind
 NOT_HEAD = 0  # inside a block, in the frontier, reserved since boot, or a hole
@@ -22,6 +23,8 @@ ALLOCATED = 3  # head of a block in use
 PG_LOCKED, PG_REFERENCED, PG_UPTODATE, PG_DIRTY, PG_LRU, PG_ACTIVE, PG_WORKINGSET, PG_WAITERS = range(8)
 PG_ERROR, PG_SLAB, PG_OWNER_PRIV_1, PG_ARCH_1, PG_RESERVED, PG_PRIVATE, PG_PRIVATE_2, PG_WRITEBACK = range(8, 16)
 PG_HEAD, PG_MAPPEDTODISK, PG_RECLAIM, PG_SWAPBACKED, PG_UNEVICTABLE, PG_MLOCKED = range(16, 22)
+LRU_GEN_PGOFF, LRU_REFS_PGOFF = 22, 25  # three bits of generation + 1, two of accesses beyond PG_workingset
+LRU_GEN_MASK, LRU_REFS_MASK = 7 << LRU_GEN_PGOFF, 3 << LRU_REFS_PGOFF
 PG_ANON_EXCLUSIVE, PG_SWAPCACHE = PG_MAPPEDTODISK, PG_OWNER_PRIV_1  # as Linux shares them
 PG_TABLE = 30  # the model's own: a page-table page, which Linux keeps in page_type
 PG_CONTENT = 31  # the model's own: the bytes of the page are known (mm/contents.py)
@@ -48,7 +51,8 @@ class PageMap:
     map a
     page; how often a compound page is mapped as a whole stands in ``mapping`` of its first tail
     (``compound_mapcount``).
-    ``memcg`` is the number of the memory cgroup that a page is charged to, 0 for the root.
+    ``memcg`` is the number of the memory cgroup that a page is charged to, 0 for the root; ``charged_sections`` tells
+    in which sections of ``1 << SECTION_SHIFT`` frames it may be anything else.
     ``private`` is the slot of a page in the swap cache (``type << 50 | offset``), 0 for all others.
     """
 
@@ -65,3 +69,4 @@ class PageMap:
         self.mapcount = lazy_zeros(max_pfn, "int32")
         self.private = lazy_zeros(max_pfn, "int64")
         self.memcg = lazy_zeros(max_pfn, "int16")
+        self.charged_sections = np.zeros((max_pfn >> SECTION_SHIFT) + 1, dtype=bool)

@@ -48,6 +48,8 @@ _SPECIAL = cython.declare(cython.ulonglong, 1 << 9)
 _SOFT_DIRTY = cython.declare(cython.ulonglong, 1 << 11)
 _SWP_SOFT_DIRTY = cython.declare(cython.ulonglong, 1 << 1)
 _SWP_EXCLUSIVE = cython.declare(cython.ulonglong, 1 << 3)
+_SWP_TYPE_SHIFT = cython.declare(cython.int, 59)
+_MAX_SWAPFILES = cython.declare(cython.ulonglong, 23)  # higher types are migration, and pages that swapoff lost
 _NX = cython.declare(cython.ulonglong, 1 << 63)
 _PFN_MASK = cython.declare(cython.ulonglong, ((1 << 40) - 1) << 12)
 _PROT = cython.declare(cython.ulonglong, 1 | 2 | 4 | 1 << 8 | 1 << 63)
@@ -210,7 +212,8 @@ class PteRanges:
         if not entry & _HERE:
             self._swapped[self._nswapped] = entry
             self._nswapped += 1
-            self._rss[mm * 4 + _SWAPENTS] -= 1
+            if entry >> _SWP_TYPE_SHIFT < _MAX_SWAPFILES:
+                self._rss[mm * 4 + _SWAPENTS] -= 1
             return
         pfn = self._page(entry)
         if pfn < 0:
@@ -291,7 +294,8 @@ class PteRanges:
         if not entry & _HERE:
             self._swapped[self._nswapped] = entry
             self._nswapped += 1
-            self._rss[mm * 4 + _SWAPENTS] += 1
+            if entry >> _SWP_TYPE_SHIFT < _MAX_SWAPFILES:
+                self._rss[mm * 4 + _SWAPENTS] += 1
             self._words[source] = self._words[target] = entry & ~_SWP_EXCLUSIVE
             return
         if cow and entry & _RW:
@@ -443,7 +447,9 @@ class PteRanges:
             if rows[r, 3]:
                 continue
             for i in range(rows[r, 2], rows[r, 2] + rows[r, 1]):
-                if self._words[i] and not self._words[i] & _HERE:
+                if not self._words[i] or self._words[i] & _HERE:
+                    continue
+                if self._words[i] >> _SWP_TYPE_SHIFT < _MAX_SWAPFILES:
                     found.append(self._words[i])
         return np.array(found, dtype=np.uint64)
 

@@ -44,7 +44,7 @@ CHARGED = 1 << p.PG_LRU | 1 << p.PG_SWAPBACKED | 1 << p.PG_UNEVICTABLE
 class PageOwner:
     """The file of one kernel. ``table`` is None when it was not booted with ``page_owner=on``.
 
-    ``memcg_name(pfn)`` names the memory cgroup that a user page is charged to, and says when it was removed.
+    ``memcg_name(pfn)`` names the memory cgroup that a page is charged to, and says when it was removed.
     """
 
     def __init__(
@@ -112,12 +112,13 @@ class PageOwner:
             blocks,
             np.asarray(self._buddy.block_type)[blocks],
             table.migrate_reason[heads],
+            self._pages.memcg[heads],
         )
-        for pfn, order, gfp, pid, tgid, comm, ts, free_ts, stack, flags, block, block_type, reason in zip(
+        for pfn, order, gfp, pid, tgid, comm, ts, free_ts, stack, flags, block, block_type, reason, group in zip(
             *(column.tolist() for column in columns), strict=True
         ):
             mask, mobility = self._masks.get(gfp) or self._mask(gfp)
-            tail = self._tail(pfn, flags, reason)
+            tail = self._tail(pfn, flags, reason, group)
             yield (
                 f"Page allocated via order {order}, mask {mask}, pid {pid}, tgid {tgid} ({comms[comm]}), "
                 f"ts {ts} ns, free_ts {free_ts} ns\n"
@@ -137,13 +138,13 @@ class PageOwner:
         text = self._stacks[handle] = "".join(f" {line}\n" for line in lines)
         return text
 
-    def _tail(self, pfn: int, flags: int, reason: int) -> str:
+    def _tail(self, pfn: int, flags: int, reason: int, group: int) -> str:
         """The lines behind the stack: why the page was migrated, and which group it is charged to."""
         text = ""
         if reason:
             text = f"Page has been migrated, last migrate reason: {MIGRATE_REASONS[reason - 1]}\n"
-        if flags & CHARGED:
-            text += f"Charged to {self._memcg_name(pfn)}\n"
+        if flags & CHARGED or group:
+            text += f"Charged {'(via objcg) ' if group < 0 else ''}to {self._memcg_name(pfn)}\n"
         return text
 
     def check(self) -> None:

@@ -54,8 +54,11 @@ class Accounting:
         tasks: TaskTable,
         arch: str,
         contig_pages: Callable[[], int] = lambda: 0,
+        active: Callable[[Numbers, npt.NDArray[np.uint8]], None] | None = None,
     ) -> None:
-        """``contig_pages()`` are the pages that were taken off free lists without an allocation event."""
+        """``contig_pages()`` are the pages that were taken off free lists without an allocation event; ``active(pfns,
+        out)`` says which pages count as active where not only PG_active does."""
+        self._active = active
         self._contig_pages = contig_pages
         self._buddy = buddy
         self._pages = pages
@@ -161,10 +164,18 @@ class Accounting:
         """The LRU lists' lengths, by zone from the pages' flags and by node from the zones."""
         zones = self._vmstat.zone_stat[:, stats.NR_ZONE_INACTIVE_ANON : stats.NR_ZONE_INACTIVE_ANON + LRU_LISTS]
         nodes = self._vmstat.node_stat[:, stats.NR_INACTIVE_ANON : stats.NR_INACTIVE_ANON + LRU_LISTS]
-        listed = np.array([_lru_lengths(self._pages.flags[heads], self._pages.order[heads]) for heads in used])
+        listed = np.array([self._lru_lengths(heads) for heads in used])
         yield "zones' LRU lengths less pages with PG_lru", (zones - listed).ravel().tolist()
         sums = zones.reshape(len(nodes), -1, LRU_LISTS).sum(axis=1)
         yield "nodes' LRU lengths less their zones'", (nodes - sums).ravel().tolist()
+
+    def _lru_lengths(self, heads: Numbers) -> Numbers:
+        """Pages per LRU list of some blocks."""
+        flags = self._pages.flags[heads]
+        active = (flags >> PG_ACTIVE & 1).astype(np.uint8)
+        if self._active is not None:
+            self._active(heads, active)
+        return _lru_lengths(flags, self._pages.order[heads], active)
 
 
 def _between(low: int, high: int, gaps: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -177,12 +188,12 @@ def _between(low: int, high: int, gaps: Iterable[tuple[int, int]]) -> Iterator[t
         yield low, high
 
 
-def _lru_lengths(flags: npt.NDArray[np.uint32], order: npt.NDArray[np.uint8]) -> Numbers:
+def _lru_lengths(flags: npt.NDArray[np.uint32], order: npt.NDArray[np.uint8], active: npt.NDArray[np.uint8]) -> Numbers:
     """Pages per LRU list: inactive and active anonymous, inactive and active file, unevictable."""
     on_list = flags >> PG_LRU & 1 == 1
     flags = flags[on_list]
     pages = np.int64(1) << order[on_list].astype(np.int64)
-    index = 2 * (1 - (flags >> PG_SWAPBACKED & 1)) + (flags >> PG_ACTIVE & 1)
+    index = 2 * (1 - (flags >> PG_SWAPBACKED & 1)) + active[on_list]
     index[flags >> PG_UNEVICTABLE & 1 == 1] = LRU_LISTS - 1
     lengths = np.zeros(LRU_LISTS, dtype=np.int64)
     np.add.at(lengths, index, pages)

@@ -1,8 +1,7 @@
 """Backing devices: what of a disk's files is dirty, how fast the disk writes, and its share of the limits.
 
 Linux: mm/backing-dev.c, and of mm/page-writeback.c the bandwidth estimate and the proportions of completions
-(lib/flex_proportions.c). Left out: cgroup writeback, min_ratio and max_ratio, strict limits, the batches of the
-per-CPU counters.
+(lib/flex_proportions.c). Left out: cgroup writeback, strict limits, the batches of the per-CPU counters.
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ INIT_BW = 100 << (20 - PAGE_SHIFT)
 BANDWIDTH_PERIOD = 1024
 """roundup_pow_of_two(3 * HZ), in jiffies."""
 VM_COMPLETIONS_PERIOD_LEN = 3 * HZ
+FPROP_FRAC_SHIFT = 10
+FPROP_FRAC_BASE = 1 << FPROP_FRAC_SHIFT
 
 
 @dataclass(slots=True)
@@ -63,6 +64,24 @@ class Share:
         self.period = every.period
         return self.events
 
+    def fraction(self, every: Completions) -> tuple[int, int]:
+        """Numerator and denominator of this disk's part of all completions (``fprop_fraction_percpu``)."""
+        mine, total = self.reflect(every), every.events
+        return mine, total if total > mine else mine or 1
+
+    def add(self, every: Completions, jiffies: int, pages: int, max_ratio: int) -> None:
+        """Pages were written, of which no more count than keep the part below a ratio (``__fprop_add_percpu_max``)."""
+        most = FPROP_FRAC_BASE * max_ratio // 100
+        if most < FPROP_FRAC_BASE:
+            mine, total = self.fraction(every)
+            room = total * most - (mine << FPROP_FRAC_SHIFT)
+            if room < 0:
+                return
+            pages = min(pages, -(-room // (FPROP_FRAC_BASE - most)))
+        every.add(jiffies, pages)
+        self.reflect(every)
+        self.events += pages
+
 
 @dataclass(eq=False)
 class BdiWriteback:
@@ -89,6 +108,8 @@ class BdiWriteback:
     dirtied_stamp: int = 0
     written_stamp: int = 0
     dirty_exceeded: bool = False
+    min_ratio: int = 0
+    max_ratio: int = 100
     completions: Share = field(default_factory=Share)
     b_dirty: dict[File, int] = field(default_factory=dict)
     b_io: dict[File, int] = field(default_factory=dict)

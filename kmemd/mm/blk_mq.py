@@ -1,8 +1,9 @@
 """Disks and their request queues (block/blk-mq.c, block/blk-merge.c, block/genhd.c, drivers/block/brd.c).
 
 A disk does one request after the other: each costs the latency of the machine's table and the time that its pages
-take at the disk's bandwidth. Reads go before writes that wait, as mq-deadline has it; a bio that follows the last
-waiting request is merged with it. Sectors can be made bad: a request that touches one fails, with the kernel's line.
+take at the disk's bandwidth; both can be set for each disk. Reads go before writes that wait, as mq-deadline has it; a
+bio that follows the last waiting request is merged with it. Sectors can be made bad: a request that touches one fails,
+with the kernel's line and errno.
 Left out: more than one hardware queue, discards, barriers, priorities.
 """
 
@@ -12,6 +13,7 @@ import errno
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from kmemd.errors import KernelError
 from kmemd.mm.io_clock import IoClock
@@ -23,8 +25,19 @@ BIO_MAX_VECS = 256
 """Pages of one bio."""
 MAX_REQUEST_PAGES = 320
 """BLK_DEF_MAX_SECTORS: 1280 KiB."""
-NR_REQUESTS = 128
-"""Waiting requests, when a submitter has to wait itself (BLKDEV_DEFAULT_RQ)."""
+NR_REQUESTS, FEWEST_REQUESTS = 128, 4
+"""Waiting requests, when a submitter has to wait itself (BLKDEV_DEFAULT_RQ, BLKDEV_MIN_RQ)."""
+ERRORS = {
+    errno.EIO: "I/O",
+    errno.ETIMEDOUT: "timeout",
+    errno.ENOSPC: "critical space allocation",
+    errno.ENOLINK: "recoverable transport",
+    errno.EREMOTEIO: "critical target",
+    errno.ENODATA: "critical medium",
+    errno.EILSEQ: "protection",
+    errno.ENODEV: "device offline",
+}
+"""What a disk can complain of (``blk_errors``)."""
 VM_READAHEAD_PAGES = 32
 BRD_MAJOR, VIRTIO_MAJOR, SD_MAJOR = 1, 254, 8
 MINORS_PER_DISK = 16
@@ -48,13 +61,13 @@ class DiskSpeed:
 
 @dataclass(eq=False, slots=True)
 class Bio:
-    """A run of pages on their way to a disk. ``done(failed)`` is called when they have arrived, or cannot."""
+    """A run of pages on their way to a disk. ``done(error)`` is called when they have arrived, or cannot: an errno."""
 
     sector: int
     pages: int
     segments: int
     flags: int
-    done: Callable[[bool], None]
+    done: Callable[[int], None]
 
     @property
     def end(self) -> int:
@@ -106,9 +119,11 @@ class Disk:
         self.stats = DiskStats()
         self.ra_pages = VM_READAHEAD_PAGES
         self.io_pages = VM_READAHEAD_PAGES if self.major == BRD_MAJOR else MAX_REQUEST_PAGES
-        self.bad: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
+        self.bad: tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]] = ([], [])
         self.queue: deque[Request] = deque()
-        self._io, self._speed, self._log = io, speed, log
+        self.nr_requests = NR_REQUESTS
+        self.speed = speed
+        self._io, self._log = io, log
         self._free_at = 0
 
     @property
@@ -124,24 +139,43 @@ class Disk:
     @property
     def congested(self) -> bool:
         """Whether who submits must wait for a request to be done."""
-        return len(self.queue) >= NR_REQUESTS
+        return len(self.queue) >= self.nr_requests
 
-    def fails(self, op: int, sector: int, end: int) -> bool:
-        """Whether a range has a bad sector."""
-        return any(low < end and sector < high for low, high in self.bad[op])
+    def fails(self, op: int, sector: int, end: int) -> int:
+        """The errno of a range that has a bad sector; 0 when all is well."""
+        return next((error for low, high, error in self.bad[op] if low < end and sector < high), 0)
 
     # -- reading -----------------------------------------------------------------------------------------
 
-    def read(self, sector: int, pages: int, segments: int, flags: int) -> tuple[int, bool]:
-        """When a read is done that is asked for now, and whether it fails. It goes before waiting writes."""
+    def read(self, sector: int, pages: int, segments: int, flags: int) -> tuple[int, int]:
+        """When a read is done that is asked for now, and its errno or 0. It goes before waiting writes."""
         start = max(self._io.now, self._free_at)
-        cost = self._speed.read + self._speed.read_page * pages
+        cost = self.speed.read + self.speed.read_page * pages
         self._free_at = start + cost
         self._account(OP_READ, pages, self._free_at - self._io.now, cost)
         failed = self.fails(OP_READ, sector, sector + pages * SECTORS_PER_PAGE)
         if failed:
-            self._error(OP_READ, sector, segments, flags | (REQ_FAILFAST if flags & REQ_RAHEAD else 0))
+            self.print_error(failed, OP_READ, sector, segments, flags | (REQ_FAILFAST if flags & REQ_RAHEAD else 0))
         return self._free_at, failed
+
+    @property
+    def free_at(self) -> int:
+        """When it has done what it was asked to do so far; a moment that may be over."""
+        return self._free_at
+
+    @property
+    def single_read_ns(self) -> int:
+        """What reading a page alone takes."""
+        return self.speed.read + self.speed.read_page
+
+    def read_alone(self, count: int, waited_ns: int, free_at: int) -> None:
+        """``count`` pages were read, each alone and after the one before had come, as ``read`` would have done it; they
+        were waited for so long together, and the last one came at ``free_at``."""
+        self._free_at = free_at
+        self.stats.ios[OP_READ] += count
+        self.stats.sectors[OP_READ] += count * SECTORS_PER_PAGE
+        self.stats.nsecs[OP_READ] += waited_ns
+        self.stats.busy_ns += count * self.single_read_ns
 
     # -- writing -----------------------------------------------------------------------------------------
 
@@ -159,7 +193,7 @@ class Disk:
 
     def _start(self, now: int) -> None:
         """The first of the queue is in service."""
-        cost = self._speed.write + self._speed.write_page * self.queue[0].pages
+        cost = self.speed.write + self.speed.write_page * self.queue[0].pages
         self._free_at = max(now, self._free_at) + cost
         self.stats.busy_ns += cost
         self._io.call_at(self._free_at, self._end)
@@ -173,7 +207,8 @@ class Disk:
         self._account(OP_WRITE, request.pages, when - request.start_ns, 0)
         failed = self.fails(OP_WRITE, request.sector, request.sector + sectors)
         if failed:
-            self._error(OP_WRITE, request.sector, sum(bio.segments for bio in request.bios), request.bios[0].flags)
+            blocks = sum(bio.segments for bio in request.bios)
+            self.print_error(failed, OP_WRITE, request.sector, blocks, request.bios[0].flags)
         for bio in request.bios:
             bio.done(failed)
 
@@ -190,10 +225,10 @@ class Disk:
         stats.nsecs[op] += waited
         stats.busy_ns += busy
 
-    def _error(self, op: int, sector: int, segments: int, flags: int) -> None:
+    def print_error(self, error: int, op: int, sector: int, segments: int, flags: int) -> None:
         """blk_print_req_error."""
         self._log(
-            f"I/O error, dev {self.name}, sector {sector} op 0x{op:x}:({OP_NAMES[op]}) flags 0x{flags:x}"
+            f"{ERRORS[error]} error, dev {self.name}, sector {sector} op 0x{op:x}:({OP_NAMES[op]}) flags 0x{flags:x}"
             f" phys_seg {segments} prio class {IOPRIO_CLASS_BE}"
         )
 
@@ -201,6 +236,9 @@ class Disk:
         """Requests have the pages of their bios. AssertionError."""
         for request in self.queue:
             assert request.pages == sum(bio.pages for bio in request.bios), f"{self.name}: a request's pages are off"
+
+
+AnyDisk = TypeVar("AnyDisk", bound=Disk)
 
 
 class Disks:
@@ -217,6 +255,11 @@ class Disks:
             disk = self.by_path[path] = Disk(path, disk_number(path), self._io, self._speed, self._log)
         return disk
 
+    def add(self, path: str, number: tuple[int, int], kind: type[AnyDisk]) -> AnyDisk:
+        """A disk of another kind, or whose name says nothing of its number."""
+        disk = self.by_path[path] = kind(path, number, self._io, self._speed, self._log)
+        return disk
+
     def check(self) -> None:
         """AssertionError where a queue's books are off."""
         for disk in self.by_path.values():
@@ -228,6 +271,7 @@ def disk_number(path: str) -> tuple[int, int]:
     name = path.rpartition("/")[2]
     if name.startswith("ram") and name[3:].isdigit():
         return BRD_MAJOR, int(name[3:])
-    if name[:2] in ("vd", "sd") and len(name) == 3 and name[2].islower():
-        return (VIRTIO_MAJOR if name[0] == "v" else SD_MAJOR), MINORS_PER_DISK * (ord(name[2]) - ord("a"))
+    if name[:2] in ("vd", "sd") and name[2:3].islower() and (name[3:] or "0").isdecimal():
+        minor = MINORS_PER_DISK * (ord(name[2]) - ord("a")) + int(name[3:] or 0)
+        return (VIRTIO_MAJOR if name[0] == "v" else SD_MAJOR), minor
     raise KernelError(errno.ENODEV, f"there is no block device {path}")

@@ -12,7 +12,7 @@ counts tasks in and below a group; ``memcg`` of a group is its own memory cgroup
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Protocol
 
 from kmemd.errors import KernelError
@@ -23,6 +23,8 @@ from kmemd.mm.signals import SIGKILL
 INT_MAX = (1 << 31) - 1
 MEMORY = "memory"
 ROOT_CGROUP_INO = 1
+MOUNT_OPTIONS = ("nsdelegate", "favordynmods", "memory_localevents", "memory_recursiveprot")
+"""In the order in which they are shown; the first two change nothing here."""
 
 
 class MemoryController(Protocol):
@@ -30,6 +32,7 @@ class MemoryController(Protocol):
 
     def css_alloc(self, cgroup: Cgroup, parent: Any) -> Any: ...
     def css_offline(self, memcg: Any) -> None: ...
+    def mount_options(self, options: Collection[str]) -> None: ...
 
 
 class Pressure(Protocol):
@@ -53,7 +56,7 @@ class Cgroup:
         self.memcg: Any = parent.memcg if parent is not None else None
         self.threaded = False
         self.max_depth = self.max_descendants = INT_MAX
-        self.nr_descendants = self.nr_dying = 0
+        self.nr_descendants = self.nr_dying = self.threaded_children = 0
         self.freeze = False
         self.frozen = False
         self.dead = False
@@ -103,7 +106,7 @@ class Cgroup:
     @property
     def is_thread_root(self) -> bool:
         """Whether threaded groups are below (``cgroup_is_thread_root``)."""
-        return not self.threaded and any(child.threaded for child in self.children.values())
+        return not self.threaded and self.threaded_children > 0
 
     @property
     def can_be_thread_root(self) -> bool:
@@ -149,6 +152,7 @@ class Cgroups:
         self._next_ino = ROOT_CGROUP_INO
         self.root = Cgroup("", self._ino(), None, make_psi())
         self.version = 0
+        self.options: tuple[str, ...] = ()
         self.made = 0
         if memory is not None:
             self.root.own_memcg = self.root.memcg = memory.css_alloc(self.root, None)
@@ -180,6 +184,15 @@ class Cgroups:
                 raise KernelError(errno.ENOENT, f"there is no control group {path}")
             group = group.children[name]
         return group
+
+    def remount(self, options: Collection[str]) -> None:
+        """Mount the hierarchy anew: options that are not named are off (``cgroup_reconfigure``). EINVAL."""
+        unknown = [name for name in options if name not in (*MOUNT_OPTIONS, "rw", "relatime")]
+        if unknown:
+            raise KernelError(errno.EINVAL, f"cgroup2 has no mount option {unknown[0]!r}")
+        self.options = tuple(name for name in MOUNT_OPTIONS if name in options)
+        if self._memory is not None:
+            self._memory.mount_options(self.options)
 
     # -- mkdir and rmdir ---------------------------------------------------------------------------------
 
@@ -214,6 +227,7 @@ class Cgroups:
             raise KernelError(errno.EBUSY, f"{group.path} has groups below it")
         group.dead = True
         del group.parent.children[group.name]
+        group.parent.threaded_children -= group.threaded
         for above in group.parent.upwards():
             above.nr_descendants -= 1
         self._take_memory(group)
@@ -298,6 +312,7 @@ class Cgroups:
             raise KernelError(errno.EOPNOTSUPP, f"{group.path} cannot be made threaded where it is")
         self._take_memory(group)
         group.threaded = True
+        group.parent.threaded_children += 1
         self._hand_down(group)
         self.version += 1
 
@@ -412,6 +427,8 @@ class Cgroups:
         moved = {task.pid: task for task in self._tasks if task.cgroup is not None}
         for group in self.root.descendants():
             below = list(group.descendants())
+            threaded = sum(child.threaded for child in group.children.values())
+            assert threaded == group.threaded_children, f"{group.path}: {threaded} children are threaded"
             tasks = sum(len(each.members) for each in below)
             assert tasks == group.populated, f"{group.path}: {tasks} tasks, populated says {group.populated}"
             assert len(below) - 1 == group.nr_descendants, f"{group.path}: nr_descendants is {group.nr_descendants}"

@@ -6,6 +6,7 @@ import numpy as np
 
 from kmemd.core.buddy import MAX_ORDER, NR_MIGRATETYPES, NR_PCP_LISTS, Buddy
 from kmemd.core.pages import IN_BUDDY, IN_PCP
+from kmemd.mm.compound import distinct
 from kmemd.mm.mmzone import Zone
 
 
@@ -23,7 +24,7 @@ def check_buddy(buddy: Buddy, zones: list[Zone], orders: int = MAX_ORDER) -> Non
         assert pages == zone.free_pages, f"{zone.name}: lists hold {pages} pages, NR_FREE_PAGES is {zone.free_pages}"
         _check_pcp(buddy, zone, seen)
     blocks = np.concatenate(seen) if seen else np.zeros(0, dtype=np.int64)
-    assert len(np.unique(blocks)) == len(blocks), "a block is on two lists"
+    assert len(distinct(blocks)) == len(blocks), "a block is on two lists"
 
 
 def _check_list(buddy: Buddy, zone: Zone, order: int, mt: int, seen: list[np.ndarray]) -> int:

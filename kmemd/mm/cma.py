@@ -20,6 +20,7 @@ from kmemd.mm.mmzone import Zone
 from kmemd.mm.params import memparse
 from kmemd.mm.units import MIB, PAGE_SHIFT, PAGE_SIZE
 from kmemd.mm.vmstat import VmStat
+from kmemd.steps import Steps, finish
 
 MAX_ALIGN_ORDER = 8
 """Blocks are aligned to their size up to this order (CONFIG_CMA_ALIGNMENT)."""
@@ -137,15 +138,29 @@ class Cma:
         return sum(area.pages for area in self.areas)
 
     def alloc(self, area: CmaArea, pages: int, align_order: int = 0) -> int | None:
-        """The first of ``pages`` contiguous pages, allocated one by one; None when there is no such run (cma_alloc)."""
+        """``alloc_steps`` at once."""
+        return finish(self.alloc_steps(area, pages, align_order))
+
+    def alloc_steps(self, area: CmaArea, pages: int, align_order: int = 0) -> Steps[int | None]:
+        """The first of ``pages`` contiguous pages, allocated one by one; None when there is no such run (cma_alloc).
+
+        The bitmap has them from the start, as what others take meanwhile must be elsewhere.
+        """
         assert self.contig is not None, "areas are used after boot"
         size = 1 << min(align_order, MAX_ALIGN_ORDER)
         at = self._next_free(area, 0, pages, size)
         while at is not None:
             pfn = area.base + at
-            if self.contig.alloc_contig_range(pfn, pfn + pages, MIGRATE_CMA):
-                area.used[at : at + pages] = True
-                area.given.append((pfn, pages))
+            area.used[at : at + pages] = True
+            area.given.append((pfn, pages))
+            got = False
+            try:
+                got = yield from self.contig.alloc_contig_range(pfn, pfn + pages, MIGRATE_CMA)
+            finally:
+                if not got:
+                    area.used[at : at + pages] = False
+                    area.given.remove((pfn, pages))
+            if got:
                 area.succeeded += pages
                 self._vmstat.count(stats.CMA_ALLOC_SUCCESS)
                 return pfn
@@ -166,30 +181,34 @@ class Cma:
         return None
 
     def release(self, pfn: int, pages: int) -> bool:
+        """``release_steps`` at once."""
+        return finish(self.release_steps(pfn, pages))
+
+    def release_steps(self, pfn: int, pages: int) -> Steps[bool]:
         """Give a block back (cma_release); False when it is of no area."""
         area = next((area for area in self.areas if area.holds(pfn)), None)
         if area is None or self.contig is None:
             return False
+        yield from self.contig.free_contig_range(pfn, pages)
         area.used[pfn - area.base : pfn - area.base + pages] = False
         run = next((first, count) for first, count in area.given if first <= pfn < first + count)
         area.given.remove(run)
         if pages < run[1]:
             area.given.append((pfn + pages, run[1] - pages))
-        self.contig.free_contig_range(pfn, pages)
         return True
 
     def hold(self, area: CmaArea, pfn: int, pages: int) -> None:
         """Whoever wrote to debugfs has a block (cma_alloc_mem)."""
         area.held.append((pfn, pages))
 
-    def drop(self, area: CmaArea, pages: int) -> None:
+    def drop(self, area: CmaArea, pages: int) -> Steps[None]:
         """Give so many pages of these back, the latest first (cma_free_mem)."""
         while pages > 0 and area.held:
             pfn, count = area.held.pop()
             freed = min(count, pages)
-            self.release(pfn, freed)
             if freed < count:
                 area.held.append((pfn + freed, count - freed))
+            yield from self.release_steps(pfn, freed)
             pages -= freed
 
     def check(self) -> None:

@@ -13,9 +13,10 @@ from kmemd.core import stats
 from kmemd.core.buddy import Buddy
 from kmemd.core.compact import ASYNC, SYNC, SYNC_LIGHT, Scanner
 from kmemd.core.context import Context
+from kmemd.core.lru import Lru
 from kmemd.core.pages import PageMap
 from kmemd.mm import gfp as g
-from kmemd.mm.compaction_scan import LruLists, Mover, ZoneCompactor
+from kmemd.mm.compaction_scan import Mover, ZoneCompactor
 from kmemd.mm.compaction_zone import PFNS, Control, Priority, Result, ZoneState
 from kmemd.mm.mmzone import Node, Zone
 from kmemd.mm.sysctl_handlers import take_all, vm_knob
@@ -48,7 +49,7 @@ class Compaction(Tuned):
         vmstat: VmStat,
         context: Context,
         free_pages_bulk: Callable[[PFNS, int], None],
-        movers: Callable[[], tuple[LruLists, Mover] | None],
+        movers: Callable[[], tuple[Lru, Mover] | None],
         *,
         page_ns: int = 0,
         long_bits: int = 64,
@@ -65,6 +66,7 @@ class Compaction(Tuned):
         )
         self.long_bits = long_bits
         self.proactiveness_written: Callable[[], None] = lambda: None
+        self.kswapd_runs: Callable[[int], bool] = lambda nid: False
         self.compact_memory = 0
         self.compaction_proactiveness = 20
         self.extfrag_threshold = 500
@@ -162,13 +164,13 @@ class Compaction(Tuned):
 
     # -- kcompactd ---------------------------------------------------------------------------------------
 
-    def compact_for_daemon(self, zone: Zone, order: int, highest: int) -> None:
+    def compact_for_daemon(self, zone: Zone, order: int, highest: int) -> Steps[None]:
         """One zone by kcompactd (kcompactd_do_work)."""
         state = self.states[zone.index]
         if state.deferred(order) or self.zone_compactor.suitable(zone, order, 0, zone.kind) is not Result.CONTINUE:
             return
         cc = Control(order=order, search_order=order, highest=highest)
-        result = finish(self.zone_compactor.compact_zone(state, cc))
+        result = yield from self.zone_compactor.compact_zone(state, cc)
         if result is Result.SUCCESS:
             state.defer_reset(order, allocated=False)
         elif result in DEFER_RESULTS:
@@ -178,11 +180,11 @@ class Compaction(Tuned):
         self._vmstat.count(stats.KCOMPACTD_MIGRATE_SCANNED, cc.migrate_scanned)
         self._vmstat.count(stats.KCOMPACTD_FREE_SCANNED, cc.free_scanned)
 
-    def proactive_compact_node(self, node: Node) -> None:
+    def proactive_compact_node(self, node: Node) -> Steps[None]:
         """Compact until the score is low enough."""
         for zone in self._populated(node):
             cc = Control(ignore_skip_hint=True, whole_zone=True, proactive=True)
-            finish(self.zone_compactor.compact_zone(self.states[zone.index], cc))
+            yield from self.zone_compactor.compact_zone(self.states[zone.index], cc)
 
     def on_proactiveness(self) -> None:
         """A value other than 0 has every kcompactd look at once."""

@@ -7,7 +7,7 @@ its stride, which blocks are suitable targets, and the skip hints. The loops are
 from __future__ import annotations
 
 from kmemd.core import stats
-from kmemd.core.buddy import MIGRATE_CMA, MIGRATE_MOVABLE, Buddy
+from kmemd.core.buddy import Buddy
 from kmemd.core.compact import ASYNC, CLUSTER_MAX, Scanner
 from kmemd.mm.compaction_zone import Control, ZoneState
 from kmemd.mm.mmzone import Zone
@@ -59,8 +59,15 @@ class FreeScanner:
         end = min(start + size, zone.end_pfn)
         low = self._blocks.end(cc.migrate_pfn)
         stride = CLUSTER_MAX if cc.mode == ASYNC else 1
+        types, any_type = self._buddy.block_type, cc.ignore_block_suitable
         while start >= low:
-            if self._suitable(zone, cc, start, end):
+            found = self._scanner.target(start, low, types, any_type, cc.ignore_skip_hint)
+            if found != start:
+                at = start = found if found >= 0 else self._blocks.start(low) - size
+                end = start + size
+            if start < low:
+                break
+            if self._blocks.present(zone, start, end):
                 had = cc.nr_freepages
                 at = self._isolate_block(state, cc, at, end, stride)
                 if at == end:
@@ -75,17 +82,6 @@ class FreeScanner:
             start -= size
             at = start
         cc.free_pfn = at
-
-    def _suitable(self, zone: Zone, cc: Control, start: int, end: int) -> bool:
-        """Whether free pages of a block may be taken as targets (suitable_migration_target, isolation_suitable)."""
-        if not self._blocks.present(zone, start, end):
-            return False
-        if self._scanner.free_order(start) >= self._buddy.pageblock_order:
-            return False
-        movable = self._buddy.pageblock_type(start) in (MIGRATE_MOVABLE, MIGRATE_CMA)
-        if not movable and not cc.ignore_block_suitable:
-            return False
-        return cc.ignore_skip_hint or not self._scanner.skip[start >> self._buddy.pageblock_order]
 
     def _isolate_block(self, state: ZoneState, cc: Control, start: int, end: int, stride: int) -> int:
         """Take free pages of a part of a block; where the scan ended (isolate_freepages_block)."""

@@ -16,6 +16,7 @@ from kmemd.core import stats
 from kmemd.core.buddy import ALLOC_CMA, MAX_ORDER, MIGRATE_CMA, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE, Buddy
 from kmemd.core.compact import ASYNC, SYNC, Scanner
 from kmemd.core.context import Context
+from kmemd.core.lru import Lru
 from kmemd.core.pages import PG_SWAPBACKED, PageMap
 from kmemd.mm import gfp as g
 from kmemd.mm.compaction_free import Blocks, FreeScanner, scan_limit
@@ -27,15 +28,6 @@ from kmemd.steps import Steps
 
 FALLBACKS = ((MIGRATE_RECLAIMABLE, MIGRATE_MOVABLE), (MIGRATE_RECLAIMABLE, 0), (0, MIGRATE_MOVABLE))
 """Whose blocks a request of each migratetype may take (core/buddy.py ``_fallback_type``)."""
-
-
-class LruLists(Protocol):
-    """The LRU lists, to take pages off and to put them back."""
-
-    def remove_bulk(self, pfns: PFNS) -> None: ...
-    def add_bulk(self, pfns: PFNS) -> None: ...
-    def drain_local(self) -> None: ...
-    def drain_all(self) -> None: ...
 
 
 class Mover(Protocol):
@@ -52,6 +44,7 @@ class Limits(Protocol):
     compact_unevictable_allowed: int
 
     def proactively_done(self, zone: Zone) -> bool: ...
+    def kswapd_runs(self, nid: int) -> bool: ...
 
 
 class ZoneCompactor:
@@ -68,7 +61,7 @@ class ZoneCompactor:
         vmstat: VmStat,
         context: Context,
         free_pages_bulk: Callable[[PFNS, int], None],
-        movers: Callable[[], tuple[LruLists, Mover] | None],
+        movers: Callable[[], tuple[Lru, Mover] | None],
         limits: Limits,
         page_ns: int = 0,
     ) -> None:
@@ -177,6 +170,8 @@ class ZoneCompactor:
             state.cached_free = self._blocks.start(zone.end_pfn - 1)
             state.blockskip_flush = state.blockskip_flush or cc.direct
             return Result.COMPLETE if cc.whole_zone else Result.PARTIAL_SKIPPED
+        if cc.proactive and self._limits.kswapd_runs(zone.nid):
+            return Result.PARTIAL_SKIPPED
         if cc.proactive:
             return Result.SUCCESS if self._limits.proactively_done(zone) else Result.CONTINUE
         if cc.via_compact_memory or cc.migrate_pfn != self._blocks.start(cc.migrate_pfn):
@@ -196,7 +191,7 @@ class ZoneCompactor:
                     return True
         return False
 
-    def _drain_behind(self, state: ZoneState, cc: Control, lru: LruLists, moved_from: int) -> int:
+    def _drain_behind(self, state: ZoneState, cc: Control, lru: Lru, moved_from: int) -> int:
         """Let pages merge once the scanner has left the block of the wanted order that they were freed in."""
         if cc.order > 0 and moved_from and moved_from < cc.migrate_pfn & -(1 << cc.order):
             lru.drain_local()
@@ -206,7 +201,7 @@ class ZoneCompactor:
 
     # -- the migration scanner ---------------------------------------------------------------------------
 
-    def _isolate_migratepages(self, state: ZoneState, cc: Control, lru: LruLists) -> PFNS:
+    def _isolate_migratepages(self, state: ZoneState, cc: Control, lru: Lru) -> PFNS:
         """The pages to be moved next, the first to move first; empty when a block had none."""
         blocks, zone = self._blocks, state.zone
         low = self._fast_find(state, cc)
@@ -241,7 +236,7 @@ class ZoneCompactor:
         mt = self._buddy.pageblock_type(start)
         return mt in (MIGRATE_MOVABLE, MIGRATE_CMA) if cc.migratetype == MIGRATE_MOVABLE else mt == cc.migratetype
 
-    def _isolate_block(self, state: ZoneState, cc: Control, lru: LruLists, low: int, end: int) -> PFNS:
+    def _isolate_block(self, state: ZoneState, cc: Control, lru: Lru, low: int, end: int) -> PFNS:
         """Isolate pages of a page block (isolate_migratepages_block)."""
         scanner = self._scanner
         scanner.isolate_migratepages_block(

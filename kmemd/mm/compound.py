@@ -21,6 +21,15 @@ def compound_heads(pages: PageMap, pfns: PFNs, hpage_pmd_nr: int) -> PFNs:
     return np.where(inside & (1 << pages.order[first].astype(np.int64) > pfns - first), first, pfns)
 
 
+def distinct(pfns: PFNs) -> PFNs:
+    """Each page once, ascending; sorting is several times as fast as the hash table of ``np.unique``."""
+    ordered = np.sort(pfns)
+    first = np.ones(len(ordered), dtype=np.bool_)
+    first[1:] = ordered[1:] != ordered[:-1]
+    found: PFNs = ordered[first]
+    return found
+
+
 def mapcounts(pages: PageMap, pfns: PFNs, heads: PFNs) -> PFNs:
     """How often each page is mapped: by entries of its own, and with the compound page it belongs to."""
     compound = (pages.order[heads] > 0) & (pages.kind[heads] == ALLOCATED)

@@ -19,13 +19,16 @@ from kmemd.core.buddy import MIGRATE_MOVABLE, Buddy
 from kmemd.core.compact import SYNC, Scanner
 from kmemd.core.pages import ALLOCATED, IN_BUDDY, PG_HEAD
 from kmemd.mm import gfp as g
+from kmemd.mm.pace import pieces
 from kmemd.mm.page_supply import PageSupply
+from kmemd.steps import Steps
 
 if TYPE_CHECKING:
     from kmemd.mm.migrate import Outcome
 
 PFNS = npt.NDArray[np.int64]
 MR_CONTIG_RANGE = 6
+FREED_AT_ONCE = 1 << 13
 GFP_TARGET = g.GFP_USER | g.F.MOVABLE | g.F.RETRY_MAYFAIL
 """What pages are moved to (``__alloc_contig_migrate_range``)."""
 
@@ -48,6 +51,7 @@ class Migration(Protocol):
 
     def lru_cache_disabled(self) -> AbstractContextManager[None]: ...
     def isolate(self, pfn: int) -> bool: ...
+    def isolate_bulk(self, pfns: PFNS) -> npt.NDArray[np.bool_]: ...
     def nid(self, pfn: int) -> int: ...
     def order(self, pfn: int) -> int: ...
     def move_bulk(self, srcs: PFNS, dsts: PFNS, reason: int, *, wait: bool = True) -> list[int]: ...
@@ -77,7 +81,7 @@ class Contig:
 
     # -- blocks of a size --------------------------------------------------------------------------------
 
-    def alloc(self, order: int, nid: int) -> int | None:
+    def alloc(self, order: int, nid: int) -> Steps[int | None]:
         """The first page of an aligned range of a node that could be had; None when there is none
         (alloc_contig_pages).
         """
@@ -92,7 +96,7 @@ class Contig:
                     return pfn
         for zone in zones:
             for pfn in self._candidates(zone, size):
-                if self.alloc_contig_range(pfn, pfn + size, MIGRATE_MOVABLE):
+                if (yield from self.alloc_contig_range(pfn, pfn + size, MIGRATE_MOVABLE)):
                     self._buddy.pages.meta[pfn : pfn + size] = 0
                     self.adopt(pfn, order)
                     return pfn
@@ -102,16 +106,18 @@ class Contig:
     def _candidates(zone: Zone, size: int) -> range:
         return range(-(-zone.start_pfn // size) * size, zone.end_pfn - size + 1, size)
 
-    def free(self, pfn: int, order: int) -> None:
+    def free(self, pfn: int, order: int) -> Steps[None]:
         """Give every page of a block back (``free_contig_range``)."""
         pages = self._buddy.pages
         pages.flags[pfn] = 0
         pages.meta[pfn : pfn + (1 << order)] = ALLOCATED | MIGRATE_MOVABLE << 16
-        self.free_contig_range(pfn, 1 << order)
+        yield from self.free_contig_range(pfn, 1 << order)
 
-    def free_contig_range(self, pfn: int, pages: int) -> None:
+    def free_contig_range(self, pfn: int, pages: int) -> Steps[None]:
         """Give single pages of a range back."""
-        self._page_alloc.free_pages_bulk(np.arange(pfn, pfn + pages, dtype=np.int64), 0)
+        for part in pieces(np.arange(pfn, pfn + pages, dtype=np.int64), FREED_AT_ONCE):
+            self._page_alloc.free_pages_bulk(part, 0)
+            yield
 
     def adopt(self, pfn: int, order: int) -> None:
         """Make pages that are on no list one allocated compound page (``prep_compound_gigantic_page``)."""
@@ -127,11 +133,11 @@ class Contig:
 
     # -- any range ---------------------------------------------------------------------------------------
 
-    def alloc_contig_range(self, start: int, end: int, migratetype: int) -> bool:
+    def alloc_contig_range(self, start: int, end: int, migratetype: int) -> Steps[bool]:
         """Take the pages ``[start, end)`` of a zone, as allocated single pages: whether they could be had.
 
         ``migratetype`` is that of their page blocks. What is in use and cannot move makes it fail, without effect but
-        for what was moved.
+        for what was moved. Between two steps the range is set apart: nobody else gets pages of it.
         """
         scanner, migration = self._scanner(), self._migration()
         size = 1 << self._buddy.pageblock_order
@@ -141,35 +147,36 @@ class Contig:
             return False
         try:
             self._buddy.drain_all()
-            return (
-                scanner.unmovable(self._behind_free(low, start), end) < 0
-                and self._migrate_range(scanner, migration, zi, start, end)
-                and self._take(zi, low, start, end)
-            )
+            if scanner.unmovable(self._behind_free(low, start), end) >= 0:
+                return False
+            moved = yield from self._migrate_range(scanner, migration, start, end)
+            return moved and self._take(zi, low, start, end)
         finally:
             self._buddy.unisolate_range(zi, low, high, migratetype)
 
-    def _migrate_range(self, scanner: Scanner, migration: Migration, zi: int, start: int, end: int) -> bool:
+    def _migrate_range(self, scanner: Scanner, migration: Migration, start: int, end: int) -> Steps[bool]:
         """Move what is in use to other places (``__alloc_contig_migrate_range``)."""
         size = 1 << self._buddy.pageblock_order
-        scanner.set_frontier([])
         with migration.lru_cache_disabled():
             pfn = start
             while pfn < end:
                 stop = min((pfn & -size) + size, end)
+                scanner.set_frontier([])
                 found = scanner.isolate_migratepages_block(pfn, stop, 0, SYNC, True, True, False, True, False, True)
                 heads = scanner.found[: scanner.blocks].copy()
                 pfn = int(scanner.pfn)
                 if found and not self._move(migration, heads[::-1].copy()):
                     return False
+                yield
         return True
 
     def _move(self, migration: Migration, heads: PFNS) -> bool:
-        for head in heads.tolist():
-            migration.isolate(head)
         nid = migration.nid(int(heads[0]))
-        small = np.array([head for head in heads.tolist() if not migration.order(head)], dtype=np.int64)
-        others = [head for head in heads.tolist() if migration.order(head)]
+        compound = self._buddy.pages.flags[heads] >> np.uint32(PG_HEAD) & np.uint32(1) == 1
+        small, others = heads[~compound], heads[compound].tolist()
+        migration.isolate_bulk(small)
+        for head in others:
+            migration.isolate(head)
         if len(small):
             targets = self._page_alloc.alloc_pages_bulk(GFP_TARGET, 0, len(small), nid)
             if len(targets) < len(small) or any(migration.nid(int(pfn)) != nid for pfn in (targets[0], targets[-1])):

@@ -10,15 +10,20 @@ counts, inodes of deleted files that are mapped still.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from zlib import crc32
 
+import numpy as np
+
+from kmemd.core.names import Dentry, Inode
 from kmemd.mm import gfp as g
 from kmemd.mm.filemap import File
-from kmemd.mm.inode import Inode, InodeLru
+from kmemd.mm.inode import InodeLru
+from kmemd.mm.units import PAGE_SHIFT
+from kmemd.steps import Steps
 
 DENTRY_AGE_LIMIT = 45
 GFP_DENTRY = g.GFP_KERNEL | g.F.RECLAIMABLE | g.F.ACCOUNT
@@ -33,34 +38,22 @@ class Slab(Protocol):
 
     def cache(self, name: str) -> Any: ...
     def kmem_cache_alloc_bulk(self, cache: Any, gfp: int, n: int) -> Any: ...
-    def kmem_cache_free(self, cache: Any, address: int) -> None: ...
+    def kmem_cache_free_bulk(self, cache: Any, addresses: Any) -> None: ...
 
 
 class FileSystem(Protocol):
     """A mounted file system, as far as names go (``Mount``)."""
 
     point: str
-    files: dict[str, File]
     fs: Any
 
+    @property
+    def files(self) -> Mapping[str, File]: ...
     @property
     def is_shmem(self) -> bool: ...
     def has(self, path: str) -> bool: ...
     def has_directory(self, path: str) -> bool: ...
     def number_of(self, path: str) -> int: ...
-
-
-@dataclass(eq=False, slots=True)
-class Dentry:
-    """A name. ``children`` of them are cached below it; without an inode it is negative."""
-
-    path: str
-    address: int
-    nid: int
-    parent: Dentry | None
-    inode: Inode | None
-    children: int = 0
-    referenced: bool = False
 
 
 @dataclass(eq=False)
@@ -74,6 +67,11 @@ class SuperBlock:
     by_path: dict[str, Inode] = field(default_factory=dict)
     lru: dict[int, OrderedDict[Dentry, None]] = field(default_factory=dict)
     shrinker: Any = None
+
+
+def objects_of(paths: Sequence[str], addresses: Sequence[int], nids: Sequence[int]) -> Iterator[tuple[str, int, int]]:
+    """Paths with the objects that there are for them."""
+    return zip(paths, addresses, nids, strict=False)
 
 
 class Dcache:
@@ -95,27 +93,35 @@ class Dcache:
         self._register, self._unregister, self._invalidate, self._stolen = register, unregister, invalidate, stolen
         self.supers: dict[str, SuperBlock] = {}
         self.nr_dentry = self.nr_unused = self.nr_negative = self.nr_inodes = 0
+        self._dead: dict[str, list[int]] = {}
 
     # -- file systems ------------------------------------------------------------------------------------
 
     def mounted(self, mount: FileSystem, kind: str) -> None:
         """A file system can be looked into: its shrinker is registered (``alloc_super``)."""
         cache = "shmem_inode_cache" if mount.is_shmem else "ext2_inode_cache"
-        inodes = InodeLru(lambda inode: self._evict(block, inode), self._steal)
+        inodes = InodeLru(lambda inode: self._evict(block, inode), self._steal, mount.files.get)
         block = self.supers[mount.point] = SuperBlock(mount, cache, inodes)
         name = f"sb-{kind}"
         block.shrinker = self._register(
             name, lambda nid: self.count(block, nid), lambda nid, n: self.scan(block, nid, n), batch=SUPER_BATCH
         )
 
-    def unmounted(self, mount: FileSystem) -> None:
+    def unmounted(self, mount: FileSystem) -> Steps[None]:
         """All of a file system's names and inodes go (``generic_shutdown_super``)."""
-        block = self.supers.pop(mount.point)
+        block = self.supers[mount.point]
         self._unregister(block.shrinker)
-        for dentry in list(block.dentries.values())[::-1]:
-            self._kill(block, dentry)
-        for inode in list(block.by_path.values()):
-            self._evict(block, inode)
+        while block.dentries:
+            for _ in range(min(len(block.dentries), SUPER_BATCH)):
+                self._kill(block, block.dentries.popitem()[1])
+            self._free_dead()
+            yield
+        while block.by_path:
+            for _ in range(min(len(block.by_path), SUPER_BATCH)):
+                self._evict(block, block.by_path.popitem()[1])
+            self._free_dead()
+            yield
+        del self.supers[mount.point]
 
     # -- looking up --------------------------------------------------------------------------------------
 
@@ -134,7 +140,96 @@ class Dcache:
                 break
         assert dentry is not None
         self._put(block, dentry)
-        return dentry.inode if dentry.path == path else None
+        self._free_dead()
+        inode: Inode | None = dentry.inode
+        return inode if dentry.path == path else None
+
+    def lookup_names(self, mount: FileSystem, directory: str, names: Sequence[str]) -> None:
+        """``lookup`` of many names of a directory, with one call of the slab allocator for all that are new. ENOMEM."""
+        self.lookup(mount, directory)
+        block = self.supers.get(mount.point)
+        parent = block.dentries.get(directory) if block is not None else None
+        if block is None or block.mount.is_shmem or (parent is None and directory != mount.point):
+            return
+        if parent is not None and parent.inode is None:
+            return
+        prefix, fresh = directory.rstrip("/") + "/", list[str]()
+        for name in names:
+            found = block.dentries.get(prefix + name)
+            if found is None:
+                fresh.append(prefix + name)
+            else:
+                self._put(block, found)
+        if fresh:
+            self._new_names(block, fresh, parent)
+
+    def _new_names(self, block: SuperBlock, paths: list[str], parent: Dentry | None) -> None:
+        """Names of one directory that are not cached; those that no memory was left for are looked up alone."""
+        self._hold(block, parent, len(paths))
+        try:
+            numbers = {path: self._number(block, path) for path in paths if path not in block.by_path}
+            wanted = [path for path, number in numbers.items() if number]
+            if block.mount.fs is not None:
+                block.mount.fs.read_inodes([numbers[path] for path in wanted])
+            inodes = self._alloc_bulk(block.inode_cache, len(wanted))
+            for path, address, nid in objects_of(wanted, inodes, self._nids(inodes)):
+                block.by_path[path] = Inode(path, numbers[path] or 0, address, nid)
+                self.nr_inodes += 1
+                block.inodes.add(block.by_path[path])
+            entries = self._alloc_bulk("dentry", len(paths))
+            done = 0
+            for path, address, nid in objects_of(paths, entries, self._nids(entries)):
+                if numbers.get(path) and path not in block.by_path:
+                    break  # reclaim took the inode
+                self._add(block, path, address, nid, parent)
+                done += 1
+            self._dead.setdefault("dentry", []).extend(entries[done:])
+            self._free_dead()
+        finally:
+            self._release(block, parent, len(paths))
+        for path in paths[done:]:
+            self.lookup(block.mount, path)
+
+    def _add(self, block: SuperBlock, path: str, address: int, nid: int, parent: Dentry | None) -> None:
+        """A name with its object, unused. Preconditions: its inode is in memory if there is one."""
+        inode = block.by_path.get(path)
+        dentry = block.dentries[path] = Dentry(path, address, nid, parent, inode)
+        self.nr_dentry += 1
+        if parent is not None:
+            parent.children += 1
+        if inode is None:
+            self.nr_negative += 1
+        else:
+            inode.count += 1
+            block.inodes.remove(inode)
+        self._put(block, dentry)
+
+    def _hold(self, block: SuperBlock, dentry: Dentry | None, count: int = 1) -> None:
+        """A directory is in use while names below it are made: reclaim cannot take it (``dget``)."""
+        if dentry is not None:
+            if not dentry.children:
+                self._unlist(block, dentry)
+            dentry.children += count
+
+    def _release(self, block: SuperBlock, dentry: Dentry | None, count: int = 1) -> None:
+        """The end of ``_hold`` (``dput``)."""
+        if dentry is not None:
+            dentry.children -= count
+            self._put(block, dentry)
+
+    def _nids(self, addresses: Sequence[int]) -> list[int]:
+        """The nodes of objects."""
+        pages = {address >> PAGE_SHIFT for address in addresses}
+        nids = {page: self._nid_of(page << PAGE_SHIFT) for page in pages}
+        return [nids[address >> PAGE_SHIFT] for address in addresses]
+
+    def _alloc_bulk(self, cache: str, count: int) -> list[int]:
+        """Objects, fewer when memory is short. ENOMEM when there is none."""
+        if not count:
+            return []
+        with self._kernel_data():
+            found: list[int] = self._slab.kmem_cache_alloc_bulk(self._slab.cache(cache), GFP_DENTRY, count).tolist()
+        return found
 
     @staticmethod
     def _components(block: SuperBlock, path: str) -> Iterator[str]:
@@ -146,18 +241,20 @@ class Dcache:
 
     def _new(self, block: SuperBlock, path: str, parent: Dentry | None) -> Dentry:
         """A name that is not cached (``d_alloc``, and the file system's ``lookup``)."""
-        address = self._alloc("dentry")
+        self._hold(block, parent)
+        try:
+            address = self._alloc_bulk("dentry", 1)[0]
+        except BaseException:
+            self._release(block, parent)
+            raise
         dentry = block.dentries[path] = Dentry(path, address, self._nid_of(address), parent, None)
         self.nr_dentry += 1
-        if parent is not None:
-            if not parent.children:
-                self._unlist(block, parent)
-            parent.children += 1
         try:
             dentry.inode = self._inode(block, path)
         except BaseException:
             self.nr_negative += 1
             self._kill(block, dentry)
+            self._free_dead()
             raise
         if dentry.inode is None:
             self.nr_negative += 1
@@ -167,26 +264,25 @@ class Dcache:
         """The inode that a name stands for, held by the name; read from the disk when it is not in memory."""
         inode = block.by_path.get(path)
         if inode is None:
-            mount = block.mount
-            if mount.has(path):
-                number = mount.number_of(path)
-            elif mount.has_directory(path):
-                number = 1 + crc32(path.encode()) % DIRECTORY_INODES
-            else:
+            number = self._number(block, path)
+            if number is None:
                 return None
-            if mount.fs is not None:
-                mount.fs.read_inode(number)
-            address = self._alloc(block.inode_cache)
+            if block.mount.fs is not None:
+                block.mount.fs.read_inodes([number])
+            address = self._alloc_bulk(block.inode_cache, 1)[0]
             inode = block.by_path[path] = Inode(path, number, address, self._nid_of(address))
             self.nr_inodes += 1
-        inode.file = inode.file or block.mount.files.get(path)
         inode.count += 1
         block.inodes.remove(inode)
         return inode
 
-    def _alloc(self, cache: str) -> int:
-        with self._kernel_data():
-            return int(self._slab.kmem_cache_alloc_bulk(self._slab.cache(cache), GFP_DENTRY, 1)[0])
+    @staticmethod
+    def _number(block: SuperBlock, path: str) -> int | None:
+        """The number of the inode of what has that name; None when nothing has it."""
+        mount = block.mount
+        if mount.has(path):
+            return mount.number_of(path)
+        return 1 + crc32(path.encode()) % DIRECTORY_INODES if mount.has_directory(path) else None
 
     def _put(self, block: SuperBlock, dentry: Dentry) -> None:
         """Who walked there is gone (``dput``): an unused name is on the list, a second time it was used."""
@@ -216,7 +312,7 @@ class Dcache:
         self._unlist(block, dentry)
         block.dentries.pop(dentry.path, None)
         self.nr_dentry -= 1
-        self._slab.kmem_cache_free(self._slab.cache("dentry"), dentry.address)
+        self._dead.setdefault("dentry", []).append(dentry.address)
         if dentry.inode is None:
             self.nr_negative -= 1
         else:
@@ -236,12 +332,18 @@ class Dcache:
         self._free_inode(block, inode)
 
     def _free_inode(self, block: SuperBlock, inode: Inode) -> None:
-        if inode.file is not None:
-            inode.file.wb_err = 0
-            inode.file.openers.clear()
-            inode.file = None
+        file = block.mount.files.get(inode.path)
+        if file is not None:
+            file.wb_err = 0
+            file.openers.clear()
         self.nr_inodes -= 1
-        self._slab.kmem_cache_free(self._slab.cache(block.inode_cache), inode.address)
+        self._dead.setdefault(block.inode_cache, []).append(inode.address)
+
+    def _free_dead(self) -> None:
+        """The objects of names and inodes that went go back to their slabs."""
+        while self._dead:
+            name, addresses = self._dead.popitem()
+            self._slab.kmem_cache_free_bulk(self._slab.cache(name), np.array(addresses, dtype=np.uint64))
 
     def _steal(self, file: File) -> int:
         pages = self._invalidate(file)
@@ -262,6 +364,7 @@ class Dcache:
             self.nr_negative += 1
             if block.mount.is_shmem:
                 self._kill(block, dentry)
+        self._free_dead()
 
     def created(self, mount: FileSystem, path: str) -> None:
         """A file got a name: a negative dentry of that name has an inode now (``d_instantiate``). ENOMEM."""
@@ -285,7 +388,9 @@ class Dcache:
         dentries, inodes = len(block.lru.get(nid, ())), block.inodes.count(nid)
         total = dentries + inodes + 1
         freed = self._prune(block, nid, scan * dentries // total + 1)
-        return freed + block.inodes.prune(nid, scan * inodes // total + 1)
+        freed += block.inodes.prune(nid, scan * inodes // total + 1)
+        self._free_dead()
+        return freed
 
     def _prune(self, block: SuperBlock, nid: int, scan: int) -> int:
         """Look at names, the oldest first (``prune_dcache_sb``); those used since have a second chance."""
@@ -302,6 +407,7 @@ class Dcache:
         for dentry in gone:
             self._kill(block, dentry)
             freed += 1
+        self._free_dead()
         return freed
 
     def unused_inodes(self) -> int:
@@ -312,6 +418,7 @@ class Dcache:
 
     def check(self) -> None:
         """Counts and links agree. AssertionError."""
+        assert not self._dead, "objects of names that went are not freed"
         blocks = list(self.supers.values())
         names = [dentry for block in blocks for dentry in block.dentries.values()]
         assert len(names) == self.nr_dentry, f"{len(names)} dentries, nr_dentry is {self.nr_dentry}"

@@ -7,11 +7,13 @@ out: memory cgroups, strict limits, asynchronous writers.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from kmemd.core import stats
+from kmemd.errors import KernelError
 from kmemd.mm.bdi import BdiWriteback, Completions
 from kmemd.mm.clock import HZ, INITIAL_JIFFIES, NSEC_PER_SEC
 from kmemd.mm.io_clock import IoClock
@@ -83,6 +85,7 @@ class DirtyThrottle:
         self._limits, self._totals, self._io, self._cpus = limits, totals, io, cpus
         self._start_background = start_background
         self.completions = Completions()
+        self.min_ratios = 0
         self.dirty_limit = 0
         self._limit_stamp = 0
         self._per_cpu = [0] * cpus
@@ -104,10 +107,24 @@ class DirtyThrottle:
     def wb_calc_thresh(self, wb: BdiWriteback, thresh: int) -> int:
         """A disk's share of a threshold, by what it wrote lately (``wb_calc_thresh``)."""
         self.completions.advance(self._io.jiffies)
-        mine, every = wb.completions.reflect(self.completions), self.completions.events
-        if every <= mine:
-            every = mine or 1
-        return min(thresh * mine // every, thresh)
+        mine, every = wb.completions.fraction(self.completions)
+        share = thresh * (100 - self.min_ratios) // 100 * mine // every
+        return min(share + thresh * wb.min_ratio // 100, thresh * wb.max_ratio // 100)
+
+    def set_min_ratio(self, wb: BdiWriteback, percent: int) -> None:
+        """What a disk may have of the limits whatever it wrote (``bdi_set_min_ratio``). EINVAL."""
+        more = percent - wb.min_ratio
+        if percent > wb.max_ratio or (more >= 0 and self.min_ratios + more >= 100):
+            raise KernelError(errno.EINVAL, f"min_ratio: {percent} is above max_ratio, or too much with other disks'")
+        self.min_ratios += more
+        wb.min_ratio = percent
+
+    @staticmethod
+    def set_max_ratio(wb: BdiWriteback, percent: int) -> None:
+        """The most that a disk may have of the limits (``bdi_set_max_ratio``). EINVAL."""
+        if percent > 100 or wb.min_ratio > percent:
+            raise KernelError(errno.EINVAL, f"max_ratio: {percent} is above 100, or below min_ratio")
+        wb.max_ratio = percent
 
     def over_bg_thresh(self, wb: BdiWriteback) -> bool:
         """Whether there is so much that the flusher writes in the background (``wb_over_bg_thresh``)."""
@@ -118,9 +135,8 @@ class DirtyThrottle:
 
     def written(self, wb: BdiWriteback, pages: int) -> None:
         """Pages have arrived on a disk (``__wb_writeout_add``)."""
-        self.completions.add(self._io.jiffies, pages)
-        wb.completions.reflect(self.completions)
-        wb.completions.events += pages
+        self.completions.advance(self._io.jiffies)
+        wb.completions.add(self.completions, self._io.jiffies, pages, wb.max_ratio)
 
     # -- writers -----------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from kmemd.core.context import Context
 from kmemd.mm.printk import KERN_INFO, Printk
 from kmemd.mm.sysctl_handlers import vm_knob
 from kmemd.mm.vmstat import VmStat
+from kmemd.steps import Steps
 from kmemd.tunable import Tunable, Tuned
 
 PAGECACHE, SLAB, QUIET = 1, 2, 4
@@ -22,15 +23,15 @@ PAGECACHE, SLAB, QUIET = 1, 2, 4
 class DropCaches(Tuned):
     """``drop_caches`` takes 1 (page cache), 2 (slab), 3 (both), 4 (say no more in the log)."""
 
-    TUNABLES: ClassVar[tuple[Tunable, ...]] = (vm_knob("drop_caches", mode=0o200, min=1, max=4, on_change="drop"),)
+    TUNABLES: ClassVar[tuple[Tunable, ...]] = (vm_knob("drop_caches", mode=0o200, min=1, max=4, steps="drop"),)
 
     def __init__(
         self,
         context: Context,
         vmstat: VmStat,
         printk: Printk,
-        drop_pagecache: Callable[[], int],
-        drop_slab: Callable[[], None],
+        drop_pagecache: Callable[[], Steps[None]],
+        drop_slab: Callable[[], Steps[None]],
         *,
         long_bits: int = 64,
     ) -> None:
@@ -43,13 +44,14 @@ class DropCaches(Tuned):
         self.long_bits = long_bits
         self.drop_caches = 0
 
-    def drop(self) -> None:
+    def drop(self, value: int) -> Steps[None]:
         """Drop what the value says; a write of nothing repeats the last one."""
+        self.drop_caches = value
         if self.drop_caches & PAGECACHE:
-            self._drop_pagecache()
+            yield from self._drop_pagecache()
             self._vmstat.count(stats.DROP_PAGECACHE)
         if self.drop_caches & SLAB:
-            self._drop_slab()
+            yield from self._drop_slab()
             self._vmstat.count(stats.DROP_SLAB)
         if not self._quiet:
             who = f"{self._context.comm} ({self._context.pid})"

@@ -9,9 +9,9 @@ directories' own blocks, reservation windows, extended attributes.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 
@@ -30,6 +30,7 @@ DIRECT = 12
 POINTERS = 1024
 """Block numbers in a block."""
 ROOT_INODE = 2
+USES = 3
 
 
 @dataclass(slots=True)
@@ -204,6 +205,13 @@ class Ext2:
     def read_inode(self, ino: int) -> None:
         """An inode comes into memory (``ext2_iget``). EIO, ENOMEM."""
         self._buffers.bread(self.disk, self.inode_block(ino))
+
+    def read_inodes(self, numbers: Sequence[int]) -> None:
+        """Inodes come into memory, one after the other; those in one block are read with it. EIO, ENOMEM."""
+        for block, group in groupby(numbers, self.inode_block):
+            # a third use of a page says no more than a second one
+            for _ in range(min(sum(1 for _ in group), USES)):
+                self._buffers.bread(self.disk, block)
 
     def write_inode(self, ino: int) -> int:
         """An inode's fields go to its block, which is dirty then (``ext2_write_inode``). The block. EIO, ENOMEM."""

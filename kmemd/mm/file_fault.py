@@ -76,14 +76,17 @@ class FileFaults:
         if not write:
             if self._map_around(file, memory, mm, vma, vpn):
                 return
-            self._map(memory, mm, vma, vpn, self._page(file, index, task, vma, vpn), write=False)
+            pfn = self._page(file, index, task, vma, vpn)
+            with self._cache.pin([pfn]):
+                self._map(memory, mm, vma, vpn, pfn, write=False)
             return
         if not vma.flags & VM_SHARED:
             self._copy(file, index, memory, task, mm, vma, vpn)
             return
         pfn = self._page(file, index, task, vma, vpn)
-        self._backing.page_mkwrite(file, pfn)
-        self._map(memory, mm, vma, vpn, pfn, write=True)
+        with self._cache.pin([pfn]):
+            self._backing.page_mkwrite(file, pfn)
+            self._map(memory, mm, vma, vpn, pfn, write=True)
 
     def _page(self, file: File, index: int, task: Any, vma: Vma, vpn: int) -> int:
         """The page that the fault is for. SIGBUS behind the end."""
@@ -144,7 +147,8 @@ class FileFaults:
             return False
         flags = self._pages.flags[pfns]
         ready = flags & (_UPTODATE | _AHEAD) == _UPTODATE
-        base = memory.tables.ensure(mm.id, vpn) - vpn
+        with self._cache.pin(pfns):
+            base = memory.tables.ensure(mm.id, vpn) - vpn
         words = memory.mmu.words
         slots = indices - start + first + base
         ready &= words[slots] == 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,14 +18,11 @@ import numpy as np
 
 from kmemd.core import stats
 from kmemd.core.context import Context
-from kmemd.core.lru import ACTIVATE
+from kmemd.core.lru import HITS, MISSES
 from kmemd.core.pages import (
-    PG_ACTIVE,
     PG_DIRTY,
     PG_ERROR,
     PG_LRU,
-    PG_REFERENCED,
-    PG_UNEVICTABLE,
     PG_UPTODATE,
     PG_WRITEBACK,
     PageMap,
@@ -54,7 +52,7 @@ READ_PAGES = 256
 """Pages of the cache that read(2) copies at once."""
 WRITE_PAGES = 32
 """Pages that write(2) fills before it asks whether it must wait, at least."""
-_UPTODATE, _REFERENCED, _ACTIVE = flag(PG_UPTODATE), flag(PG_REFERENCED), flag(PG_ACTIVE)
+_UPTODATE = flag(PG_UPTODATE)
 _BUSY, _MARK, _ERROR = flag(PG_DIRTY, PG_WRITEBACK), flag(READAHEAD), flag(PG_ERROR)
 
 
@@ -69,6 +67,9 @@ class Accounts(Protocol):
 
     def dirty(self) -> TaskDirty: ...
     def read_from_disk(self, pages: int) -> None: ...
+    def read(self, count: int, calls: int = 1) -> None: ...
+    @property
+    def opener(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class FileIo:
         copy_ns: int,
     ) -> None:
         self._cache, self._pages, self._vmstat, self._context = cache, pages, vmstat, context
-        self._alloc, self._contents, self._zap = alloc, contents, zap
+        self.alloc, self._contents, self._zap = alloc, contents, zap
         self._later, self._copy_ns = later, copy_ns
         self._io, self.writer, self._buffers = parts.io, parts.writer, parts.buffers
         self._flushers, self._throttle, self._accounts = parts.flushers, parts.throttle, parts.accounts
@@ -160,16 +161,19 @@ class FileIo:
         indices = self._cache.missing(file, start, min(end, file.pages))
         if not len(indices):
             return 0
-        self._map(file, start, end)
-        pfns = self._alloc(gfp, len(indices))
-        indices = indices[: len(pfns)]
+        self.map_blocks(file, start, end)
+        pfns = self.alloc(gfp, len(indices))
         if len(pfns):
-            self._cache.add_bulk(file, indices, pfns)
-            self._submit_read(file, indices, pfns, flags or (REQ_RAHEAD if gfp == GFP_READAHEAD else 0))
+            self.put_in(file, indices[: len(pfns)], pfns, flags or (REQ_RAHEAD if gfp == GFP_READAHEAD else 0))
         return len(pfns)
 
+    def put_in(self, file: File, indices: Indices, pfns: PFNs, flags: int) -> None:
+        """Fresh pages enter the cache, and are read."""
+        self._cache.add_bulk(file, indices, pfns)
+        self._submit_read(file, indices, pfns, flags)
+
     @staticmethod
-    def _map(file: File, start: int, end: int, fresh: int | None = None) -> None:
+    def map_blocks(file: File, start: int, end: int, fresh: int | None = None) -> None:
         """The file system says where on the disk pages are. EIO, ENOMEM."""
         if file.blocks_at is not None:
             file.mount.fs.map_blocks(file, start, end, fresh)
@@ -193,10 +197,13 @@ class FileIo:
         self._vmstat.count(stats.PGPGIN, SECTORS_PER_PAGE * len(pfns))
         self._accounts.read_from_disk(len(pfns))
         self._io.sleep_until(done)
-        if file.data:
-            for index, pfn in zip(indices.tolist(), pfns.tolist(), strict=True):
-                if index in file.data:
-                    self._contents.write(pfn, 0, file.data[index])
+        self.fill(file, indices)
+
+    def fill(self, file: File, indices: Indices) -> None:
+        """The bytes that are known of pages of the disk come with them."""
+        for index in indices.tolist() if file.data else ():
+            if index in file.data:
+                self._contents.write(self._cache.find_get_page(file, index), 0, file.data[index])
 
     def _up_to_date(self, file: File, index: int, pfn: int) -> None:
         """A page whose reading failed is read again, alone (``filemap_read_folio``). EIO."""
@@ -214,8 +221,9 @@ class FileIo:
         """
         pfn = self._cache.find_get_page(file, index)
         if pfn >= 0:
-            self.readahead.fault_hit(file, index, pfn, vm_flags)
-            self._up_to_date(file, index, pfn)
+            with self._cache.pin([pfn]):
+                self.readahead.fault_hit(file, index, pfn, vm_flags)
+                self._up_to_date(file, index, pfn)
             return pfn, False
         self._vmstat.count(stats.PGMAJFAULT)
         self.readahead.fault_miss(file, index, vm_flags)
@@ -248,7 +256,8 @@ class FileIo:
         """Read from ``index`` on as far as the cache reaches; the offset of the next page."""
         pfn = self._cache.find_get_page(file, index)
         wanted = last - index + 1
-        if pfn < 0:
+        missed = int(pfn < 0)
+        if missed:
             self.readahead.sync(file, index, wanted)
             if self._cache.find_get_page(file, index) < 0:
                 self.read_pages(file, index, index + 1, GFP_FILE)
@@ -265,27 +274,21 @@ class FileIo:
         marks = np.flatnonzero(self._pages.flags[pfns] & _MARK)
         if len(marks):
             pfns = pfns[: marks[0] + 1]
-            self.readahead.marked(file, index + int(marks[0]), int(pfns[-1]), wanted)
+            with self._cache.pin(pfns):
+                self.readahead.marked(file, index + int(marks[0]), int(pfns[-1]), wanted)
         if max(index << PAGE_SHIFT, offset) >> PAGE_SHIFT != (file.ra.prev_pos - 1) >> PAGE_SHIFT:
             self.mark_accessed(pfns)
         elif len(pfns) > 1:
             self.mark_accessed(pfns[1:])
         file.ra.prev_pos = min((index + len(pfns)) << PAGE_SHIFT, stop_at)
+        self._cache.lru.words[MISSES] += missed
+        self._cache.lru.words[HITS] += len(pfns) - missed
         self._context.charge(self._copy_ns * len(pfns))
         return index + len(pfns)
 
     def mark_accessed(self, pfns: PFNs) -> None:
-        """Pages were used by a system call: at the second time they become active (``folio_mark_accessed``)."""
-        flags = self._pages.flags
-        first = flags[pfns] & _REFERENCED == 0
-        flags[pfns[first]] |= _REFERENCED
-        again = pfns[~first]
-        again = again[flags[again] & flag(PG_ACTIVE, PG_UNEVICTABLE) == 0]
-        if len(again):
-            queued = flags[again] & flag(PG_LRU) == 0
-            flags[again[queued]] |= _ACTIVE
-            flags[again] &= ~_REFERENCED
-            self._cache.lru.batch(ACTIVATE, np.ascontiguousarray(again[~queued]))
+        """Pages were used by a system call."""
+        self._cache.mark_accessed(pfns)
 
     # -- writing -----------------------------------------------------------------------------------------
 
@@ -294,23 +297,31 @@ class FileIo:
         fewer when memory ran out on the way. ENOMEM, EIO."""
         end = offset + count
         first, last = offset >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT
-        for edge, partial in ((first, offset % PAGE_SIZE), (last, end % PAGE_SIZE)):
-            # a page that keeps bytes that are on the disk is read first
-            if partial and edge < file.pages and not (edge == last and end >= file.size and edge != first):
-                self.read_pages(file, edge, edge + 1, GFP_WRITE)
-                pfn = self._cache.find_get_page(file, edge)
-                if pfn >= 0:
-                    self._up_to_date(file, edge, pfn)
-        old = file.pages
-        self._grow(file, end)
-        at = first
-        while at <= last:
-            room = self._throttle.allowance(self._accounts.dirty(), file.wb)
-            stop = min(at + max(room, WRITE_PAGES), last + 1)
-            self._map(file, at, stop, old if stop > old else None)
-            self._write_some(file, at, stop)
-            at = stop
+        with ExitStack() as held:
+            for edge, partial in ((first, offset % PAGE_SIZE), (last, end % PAGE_SIZE)):
+                # a page that keeps bytes that are on the disk is read first
+                if partial and edge < file.pages and not (edge == last and end >= file.size and edge != first):
+                    held.enter_context(self._cache.pin([self._read_edge(file, edge)]))
+            old = file.pages
+            self._grow(file, end)
+            at = first
+            while at <= last:
+                room = self._throttle.allowance(self._accounts.dirty(), file.wb)
+                stop = min(at + max(room, WRITE_PAGES), last + 1)
+                self.map_blocks(file, at, stop, old if stop > old else None)
+                self._write_some(file, at, stop)
+                at = stop
         return count
+
+    def _read_edge(self, file: File, index: int) -> int:
+        """A page that is written in part. ENOMEM, EIO."""
+        self.read_pages(file, index, index + 1, GFP_WRITE)
+        pfn = self._cache.find_get_page(file, index)
+        if pfn < 0:
+            raise KernelError(errno.ENOMEM, f"no page to read {file.path} into")
+        with self._cache.pin([pfn]):
+            self._up_to_date(file, index, pfn)
+        return pfn
 
     def _grow(self, file: File, end: int) -> None:
         """A file is at least so long; its new blocks are marked in the file system's own."""
@@ -322,9 +333,11 @@ class FileIo:
 
     def _write_some(self, file: File, first: int, end: int) -> None:
         """Pages ``[first, end)`` are filled and dirty (``generic_perform_write``); the writer may have to wait."""
+        _, present = self._cache.find_get_pages(file, first, end)
         missing = self._cache.missing(file, first, end)
         if len(missing):
-            pfns = self._alloc(GFP_WRITE, len(missing))
+            with self._cache.pin(present):
+                pfns = self.alloc(GFP_WRITE, len(missing))
             self._cache.add_bulk(file, missing[: len(pfns)], pfns)
             self._pages.flags[pfns] |= _UPTODATE
             if len(pfns) < len(missing):
@@ -334,7 +347,6 @@ class FileIo:
         with self._cache.pin(pfns):
             self._buffers.create(pfns)
         self._cache.set_dirty(file, pfns)
-        self.mark_accessed(pfns)
         self._context.charge(self._copy_ns * len(pfns))
         self._io.run_due()
         self.balance(file)
@@ -348,13 +360,19 @@ class FileIo:
         return written
 
     def write_inode(self, file: File, *, wait: bool = False) -> None:
-        """The inode's own fields go to the file system's block (``write_inode``), and with ``wait`` to the disk."""
+        """The inode's own fields go to the file system's block (``write_inode``), and with ``wait`` to the disk.
+
+        EIO when that cannot take it.
+        """
         file.inode_dirty = False
         if file.mount is None or file.mount.fs is None:
             return
         block = file.mount.fs.write_inode(file.ino)
         if wait:
-            self.writeback(self._buffers.device(file.wb.disk), block, block + 1)
+            device = self._buffers.device(file.wb.disk)
+            self.writeback(device, block, block + 1)
+            if self._pages.flags[self._cache.find_get_page(device, block)] & _ERROR:
+                raise KernelError(errno.EIO, f"the inode of {file.path} could not be written to {file.wb.disk.path}")
 
     # -- errors of write-back ----------------------------------------------------------------------------
 
@@ -374,22 +392,28 @@ class FileIo:
     # -- bytes -------------------------------------------------------------------------------------------
 
     def store(self, file: File, offset: int, data: bytes) -> None:
-        """Bytes that were written stand in the pages. Preconditions: the cache has them."""
+        """Bytes that were written stand in the pages, or on the disk."""
         done = 0
         while done < len(data):
             index, inside = divmod(offset + done, PAGE_SIZE)
             part = data[done : done + PAGE_SIZE - inside]
-            self._contents.write(self._cache.find_get_page(file, index), inside, part)
+            pfn = self._cache.find_get_page(file, index)
+            if pfn >= 0:
+                self._contents.write(pfn, inside, part)
+            else:  # the disk got the page while the writer was held up, and reclaim took it
+                old = file.data.get(index, b"").ljust(PAGE_SIZE, b"\0")
+                file.data[index] = old[:inside] + part + old[inside + len(part) :]
             done += len(part)
 
     def load(self, file: File, offset: int, count: int) -> bytes:
-        """Bytes that were read; zeros where nothing is known, and in holes."""
+        """Bytes that were read; zeros where nothing is known, and in holes. A page that went is on the disk."""
         parts: list[bytes] = []
         while count > 0:
             index, inside = divmod(offset, PAGE_SIZE)
             size = min(count, PAGE_SIZE - inside)
             pfn = self._cache.find_get_page(file, index)
-            parts.append(self._contents.read(pfn, inside, size) if pfn >= 0 else bytes(size))
+            known = file.data.get(index, b"").ljust(PAGE_SIZE, b"\0")[inside : inside + size]
+            parts.append(self._contents.read(pfn, inside, size) if pfn >= 0 else known)
             offset, count = offset + size, count - size
         return b"".join(parts)
 
@@ -409,6 +433,7 @@ class FileIo:
         queued = self._pages.flags[pfns] & flag(PG_LRU) == 0
         idle &= ~queued  # the batch's reference keeps a page
         self._cache.delete_bulk(file, indices[idle], pfns[idle])
+        self._cache.forget_shadows(file, start, end)
         return int(idle.sum())
 
     def truncate_pages(self, file: File, start: int, end: int = 1 << 62) -> int:
@@ -421,6 +446,7 @@ class FileIo:
             self.writer.wait(file, start, end)
         indices, pfns = self._cache.find_get_pages(file, start, end)
         self._cache.delete_bulk(file, indices, pfns)
+        self._cache.forget_shadows(file, start, end)
         for index in [index for index in file.data if start <= index < end]:
             del file.data[index]
         return len(pfns)

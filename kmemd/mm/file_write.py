@@ -6,7 +6,6 @@ then, its content is not on the disk, and the file's error sequence says so. Lef
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,6 +21,7 @@ from kmemd.mm.errseq import errseq_set
 from kmemd.mm.filemap import File, Indices, PageCache, PFNs, flag
 from kmemd.mm.io_clock import IoClock
 from kmemd.mm.vmstat import VmStat
+from kmemd.steps import Steps
 
 WINDOW = 1 << 15
 """Pages of a file that are looked at together."""
@@ -101,15 +101,15 @@ class FileWriter:
         part = UnderWay(int(indices[0]), int(indices[-1]) + 1, pfns, data)
         file.in_flight.append(part)
         self._vmstat.count(stats.PGPGOUT, SECTORS_PER_PAGE * len(pfns))
-        done = Bio(sector, len(pfns), segments(pfns), flags, lambda failed: self._end(file, part, failed))
+        done = Bio(sector, len(pfns), segments(pfns), flags, lambda error: self._end(file, part, error))
         file.wb.disk.submit(done)
 
-    def _end(self, file: File, part: UnderWay, failed: bool) -> None:
+    def _end(self, file: File, part: UnderWay, error: int) -> None:
         """A bio is done (``mpage_end_io``): its pages are not under write-back any more."""
         file.in_flight.remove(part)
-        if failed:
+        if error:
             self._pages.flags[part.pfns] |= _ERROR
-            file.wb_err = errseq_set(file.wb_err, errno.EIO)
+            file.wb_err = errseq_set(file.wb_err, error)
             self._lost(file, range(part.first, part.last))
         else:
             file.data.update(part.data)
@@ -120,6 +120,11 @@ class FileWriter:
         """Sleep until nothing of ``[start, end)`` is under write-back (``filemap_fdatawait_range``)."""
         while any(part.first < end and part.last > start for part in file.in_flight):
             self._io.sleep_until(file.wb.disk.drained_by())
+
+    def wait_steps(self, file: File) -> Steps[None]:
+        """``wait`` for all of a file, in slices."""
+        while file.in_flight:
+            yield from self._io.sleep_steps(file.wb.disk.drained_by())
 
     def wait_page(self, pfn: int) -> None:
         """Sleep until a page of a file is not under write-back (``folio_wait_writeback``)."""

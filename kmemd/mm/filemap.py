@@ -18,13 +18,16 @@ import numpy as np
 import numpy.typing as npt
 
 from kmemd.core import stats
-from kmemd.core.lru import Lru
+from kmemd.core.lru import ACTIVATE, POLICY, TWO_LIST, Lru
 from kmemd.core.pages import (
+    PG_ACTIVE,
     PG_DIRTY,
     PG_LRU,
     PG_PRIVATE,
     PG_RECLAIM,
+    PG_REFERENCED,
     PG_SWAPBACKED,
+    PG_UNEVICTABLE,
     PG_WRITEBACK,
     PageMap,
 )
@@ -227,6 +230,7 @@ def flag(*bits: int) -> np.uint32:
 
 
 _DIRTY, _WRITEBACK, _PRIVATE, _RECLAIM = flag(PG_DIRTY), flag(PG_WRITEBACK), flag(PG_PRIVATE), flag(PG_RECLAIM)
+_REFERENCED, _ACTIVE, _STAYS = flag(PG_REFERENCED), flag(PG_ACTIVE), flag(PG_ACTIVE, PG_UNEVICTABLE)
 _DIRTY_ITEMS, _DIRTY_ZONE = (stats.NR_FILE_DIRTY,), (stats.NR_ZONE_WRITE_PENDING,)
 
 
@@ -242,11 +246,15 @@ class PageCache:
         page_alloc: PageSupply,
         free_buffers: Callable[[PFNs], None] = lambda pfns: None,
     ) -> None:
-        """``free_buffers(pfns)`` frees the buffer heads of pages that leave the cache."""
+        """``free_buffers(pfns)`` frees the buffer heads of pages that leave the cache.
+
+        ``refault(pfns, shadows)`` hears of pages that come back, ``activated(pfns)`` of those that were used twice.
+        """
         self._pages, self._counts, self._vmstat, self._free_buffers = pages, counts, vmstat, free_buffers
         self.lru, self._page_alloc = lru, page_alloc
         self.files: dict[int, File] = {}
         self.refault: Callable[[PFNs, Indices], None] | None = None
+        self.activated: Callable[[PFNs], None] = lambda pfns: None
         self._pinned: list[PFNs] = []
         self._last_id = 0
 
@@ -284,6 +292,11 @@ class PageCache:
         finally:
             self._pinned.pop()
 
+    @property
+    def pinned(self) -> bool:
+        """Whether somebody works with any page."""
+        return bool(self._pinned)
+
     def pinned_of(self, pfns: PFNs) -> npt.NDArray[np.bool_] | None:
         """Which of the pages somebody works with, None for none of all."""
         return np.isin(pfns, np.concatenate(self._pinned)) if self._pinned else None
@@ -305,6 +318,23 @@ class PageCache:
         window = file.slots.window(start, end)
         beyond = np.arange(start + len(window), end, dtype=np.int64)
         return np.concatenate((np.flatnonzero(window <= 0) + start, beyond))
+
+    def mark_accessed(self, pfns: PFNs) -> None:
+        """Pages were used by a system call: at the second time they become active (``folio_mark_accessed``)."""
+        if self.lru.words[POLICY] != TWO_LIST:
+            self.lru.mark_accessed_bulk(np.ascontiguousarray(pfns))
+            return
+        flags = self._pages.flags
+        first = flags[pfns] & _REFERENCED == 0
+        flags[pfns[first]] |= _REFERENCED
+        again = pfns[~first]
+        again = again[flags[again] & _STAYS == 0]
+        if len(again):
+            queued = flags[again] & flag(PG_LRU) == 0
+            flags[again[queued]] |= _ACTIVE
+            flags[again] &= ~_REFERENCED
+            self.lru.batch(ACTIVATE, np.ascontiguousarray(again[~queued]))
+            self.activated(again)
 
     # -- adding and deleting -----------------------------------------------------------------------------
 
@@ -355,6 +385,24 @@ class PageCache:
         self._counts.move(np.array([old]), -1, gauges, zone_items)
         self._counts.move(np.array([pfn]), 1, gauges, zone_items)
 
+    def replace_bulk(self, file: File, old: PFNs, new: PFNs) -> None:
+        """``replace`` of several pages of a file."""
+        pages, items = self._pages, self._items(file)
+        file.slots.put(pages.index[old].astype(np.int64), new + 1)
+        with_buffers = pages.flags[old] & _PRIVATE != 0
+        pages.private[new[with_buffers]] = pages.private[old[with_buffers]]
+        pages.private[old[with_buffers]] = 0
+        pages.flags[new[with_buffers]] |= _PRIVATE
+        pages.flags[old[with_buffers]] &= ~_PRIVATE
+        pages.mapping[new], pages.index[new] = pages.mapping[old], pages.index[old]
+        pages.mapping[old], pages.index[old] = 0, 0
+        self._counts.move(old, -1, items)
+        self._counts.move(new, 1, items)
+        if not file.is_shmem:
+            dirty = pages.flags[old] & _DIRTY != 0
+            self._counts.move(old[dirty], -1, _DIRTY_ITEMS, _DIRTY_ZONE)
+            self._counts.move(new[dirty], 1, _DIRTY_ITEMS, _DIRTY_ZONE)
+
     @staticmethod
     def _items(file: File) -> tuple[int, ...]:
         return (stats.NR_FILE_PAGES, stats.NR_SHMEM) if file.is_shmem else (stats.NR_FILE_PAGES,)
@@ -380,6 +428,12 @@ class PageCache:
         assert not self._pages.mapcount[pfns].any(), f"a page of {file.path} is mapped"
         self.remove_bulk(file, indices, pfns, instead)
         self.release(pfns)
+
+    def forget_shadows(self, file: File, start: int, end: int) -> None:
+        """What is remembered of evicted pages of ``[start, end)`` goes, too (``clear_shadow_entries``)."""
+        window = file.slots.window(start, end)
+        if not file.is_shmem and len(window) and window.min() < 0:
+            window[window < 0] = 0
 
     def release(self, pfns: PFNs, *, listed: bool = True) -> None:
         """The last reference to pages is dropped (``release_pages``). ``listed``: they are on a list, or will be."""

@@ -129,7 +129,11 @@ class Files:
             self.io.writer.write_range(file, start, end, flags=0)
             yield
             self._lru.drain_all()  # the batches of all CPUs hold references
-            return self.io.invalidate(file, first, last)
+            dropped = 0
+            for at in range(first, min(last, file.slots.end), SLICE):
+                dropped += self.io.invalidate(file, at, min(at + SLICE, last))
+                yield
+            return dropped
         if advice in ("NORMAL", "SEQUENTIAL", "RANDOM"):
             file.ra.random = advice == "RANDOM"
             if advice != "RANDOM":
@@ -152,14 +156,16 @@ class Files:
     def fsync(self, file: File, start: int = 0, end: int = 1 << 62) -> int:
         """Write what is dirty, with the inode, and wait (``vfs_fsync_range``); offsets in pages. How many pages.
 
-        EIO for an error of write-back that the caller was not told of.
+        EIO, or what else the disk said, for an error of write-back that the caller was not told of; EIO when the inode
+        cannot be written.
         """
         if file.is_shmem or file.wb is None:
             return 0
         pages = self.io.writeback(file, start, end)
-        self.io.write_inode(file, wait=True)
         try:
             self.io.check_error(file, self._accounts.opener)
+            if file.inode_dirty:
+                self.io.write_inode(file, wait=True)
         except KernelError as error:
             if error.errno == errno.EIO and file.mount is not None:
                 name = file.wb.disk.name
@@ -167,7 +173,7 @@ class Files:
             raise
         return pages
 
-    def sync_file_range(self, file: File, offset: int, count: int, flags: int) -> int:
+    def sync_file_range(self, file: File, offset: int, count: int, flags: int) -> Steps[int]:
         """sync_file_range(2): wait, write, wait, as the flags say. How many pages it sent to the disk. EIO."""
         start = offset >> PAGE_SHIFT
         end = (offset + count + PAGE_SIZE - 1) >> PAGE_SHIFT if count else 1 << 62
@@ -180,7 +186,10 @@ class Files:
             self.io.check_error(file, self._accounts.opener)
         if flags & SYNC_FILE_RANGE_WRITE:
             whole = flags & SYNC_FILE_RANGE_WRITE_AND_WAIT == SYNC_FILE_RANGE_WRITE_AND_WAIT
-            pages = self.io.writer.write_range(file, start, end, flags=REQ_SYNC if whole else 0)
+            for at in range(start, min(end, file.pages), SLICE):
+                stop = min(at + SLICE, end)
+                pages += self.io.writer.write_range(file, at, stop, flags=REQ_SYNC if whole else 0)
+                yield
         if flags & SYNC_FILE_RANGE_WAIT_AFTER:
             self.io.writer.wait(file, start, end)
             self.io.check_error(file, self._accounts.opener)
@@ -195,9 +204,12 @@ class Files:
                 pages += yield from flushers.write_inodes(wb, chosen)
         return pages
 
-    def drop_pagecache(self) -> int:
-        """Drop clean pages of all files that nobody maps (``drop_pagecache_sb``). How many."""
-        return sum(self.io.invalidate(file) for file in list(self.cache.files.values()) if file.nrpages)
+    def drop_pagecache(self) -> Steps[None]:
+        """Drop clean pages of all files that nobody maps (``drop_pagecache_sb``)."""
+        for file in [file for file in self.cache.files.values() if file.nrpages]:
+            for start in range(0, file.slots.end, SLICE):
+                self.io.invalidate(file, start, start + SLICE)
+                yield
 
     # -- what mappings ask -------------------------------------------------------------------------------
 

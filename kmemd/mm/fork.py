@@ -22,7 +22,7 @@ from kmemd.mm.cgroup import Cgroups
 from kmemd.mm.exec import Exec, Image
 from kmemd.mm.layout import X86_64, Layout
 from kmemd.mm.memcontrol import MemControl
-from kmemd.mm.memcontrol_group import MemCgroup
+from kmemd.mm.memcontrol_group import ObjCgroup
 from kmemd.mm.mm_struct import MmStructs
 from kmemd.mm.mpol import mpol_dup
 from kmemd.mm.page_alloc import PageAllocator
@@ -78,7 +78,7 @@ class ThreadStacks:
         memcg: MemControl,
     ) -> None:
         self._memcg = memcg
-        self._groups: dict[int, MemCgroup] = {}
+        self._groups: dict[int, ObjCgroup] = {}
         self._page_alloc = page_alloc
         self._vmalloc = vmalloc
         self._vmstat = vmstat
@@ -99,9 +99,9 @@ class ThreadStacks:
         else:
             address = self._layout.page_address(self._page_alloc.alloc_pages(GFP_STACK | g.F.COMP, self._order, nid))
         self._count(nid, 1)
-        memcg = self._memcg.account_stack(KIB_PER_PAGE << self._order, None)
-        if memcg is not None:
-            self._groups[address] = memcg
+        objcg = self._memcg.kernel.account_stack(KIB_PER_PAGE << self._order, nid, None)
+        if objcg is not None:
+            self._groups[address] = objcg
         return address
 
     def alloc_pages(self, nid: int, count: int, site: int) -> None:
@@ -113,7 +113,7 @@ class ThreadStacks:
     def free(self, address: int, nid: int) -> None:
         """Give back what ``alloc`` gave on a node. EFAULT when it is gone."""
         self._count(nid, -1)
-        self._memcg.account_stack(-KIB_PER_PAGE << self._order, self._groups.pop(address, None))
+        self._memcg.kernel.account_stack(-KIB_PER_PAGE << self._order, nid, self._groups.pop(address, None))
         if self._vmapped:
             self._vmalloc.vfree(address)
         else:

@@ -23,6 +23,8 @@ from kmemd.mm.io_clock import IoClock
 
 MIN_WRITEBACK_PAGES = 4096 >> 2
 DIRTY_SCOPE = 8
+SYNC_PAGES = 1 << 10
+"""Pages of a file that a flusher or sync(2) sends to the disk before others may run."""
 CENTISEC_NS = NSEC_PER_SEC // 100
 LONG_MAX = (1 << 63) - 1
 
@@ -58,8 +60,8 @@ class Work:
     kupdate: bool = False
 
 
-Waits = Generator[None, None, int]
-"""A flusher's work; each ``yield`` waits for the disk. The value is the pages written."""
+Waits = Generator[int, None, int]
+"""A flusher's work; each ``yield`` says when it goes on. The value is the pages written."""
 
 
 class Flushers:
@@ -128,6 +130,7 @@ class Flushers:
     def evicted(self, file: File) -> None:
         """An inode goes."""
         if file.wb is not None:
+            file.inode_dirty = False
             file.wb.forget(file)
 
     # -- who wakes a flusher -----------------------------------------------------------------------------
@@ -185,9 +188,8 @@ class Flushers:
         if task is not None:
             task.desc = f"flush-{wb.disk.number}"
             context.switch(task.pid, task.tgid, task.comm, task.cpu)
-        before = self._io.now
         try:
-            next(self._running[wb.disk])
+            when = next(self._running[wb.disk])
         except StopIteration:
             del self._running[wb.disk]
             if wb.disk in self._again:
@@ -196,9 +198,7 @@ class Flushers:
             elif wb.has_dirty_io and self._knobs.dirty_writeback_centisecs:
                 self._wake_later(wb)
         else:
-            self._io.call_at(wb.disk.drained_by(), lambda due: self._run(wb))
-        if task is not None:
-            task.stime_ns += self._io.now - before
+            self._io.call_at(when, lambda due: self._run(wb))
 
     def _workfn(self, wb: BdiWriteback) -> Waits:
         """wb_do_writeback."""
@@ -257,12 +257,10 @@ class Flushers:
         while wb.b_io:
             file = next(iter(wb.b_io))
             chunk = self._chunk(wb, work)
-            wrote = self._write_some(wb, file, chunk, work)
+            wrote = yield from self._turn(wb, file, chunk, work)
             work.nr_pages -= wrote
             cleaned = self._requeue(wb, file, wrote >= chunk)
             total += wrote + cleaned
-            while wb.disk.congested:
-                yield
             if total and (self._io.jiffies > start + HZ // 10 or work.nr_pages <= 0):
                 break
         return total
@@ -271,6 +269,26 @@ class Flushers:
         """writeback_chunk_size."""
         pages = min(wb.avg_write_bandwidth // 2, self._throttle().dirty_limit // DIRTY_SCOPE, work.nr_pages)
         return (pages + MIN_WRITEBACK_PAGES) // MIN_WRITEBACK_PAGES * MIN_WRITEBACK_PAGES
+
+    def _turn(self, wb: BdiWriteback, file: File, chunk: int, work: Work) -> Waits:
+        """An inode's turn: up to ``chunk`` pages. The thread has a CPU of its own, so that others work meanwhile."""
+        done, part, wrote = 0, 1, 1
+        while done < chunk and wrote >= part:
+            part = min(chunk - done, SYNC_PAGES)
+            wrote = self._write_some(wb, file, part, work)
+            done += wrote
+            if wrote:
+                yield self._io.now + self._busy(wrote)
+            while wb.disk.congested:
+                yield wb.disk.drained_by()
+        return done
+
+    def _busy(self, pages: int) -> int:
+        """How long the thread works for pages, in ns."""
+        task, cost = self._worker(), self._page_ns * pages
+        if task is not None:
+            task.stime_ns += cost
+        return cost
 
     def _write_some(self, wb: BdiWriteback, file: File, limit: int, work: Work) -> int:
         """__writeback_single_inode: pages from where the last turn ended, then the inode itself."""
@@ -281,7 +299,6 @@ class Flushers:
         if wrote < limit and first:
             wrote += writer.write_range(file, 0, first, limit=limit - wrote, flags=flags)
         file.writeback_index = max((part.last for part in file.in_flight), default=0) if wrote >= limit else 0
-        self._context.charge(self._page_ns * wrote)
         if self._io.jiffies > wb.bw_time_stamp + BANDWIDTH_INTERVAL:
             self._throttle().update_bandwidth(wb)
         if file.inode_dirty:
@@ -310,15 +327,15 @@ class Flushers:
             if file.inode_dirty:
                 file.inode_dirty = False
                 self._write_inode(file)
-            pages += self._writer().write_range(file, 0, LONG_MAX, flags=REQ_SYNC)
+            for start in range(0, max(file.slots.end, 1), SYNC_PAGES):
+                pages += self._writer().write_range(file, start, start + SYNC_PAGES, flags=REQ_SYNC)
+                while wb.disk.congested:
+                    yield from self._io.sleep_steps(wb.disk.drained_by())
+                yield
             if not file.nr_dirty and not file.inode_dirty:
                 wb.forget(file)
-            while wb.disk.congested:
-                self._io.sleep_until(wb.disk.drained_by())
-            yield
         for file in files:
-            self._writer().wait(file)
-            yield
+            yield from self._writer().wait_steps(file)
         return pages
 
     def check(self, files: list[File]) -> None:

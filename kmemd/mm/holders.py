@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from kmemd.core.pages import PG_SWAPCACHE, PageMap
 from kmemd.mm.contents import Contents
@@ -10,6 +11,8 @@ from kmemd.mm.filemap import PageCache
 from kmemd.mm.huge_pmd import TransparentHuge
 from kmemd.mm.huge_split import HugeSplit
 from kmemd.mm.swap_state import SwapState
+
+PFNS = npt.NDArray[np.int64]
 
 
 class Holders:
@@ -39,6 +42,19 @@ class Holders:
         file = self._cache.owner(src)
         if file is not None:
             self._cache.replace(file, int(self._pages.index[src]), dst)
+
+    def replace_cached_bulk(self, srcs: PFNS, dsts: PFNS) -> None:
+        """``replace_cached`` of pages of files that are not in the swap cache."""
+        owners = self._pages.mapping[srcs]
+        for number in set(owners.tolist()):
+            mine = owners == number
+            file = self._cache.owner(int(srcs[mine][0]))
+            assert file is not None, f"pfn {int(srcs[mine][0])} names a file that is not there"
+            self._cache.replace_bulk(file, srcs[mine], dsts[mine])
+
+    def pinned(self, pfns: PFNS) -> npt.NDArray[np.bool_] | None:
+        """Which pages somebody works with right now; None when there is no such page."""
+        return self._cache.pinned_of(pfns)
 
     def mark_dirty(self, pfn: int) -> None:
         """A page of a file was written to through a mapping."""

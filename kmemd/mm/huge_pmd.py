@@ -21,7 +21,7 @@ from kmemd.core.pages import PG_ANON_EXCLUSIVE, PG_DIRTY, PG_SWAPBACKED, PG_SWAP
 from kmemd.errors import KernelError
 from kmemd.mm import gfp as g
 from kmemd.mm import mm_types as mt
-from kmemd.mm.compound import compound_heads
+from kmemd.mm.compound import compound_heads, distinct
 from kmemd.mm.huge_memory import HugeMemory
 from kmemd.mm.huge_page import HugePages, page_prot
 from kmemd.mm.huge_split import HugeSplit
@@ -402,10 +402,10 @@ class TransparentHuge:
         heads = {self._huge.pfn_at(slot) for _, _, slot, level in rows if level == PMD}
         whole = np.array(sorted(head for head in heads if not self.is_zero(head)), dtype=np.int64)
         inside = (whole[:, None] + np.arange(self._huge.pages)).ravel()
-        small = [self._anon_pages(slot, pages) for _, pages, slot, level in rows if not level]
+        small = self._anon_pages([(slot, pages) for _, pages, slot, level in rows if not level])
         for item, pfns in (
             (stats.NR_ANON_THPS, inside),
-            (stats.NR_ANON_MAPPED, np.unique(np.concatenate((inside, *small)))),
+            (stats.NR_ANON_MAPPED, distinct(np.concatenate((inside, small)))),
         ):
             yield f"{stats.NODE_STAT_NAMES[item]} less pages that entries map", self._claimed(item, pfns)
 
@@ -416,9 +416,10 @@ class TransparentHuge:
         rows: list[list[int]] = self._mmu.extents(mm.id, vma.vpn, vma.end >> PAGE_SHIFT).tolist()
         return rows
 
-    def _anon_pages(self, slot: int, pages: int) -> npt.NDArray[np.int64]:
-        """The anonymous pages that some small entries map."""
-        entries = self._mmu.words[slot : slot + pages]
+    def _anon_pages(self, runs: list[tuple[int, int]]) -> npt.NDArray[np.int64]:
+        """The anonymous pages that runs of small entries map, each ``(first slot, entries)``."""
+        words = self._mmu.words
+        entries = np.concatenate([words[:0], *(words[slot : slot + pages] for slot, pages in runs)])
         here = (entries & np.uint64(HERE) != 0) & (entries & np.uint64(pte.SPECIAL) == 0)
         pfns = ((entries[here] & np.uint64(pte.PFN_MASK)) >> np.uint64(pte.PFN_SHIFT)).astype(np.int64)
         heads = compound_heads(self._pages, pfns, self._huge.pages)

@@ -16,6 +16,8 @@ from kmemd.core.lru import Lru
 from kmemd.core.owner import OwnerTable
 from kmemd.core.pages import (
     ALLOCATED,
+    LRU_GEN_MASK,
+    LRU_REFS_MASK,
     PG_ACTIVE,
     PG_DIRTY,
     PG_HEAD,
@@ -40,7 +42,7 @@ INHERITED = sum(
         *(PG_REFERENCED, PG_SWAPBACKED, PG_MLOCKED, PG_UPTODATE, PG_ACTIVE, PG_WORKINGSET),
         *(PG_UNEVICTABLE, PG_DIRTY, PG_LRU),
     )
-)
+) | (LRU_GEN_MASK | LRU_REFS_MASK)
 """Flags of the head that every small page gets."""
 
 

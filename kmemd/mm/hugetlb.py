@@ -65,10 +65,10 @@ class Pages(PageSupply, Protocol):
 class Contig(Protocol):
     """What finds, splits and dissolves blocks that are too large for the page allocator."""
 
-    def alloc(self, order: int, nid: int) -> int | None:
-        """The first page of a wholly free range."""
+    def alloc(self, order: int, nid: int) -> Steps[int | None]:
+        """The first page of a range that could be emptied."""
 
-    def free(self, pfn: int, order: int) -> None:
+    def free(self, pfn: int, order: int) -> Steps[None]:
         """Give every page of a block back."""
 
     def adopt(self, pfn: int, order: int) -> None:
@@ -273,7 +273,7 @@ class Hugetlb(Tuned):
                 left -= yield from self._take(pool, min(share, self._managed[nid] >> pool.order), nid, stack)
         given_up: set[int] = set()
         self._context.stack = stack
-        while left and self._grow_one(pool, nodes, given_up):
+        while left and (yield from self._grow_one(pool, nodes, given_up)):
             left -= 1
             if pool.gigantic or not left % SINGLES:
                 yield
@@ -295,11 +295,14 @@ class Hugetlb(Tuned):
                 break
         return taken
 
-    def _grow_one(self, pool: Pool, nodes: Sequence[int], given_up: set[int]) -> bool:
+    def _grow_one(self, pool: Pool, nodes: Sequence[int], given_up: set[int]) -> Steps[bool]:
         """One page from the next node that has one (``alloc_pool_huge_page``). No try is hard after a failure."""
         for _ in nodes:
             nid = pool.next_to_alloc(nodes)
-            pfn = self._fresh(pool, g.F.THISNODE | (0 if nid in given_up else TRY_HARD), nid)
+            if pool.gigantic:
+                pfn = (yield from self._contig.alloc(pool.order, nid)) if self._contig else None
+            else:
+                pfn = self._fresh(pool, g.F.THISNODE | (0 if nid in given_up else TRY_HARD), nid)
             if pfn is not None:
                 given_up.discard(nid)
                 pool.add(nid, [pfn])
@@ -308,9 +311,7 @@ class Hugetlb(Tuned):
         return False
 
     def _fresh(self, pool: Pool, flags: int, nid: int, nodemask: int = ALL_NODES) -> int | None:
-        """A page that no pool has yet (``alloc_fresh_huge_page``)."""
-        if pool.gigantic:
-            return self._contig.alloc(pool.order, nid) if self._contig else None
+        """A page that no pool has yet (``alloc_fresh_huge_page``), of an order that the page allocator has."""
         try:
             pfn = self._page_alloc.alloc_pages(self._gfp(pool) | flags, pool.order, nid, nodemask)
         except KernelError as error:
@@ -331,24 +332,27 @@ class Hugetlb(Tuned):
         """Give free pages back until ``count`` are left; reserved ones stay, and those in use."""
         target = max(count, pool.resv + pool.nr - pool.free)
         for part in pieces(np.array(self._free_low(pool, target, nodes), dtype=np.int64), TAKEN):
-            self._give_back(pool, part)
-            yield
+            yield from self._give_back_steps(pool, part)
         surplus = pool.persistent - target
         while surplus > 0:
             freed = list(islice(iter(lambda: pool.remove_one(nodes), None), min(surplus, TAKEN)))
             if not freed:
                 break
             surplus -= len(freed)
-            self._give_back(pool, np.array(freed, dtype=np.int64))
-            yield
+            yield from self._give_back_steps(pool, np.array(freed, dtype=np.int64))
 
     def _give_back(self, pool: Pool, pfns: PFNs) -> None:
+        """``_give_back_steps`` at once."""
+        finish(self._give_back_steps(pool, pfns))
+
+    def _give_back_steps(self, pool: Pool, pfns: PFNs) -> Steps[None]:
         """The pages are the page allocator's again (``update_and_free_page``)."""
         if pool.gigantic and self._contig is not None:
             for pfn in pfns.tolist():
-                self._contig.free(pfn, pool.order)
+                yield from self._contig.free(pfn, pool.order)
         else:
             self._page_alloc.free_pages_bulk(pfns, pool.order)
+            yield
 
     def _free_low(self, pool: Pool, target: int, nodes: Sequence[int]) -> list[int]:
         """With HIGHMEM, pages that the kernel could use itself go first (``try_to_free_low``)."""

@@ -9,41 +9,20 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from kmemd.core.names import Inode
 from kmemd.mm.filemap import File
-
-
-@dataclass(eq=False, slots=True)
-class Inode:
-    """``struct inode``. ``count`` dentries hold it, ``file`` is its page cache, once somebody opened it."""
-
-    path: str
-    ino: int
-    address: int
-    nid: int
-    file: File | None = None
-    count: int = 0
-    referenced: bool = False
-
-    @property
-    def busy(self) -> bool:
-        """Whether it is in use, or dirty: it cannot go."""
-        file = self.file
-        return file is not None and bool(file.maps or file.users or file.inode_dirty or file.nr_dirty or file.in_flight)
-
-    @property
-    def cached(self) -> bool:
-        """Whether it has pages, which keep it off the list (``mapping_shrinkable``)."""
-        return self.file is not None and self.file.nrpages > 0
 
 
 class InodeLru:
     """The unused inodes of one file system by node (``s_inode_lru``). ``evict(inode)`` frees one;
-    ``invalidate(file)`` drops its clean pages and says how many."""
+    ``invalidate(file)`` drops its clean pages and says how many; ``file_of(path)`` is the page cache of an inode, once
+    somebody opened it."""
 
-    def __init__(self, evict: Callable[[Inode], None], invalidate: Callable[[File], int]) -> None:
-        self._evict, self._invalidate = evict, invalidate
+    def __init__(
+        self, evict: Callable[[Inode], None], invalidate: Callable[[File], int], file_of: Callable[[str], File | None]
+    ) -> None:
+        self._evict, self._invalidate, self._file_of = evict, invalidate, file_of
         self._by_node: dict[int, OrderedDict[Inode, None]] = {}
         self.with_pages: OrderedDict[Inode, None] = OrderedDict()
 
@@ -53,6 +32,16 @@ class InodeLru:
     def __contains__(self, inode: object) -> bool:
         return any(inode in lru for lru in self._by_node.values())
 
+    def _busy(self, inode: Inode) -> bool:
+        """Whether it is in use, or dirty: it cannot go."""
+        file = self._file_of(inode.path)
+        return file is not None and bool(file.maps or file.users or file.inode_dirty or file.nr_dirty or file.in_flight)
+
+    def _cached(self, inode: Inode) -> bool:
+        """Whether it has pages, which keep it off the list (``mapping_shrinkable``)."""
+        file = self._file_of(inode.path)
+        return file is not None and file.nrpages > 0
+
     def count(self, nid: int) -> int:
         """Unused inodes of a node."""
         self.look_for_empty()
@@ -60,13 +49,13 @@ class InodeLru:
 
     def look_for_empty(self) -> None:
         """Inodes whose last page went are on the list from then on (``inode_add_lru``)."""
-        for inode in [inode for inode in self.with_pages if not inode.cached]:
+        for inode in [inode for inode in self.with_pages if not self._cached(inode)]:
             del self.with_pages[inode]
             self.add(inode)
 
     def add(self, inode: Inode) -> None:
         """Nobody uses an inode any more (``iput``): to the list, unless pages keep it."""
-        if inode.cached:
+        if self._cached(inode):
             self.with_pages[inode] = None
             return
         lru = self._by_node.setdefault(inode.nid, OrderedDict())
@@ -86,12 +75,13 @@ class InodeLru:
         lru, freed = self._by_node.get(nid, OrderedDict()), 0
         for _ in range(min(scan, len(lru))):
             inode, _ = lru.popitem(last=False)
-            if inode.count or inode.referenced or inode.busy:
+            if inode.count or inode.referenced or self._busy(inode):
                 inode.referenced = False
                 if not inode.count:
                     lru[inode] = None
                 continue
-            if inode.cached and inode.file is not None and self._invalidate(inode.file) and inode.cached:
+            file = self._file_of(inode.path)
+            if file is not None and file.nrpages and self._invalidate(file) and file.nrpages:
                 lru[inode] = None
                 continue
             self._evict(inode)

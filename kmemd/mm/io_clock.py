@@ -13,6 +13,7 @@ from itertools import count
 
 from kmemd.core.context import NOW, Context
 from kmemd.mm.clock import Clock
+from kmemd.steps import Steps
 
 
 class IoClock:
@@ -65,6 +66,20 @@ class IoClock:
         while not self._running and self._events and self._events[0][0] <= when:
             self._context.now = max(self.now, self._events[0][0])
             self.run_due()
+        self._context.now = max(self.now, when)
+        self._waited(self.now - start)
+
+    def slept(self, ns: int) -> None:
+        """The executing task has waited, in which nothing else was due."""
+        self._waited(ns)
+
+    def sleep_steps(self, when: int) -> Steps[None]:
+        """``sleep_until`` in slices."""
+        start = self.now
+        while not self._running and self._events and self._events[0][0] <= when:
+            self._context.now = max(self.now, self._events[0][0])
+            self.run_due()
+            yield
         self._context.now = max(self.now, when)
         self._waited(self.now - start)
 

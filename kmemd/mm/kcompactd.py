@@ -1,41 +1,56 @@
 """The compaction daemons, one for each node (mm/compaction.c ``kcompactd``).
 
 Models the wake-up by kswapd with the largest order and lowest zone asked for, the work, and proactive compaction every
-500 ms of model time, put off when it does not help. A daemon runs when the model's clock next stops, as its own task.
+500 ms of model time, put off when it does not help.
+
+A daemon works in portions, as its own task. On a machine with several CPUs it has one for itself: the model's time
+stands still meanwhile, and the next portion comes when the time that this one took has gone by. On the only CPU its
+work is everybody's time. Between two portions others allocate, free and compact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kmemd.core import stats
-from kmemd.core.context import Context
+from kmemd.core.context import NOW, Context
 from kmemd.mm.clock import Clock
 from kmemd.mm.compaction import Compaction
 from kmemd.mm.compaction_zone import COMPACT_MAX_DEFER_SHIFT, Result
 from kmemd.mm.mmzone import Node
 from kmemd.mm.sched import Task, TaskTable
 from kmemd.mm.vmstat import VmStat
+from kmemd.steps import Steps
 
 CHECK_INTERVAL_NS = 500_000_000
 """How often the fragmentation score is looked at (HPAGE_FRAG_CHECK_INTERVAL_MSEC)."""
 
 
+TICK_NS = 200_000
+"""A portion of work ends when it has taken so long, or so many steps."""
+STEPS_AT_ONCE = 64
+STEP_NS = 1_000
+"""What a step costs at least: looking at a page block."""
+
+
 @dataclass
 class _Daemon:
-    """One node's: what it is asked for, and which of its timers counts."""
+    """One node's: what it is asked for, what it is doing, and which of its timers counts. ``stalls``: what it does is
+    for somebody who waits for memory.
+    """
 
     node: Node
     max_order: int = 0
     highest: int = 3
     turn: int = 0
-    awake: bool = False
+    work: Steps[int] | None = None
+    stalls: bool = False
+    thread: Task | None = None
 
 
 class Kcompactd:
-    """``run_as(comm)`` makes a kernel thread the executing task; ``stalled(ns)`` is told how long it worked;
+    """``run_as(comm)`` makes a kernel thread the executing task; ``stalled(ns)`` is told how long it worked for kswapd;
     ``kswapd_runs(nid)`` says whether kswapd is awake.
     """
 
@@ -56,12 +71,13 @@ class Kcompactd:
         self._clock = clock
         self._context = context
         self._tasks = tasks
-        self._threads: dict[str, Task] = {}
+        self._alone = sum(len(node.cpus) for node in nodes) == 1
         self._run_as = run_as
         self._stalled = stalled
         self._kswapd_runs = kswapd_runs
         self._daemons = [_Daemon(node, highest=len(node.zones) - 1) for node in nodes]
         compaction.proactiveness_written = self.trigger
+        compaction.kswapd_runs = kswapd_runs
 
     def start(self) -> None:
         """The daemons begin to look every 500 ms (kcompactd_run)."""
@@ -87,9 +103,8 @@ class Kcompactd:
         daemon = self._daemons[nid]
         daemon.max_order = max(daemon.max_order, order)
         daemon.highest = min(daemon.highest, highest)
-        if not daemon.awake and self._suitable(daemon):
-            daemon.awake = True
-            self._clock.call_at(self._clock.now, lambda: self._work(daemon))
+        if daemon.work is None and self._suitable(daemon):
+            self._begin(daemon, self._do_work(daemon), stalls=True)
 
     def _suitable(self, daemon: _Daemon) -> bool:
         """kcompactd_node_suitable."""
@@ -97,21 +112,70 @@ class Kcompactd:
         zones = [zone for zone in daemon.node.zones[: daemon.highest + 1] if zone.populated]
         return any(suitable(zone, daemon.max_order, 0, daemon.highest) is Result.CONTINUE for zone in zones)
 
-    def _work(self, daemon: _Daemon) -> None:
-        """kcompactd_do_work."""
-        daemon.awake = False
-        order, highest = daemon.max_order, daemon.highest
-        if order:
-            with self._running(daemon):
-                self._vmstat.count(stats.KCOMPACTD_WAKE)
-                for zone in daemon.node.zones[: highest + 1]:
-                    if zone.populated:
-                        self._compaction.compact_for_daemon(zone, order, highest)
+    def _do_work(self, daemon: _Daemon) -> Steps[int]:
+        """Compact what was asked for, until nobody asks (kcompactd_do_work): when to look again, in ns."""
+        while daemon.max_order:
+            order, highest = daemon.max_order, daemon.highest
+            self._vmstat.count(stats.KCOMPACTD_WAKE)
+            for zone in daemon.node.zones[: highest + 1]:
+                if zone.populated:
+                    yield from self._compaction.compact_for_daemon(zone, order, highest)
             if daemon.max_order <= order:
                 daemon.max_order = 0
             if daemon.highest >= highest:
                 daemon.highest = len(daemon.node.zones) - 1
-        self._sleep(daemon, CHECK_INTERVAL_NS)
+        return CHECK_INTERVAL_NS
+
+    # -- portions ----------------------------------------------------------------------------------------
+
+    def _begin(self, daemon: _Daemon, work: Steps[int], *, stalls: bool) -> None:
+        """The daemon has something to do from now on."""
+        daemon.work, daemon.stalls = work, stalls
+        daemon.turn += 1
+        self._clock.call_at(self._clock.now, lambda: self._portion(daemon, work))
+
+    def _portion(self, daemon: _Daemon, work: Steps[int]) -> None:
+        """Work for a while, as the daemon, whose CPU time it is; then come back, or sleep."""
+        words = self._context.words
+        before, start = words.copy(), self._context.now
+        self._run_as(f"kcompactd{daemon.node.nid}")
+        wait: int | None = None
+        try:
+            wait = self._some_steps(work, start + TICK_NS)
+        finally:
+            took = self._context.now - start
+            words[:] = before
+            words[NOW] = start + took if self._alone else start
+            self._account(daemon, took)
+        if wait is None:
+            self._clock.call_at(start + took, lambda: self._portion(daemon, work))
+        else:
+            daemon.work = None
+            self._sleep(daemon, wait)
+
+    def _some_steps(self, work: Steps[int], until: int) -> int | None:
+        """A few steps: None, or how long to sleep afterwards."""
+        for _ in range(STEPS_AT_ONCE):
+            began = self._context.now
+            try:
+                next(work)
+            except StopIteration as stop:
+                self._context.now = max(self._context.now, began + STEP_NS)
+                return int(stop.value)
+            self._context.now = max(self._context.now, began + STEP_NS)
+            if self._context.now >= until:
+                break
+        return None
+
+    def _account(self, daemon: _Daemon, ns: int) -> None:
+        """The daemon has used its CPU."""
+        if daemon.stalls:
+            self._stalled(ns)
+        if daemon.thread is None or daemon.thread.pid not in self._tasks:
+            name = f"kcompactd{daemon.node.nid}"
+            daemon.thread = next((task for task in self._tasks if task.comm == name), None)
+        if daemon.thread is not None:
+            daemon.thread.stime_ns += ns
 
     # -- proactive ---------------------------------------------------------------------------------------
 
@@ -124,45 +188,18 @@ class Kcompactd:
 
     def _look(self, daemon: _Daemon, turn: int) -> None:
         """Compact when the node is fragmented enough (should_proactive_compact_node)."""
-        if turn != daemon.turn:
+        if turn != daemon.turn or daemon.work is not None:
             return
-        node, wait = daemon.node, CHECK_INTERVAL_NS
-        compaction = self._compaction
-        before = compaction.fragmentation_score_node(node)
-        busy = self._kswapd_runs(node.nid)
-        if (
-            compaction.compaction_proactiveness
-            and not busy
-            and before > compaction.fragmentation_score_wmark(low=False)
-        ):
-            with self._running(daemon):
-                compaction.proactive_compact_node(node)
-            if compaction.fragmentation_score_node(node) >= before:
-                wait <<= COMPACT_MAX_DEFER_SHIFT
-        self._sleep(daemon, wait)
+        compaction, node = self._compaction, daemon.node
+        fragmented = compaction.fragmentation_score_node(node) > compaction.fragmentation_score_wmark(low=False)
+        if compaction.compaction_proactiveness and fragmented and not self._kswapd_runs(node.nid):
+            self._begin(daemon, self._proactively(node), stalls=False)
+        else:
+            self._sleep(daemon, CHECK_INTERVAL_NS)
 
-    @contextmanager
-    def _running(self, daemon: _Daemon) -> Iterator[None]:
-        """Execute as the node's daemon, whose CPU time it is; what waits for memory meanwhile is stalled."""
-        words, start = self._context.words.copy(), self._context.now
-        comm = f"kcompactd{daemon.node.nid}"
-        self._run_as(comm)
-        try:
-            yield
-        finally:
-            now = self._context.now
-            self._context.words[:] = words
-            self._context.now = now
-            self._stalled(now - start)
-            thread = self._thread(comm)
-            if thread is not None:
-                thread.stime_ns += now - start
-
-    def _thread(self, comm: str) -> Task | None:
-        """The daemon's task."""
-        found = self._threads.get(comm)
-        if found is None or found.pid not in self._tasks:
-            found = next((task for task in self._tasks if task.comm == comm), None)
-            if found is not None:
-                self._threads[comm] = found
-        return found
+    def _proactively(self, node: Node) -> Steps[int]:
+        """Compact until the score is low enough: when to look again, in ns; later when it did not help."""
+        before = self._compaction.fragmentation_score_node(node)
+        yield from self._compaction.proactive_compact_node(node)
+        helped = self._compaction.fragmentation_score_node(node) < before
+        return CHECK_INTERVAL_NS if helped else CHECK_INTERVAL_NS << COMPACT_MAX_DEFER_SHIFT

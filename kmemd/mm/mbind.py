@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -21,9 +20,10 @@ from kmemd.errors import KernelError
 from kmemd.mm import gfp as g
 from kmemd.mm.hugetlb_migrate import HugetlbMigrate
 from kmemd.mm.hugetlb_pool import Pool
+from kmemd.mm.mbind_queue import Queue, queue_small, vma_migratable
 from kmemd.mm.mempolicy import Mempolicy
 from kmemd.mm.migrate import MR_MEMPOLICY_MBIND, MR_SYSCALL, Migrate
-from kmemd.mm.mm_types import VM_HUGETLB, VM_IO, VM_PFNMAP, Mm, Vma
+from kmemd.mm.mm_types import VM_HUGETLB, Mm, Vma
 from kmemd.mm.mpol import (
     MAX_NUMNODES,
     MPOL_BIND,
@@ -49,10 +49,12 @@ from kmemd.mm.mpol import (
 )
 from kmemd.mm.nodemask import nodes_of
 from kmemd.mm.page_alloc import PageAllocator
+from kmemd.mm.pages_move import PagesMove
 from kmemd.mm.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 from kmemd.mm.vma import Content, VmaList
 from kmemd.steps import Steps
 
+PFNS = npt.NDArray[np.int64]
 MOVES = MPOL_MF_MOVE | MPOL_MF_MOVE_ALL
 BATCH = 512
 """Pages that are collected between two yields."""
@@ -77,24 +79,6 @@ class Tables(Protocol):
 
     def leaf(self, mm: int, vpn: int) -> tuple[int, int]: ...
     def extents(self, mm: int, start: int, end: int) -> npt.NDArray[np.int64]: ...
-
-
-@dataclass
-class _Queue:
-    """What a walk looks for and what it found (struct queue_pages): isolated pages and where they are mapped."""
-
-    nodes: int
-    flags: int
-    invert: bool = False
-    discontiguous: bool = False
-    pages: list[int] = field(default_factory=list)
-    vpns: dict[int, int] = field(default_factory=dict)
-    unmovable: bool = False
-
-
-def vma_migratable(vma: Vma) -> bool:
-    """Whether pages of a mapping may be moved: not those of devices."""
-    return not vma.flags & (VM_IO | VM_PFNMAP)
 
 
 def node_remap(nid: int, old: int, new: int) -> int:
@@ -162,7 +146,7 @@ class Mbind:
         flags &= ~MPOL_MF_STRICT if mode == MPOL_DEFAULT else -1
         policy = mpol_new(mode, mode_flags, nodes, self._mempolicy.memory_nodes)
         mm = _mm_of(task)
-        queue = _Queue(nodes, flags, invert=True, discontiguous=policy is None)
+        queue = Queue(nodes, flags, invert=True, discontiguous=policy is None)
         if not flags & MOVES:
             yield from self._bind(mm, start, end, policy, queue)
             return
@@ -171,13 +155,14 @@ class Mbind:
             failed = yield from self._move(
                 queue,
                 lambda pfn: self._new_page(task, mm, queue.vpns[pfn], pfn),
+                lambda pfns: self._new_pages(task, mm, np.array([queue.vpns[pfn] for pfn in pfns.tolist()])),
                 lambda pfn, pool: self._huge_node(task, mm, queue.vpns[pfn], pool),
                 MR_MEMPOLICY_MBIND,
             )
         if (failed or queue.unmovable) and flags & MPOL_MF_STRICT:
             raise KernelError(errno.EIO, "some pages are not where the policy wants them, and cannot be moved")
 
-    def _bind(self, mm: Mm, start: int, end: int, policy: Policy | None, queue: _Queue) -> Steps[None]:
+    def _bind(self, mm: Mm, start: int, end: int, policy: Policy | None, queue: Queue) -> Steps[None]:
         """Collect the pages of a range that are in the wrong place, and set its policy."""
         yield from self._queue_pages_range(mm, start, end, queue)
         try:
@@ -237,7 +222,7 @@ class Mbind:
 
     # -- collecting pages --------------------------------------------------------------------------------
 
-    def _queue_pages_range(self, mm: Mm, start: int, end: int, queue: _Queue) -> Steps[None]:
+    def _queue_pages_range(self, mm: Mm, start: int, end: int, queue: Queue) -> Steps[None]:
         """Walk a range for pages that are on the wrong nodes, and isolate them if they are to move. EFAULT, EIO."""
         found: Vma | None = None
         error: KernelError | None = None
@@ -264,7 +249,7 @@ class Mbind:
             queue.pages.clear()
             raise error
 
-    def _queue_vma(self, mm: Mm, vma: Vma, start: int, end: int, queue: _Queue) -> Steps[bool]:
+    def _queue_vma(self, mm: Mm, vma: Vma, start: int, end: int, queue: Queue) -> Steps[bool]:
         """One mapping's pages; False when one is in the wrong place and may not be moved (queue_folios_pte_range)."""
         at, last = start >> PAGE_SHIFT, end >> PAGE_SHIFT
         while at < last:
@@ -280,7 +265,7 @@ class Mbind:
             yield
         return True
 
-    def _queue_table(self, vma: Vma, vpn: int, slot: int, count: int, queue: _Queue) -> bool:
+    def _queue_table(self, vma: Vma, vpn: int, slot: int, count: int, queue: Queue) -> bool:
         """The pages of ``count`` entries of one table; False as above."""
         entries = self._mmu.words[slot : slot + count]
         here = np.flatnonzero((entries & np.uint64(PRESENT | PROTNONE) != 0) & (entries & np.uint64(SPECIAL) == 0))
@@ -289,6 +274,9 @@ class Mbind:
         wrong = (inside[self._mempolicy.nid_of(pfns)] != queue.invert) & self._owned(pfns)
         if wrong.any() and not queue.flags & MOVES:
             return False
+        small = not vma.flags & VM_HUGETLB
+        if small and queue_small(queue, vma, pfns[wrong], vpn + here[wrong], self._pages, self._migrate):
+            return True
         for pfn, at in zip(pfns[wrong].tolist(), here[wrong].tolist(), strict=True):
             self._queue_page(vma, pfn, vpn + at, queue)
         return True
@@ -298,7 +286,7 @@ class Mbind:
         owned: npt.NDArray[np.bool_] = self._pages.mapping[self._migrate.heads(pfns)] != 0
         return owned
 
-    def _queue_page(self, vma: Vma, pfn: int, vpn: int, queue: _Queue) -> None:
+    def _queue_page(self, vma: Vma, pfn: int, vpn: int, queue: Queue) -> None:
         """Isolate a page that only this process maps, or any (migrate_folio_add)."""
         head = self._migrate.head(pfn)
         queue.unmovable |= not vma_migratable(vma)
@@ -308,8 +296,7 @@ class Mbind:
         if not movable:
             queue.unmovable |= bool(queue.flags & MPOL_MF_STRICT)
             return
-        queue.pages.append(head)
-        queue.vpns[head] = vpn - (pfn - head)
+        queue.add([head], [vpn - (pfn - head)])
 
     def _sharers(self, head: int) -> int:
         """How often the first page of a block is mapped (folio_estimated_sharers)."""
@@ -320,27 +307,49 @@ class Mbind:
 
     def _move(
         self,
-        queue: _Queue,
+        queue: Queue,
         new_page: Callable[[int], int],
+        new_pages: Callable[[PFNS], PFNS],
         huge_node: Callable[[int, Pool], tuple[int, int]],
         reason: int,
     ) -> Steps[int]:
         """Move what was collected, in batches: how many pages stayed, or a negative errno; those are put back.
 
-        ``new_page(pfn)`` gives a frame, ``huge_node(pfn, pool)`` the node and nodes for a page of a pool.
+        ``new_page(pfn)`` gives a frame, ``new_pages`` some of those for small pages, ``huge_node(pfn, pool)`` the node
+        and nodes for a page of a pool.
         """
-        failed = done = 0
-        while done < len(queue.pages) and failed >= 0:
-            batch = queue.pages[done : done + MOVED_AT_ONCE]
-            done += len(batch)
-            small = [pfn for pfn in batch if self._hugetlb.pool_of(pfn) is None]
-            outcome = self._migrate.migrate_pages(small, new_page, reason)
-            failed = outcome.failed if outcome.failed < 0 else failed + outcome.failed
-            self._migrate.putback(outcome.left)
+        failed = 0
+        queue.begin()
+        while queue.pages and failed >= 0:
+            batch = queue.take(BATCH)
+            small = self._of_no_pool(batch)
+            rest = self._migrate.move_many(np.array(small, dtype=np.int64), new_pages, reason) if small else []
+            yield
+            failed = yield from self._move_each(rest, new_page, reason, failed)
             if failed >= 0 and len(small) < len(batch):
                 failed = self._move_huge(batch, huge_node) or failed
             yield
-        self._migrate.putback(pfn for pfn in queue.pages[done:] if self._hugetlb.pool_of(pfn) is None)
+        self._migrate.putback(self._of_no_pool(queue.pages[::-1]))
+        return failed
+
+    def _of_no_pool(self, pages: list[int]) -> list[int]:
+        """Pages that are not hugetlb's."""
+        compound = self._pages.flags[pages] >> np.uint32(PG_HEAD) & np.uint32(1)
+        return [pfn for pfn, huge in zip(pages, compound.tolist(), strict=True) if not huge or not self._pooled(pfn)]
+
+    def _pooled(self, pfn: int) -> bool:
+        return self._hugetlb.pool_of(pfn) is not None
+
+    def _move_each(self, pages: list[int], new_page: Callable[[int], int], reason: int, failed: int) -> Steps[int]:
+        """Move pages that others have an interest in, too: ``failed`` and what stayed, or a negative errno."""
+        done = 0
+        while done < len(pages) and failed >= 0:
+            outcome = self._migrate.migrate_pages(pages[done : done + MOVED_AT_ONCE], new_page, reason)
+            done += MOVED_AT_ONCE
+            failed = outcome.failed if outcome.failed < 0 else failed + outcome.failed
+            self._migrate.putback(outcome.left)
+            yield
+        self._migrate.putback(pages[done:])
         return failed
 
     def _move_huge(self, batch: list[int], huge_node: Callable[[int, Pool], tuple[int, int]]) -> int:
@@ -366,6 +375,14 @@ class Mbind:
         if order and vma is not None:
             return self._mempolicy.alloc_hugepage(vma, task, vpn, g.GFP_TRANSHUGE, order)
         return self._mempolicy.alloc_pages_vma(vma, task, vpn, GFP_NEW_PAGE)
+
+    def _new_pages(self, task: Task, mm: Mm, vpns: PFNS) -> PFNS:
+        """``_new_page`` of several small pages; as many as lie in the mapping of the first, fewer without memory."""
+        vma = mm.find(int(vpns[0]) << PAGE_SHIFT)
+        if vma is None:
+            return vpns[:0]
+        inside = int(np.argmin((vpns >= vma.vpn) & (vpns < vma.end >> PAGE_SHIFT))) or len(vpns)
+        return self._mempolicy.alloc_bulk(vma, task, vpns[:inside], GFP_NEW_PAGE)
 
     def _on_node(self, nid: int) -> Callable[[int], int]:
         """Pages of one node and no other (alloc_migration_target)."""
@@ -394,7 +411,7 @@ class Mbind:
             while (pair := _next_pair(left, old, new)) is not None:
                 source, dest = pair
                 left &= ~(1 << source)
-                queue = _Queue(1 << source, flags, discontiguous=True)
+                queue = Queue(1 << source, flags, discontiguous=True)
                 if mm.vmas:
                     yield from self._queue_pages_range(mm, mm.vmas[0].start, mm.vmas[-1].end, queue)
                 failed = yield from self._move_to_node(queue, dest)
@@ -433,7 +450,7 @@ class Mbind:
         if nodes is None:
             return 0, [self._node_at(mm, address) for address in addresses]
         with self._migrate.lru_cache_disabled():
-            return (yield from _PagesMove(self, mm, addresses, nodes, flags).run())
+            return (yield from PagesMove(self, mm, addresses, nodes, flags).run())
 
     def follow_page(self, mm: Mm, address: int) -> int:
         """The page that an address maps, or a negative errno, as for a core dump (follow_page, FOLL_DUMP)."""
@@ -475,10 +492,18 @@ class Mbind:
 
     def move_to(self, pages: list[int], nid: int) -> Steps[int]:
         """Move isolated pages to a node: how many stayed, or a negative errno (do_move_pages_to_node)."""
-        return (yield from self._move_to_node(_Queue(0, 0, pages=pages), nid))
+        return (yield from self._move_to_node(Queue(0, 0, pages=pages), nid))
 
-    def _move_to_node(self, queue: _Queue, nid: int) -> Steps[int]:
-        return (yield from self._move(queue, self._on_node(nid), lambda pfn, pool: (nid, 1 << nid), MR_SYSCALL))
+    def _move_to_node(self, queue: Queue, nid: int) -> Steps[int]:
+        return (
+            yield from self._move(
+                queue,
+                self._on_node(nid),
+                lambda pfns: self._page_alloc.alloc_pages_bulk(GFP_TARGET, 0, len(pfns), nid),
+                lambda pfn, pool: (nid, 1 << nid),
+                MR_SYSCALL,
+            )
+        )
 
     def has_memory(self, nid: int) -> bool:
         """Whether a page can be moved to a node."""
@@ -520,59 +545,6 @@ class Mbind:
         self._fault_in(task, address >> PAGE_SHIFT)
         slot, _ = self._mmu.leaf(mm.id, address >> PAGE_SHIFT)
         return self._migrate.nid((int(self._mmu.words[slot]) & PFN_MASK) >> PFN_SHIFT)
-
-
-class _PagesMove:
-    """One move_pages(2) that moves (do_pages_move): pages for the same node in a row are moved together."""
-
-    def __init__(self, calls: Mbind, mm: Mm, addresses: Sequence[int], nodes: Sequence[int], flags: int) -> None:
-        self._calls = calls
-        self._mm = mm
-        self._pairs = list(zip(addresses, nodes, strict=True))
-        self._every = bool(flags & MPOL_MF_MOVE_ALL)
-        self._status = [0] * len(self._pairs)
-        self._pages: list[int] = []
-        self._start = 0
-
-    def run(self) -> Steps[tuple[int, list[int]]]:
-        """The result and the status of each page. ENODEV."""
-        current = -1
-        for i, (address, nid) in enumerate(self._pairs):
-            if not self._calls.has_memory(nid):
-                yield from self._flush(current, i)
-                raise KernelError(errno.ENODEV, f"node {nid} has no memory")
-            if nid != current:
-                failed = yield from self._flush(current, i)
-                if failed:
-                    return self._result(failed, i)
-                self._start, current = i, nid
-            error, page = self._calls.isolate_at(self._mm, address, nid, every=self._every)
-            if error > 0:
-                self._pages.append(page)
-                continue
-            self._status[i] = error or nid
-            failed = yield from self._flush(current, i)
-            if failed:
-                return self._result(failed - (failed > 0), i)
-            current = -1
-        failed = yield from self._flush(current, len(self._pairs))
-        return self._result(failed, len(self._pairs))
-
-    def _result(self, failed: int, at: int) -> tuple[int, list[int]]:
-        """The number of pages that stayed, with those that were not tried; an errno is raised."""
-        if failed < 0:
-            raise KernelError(-failed, "no page left on the node")
-        return failed + (len(self._pairs) - at if failed else 0), self._status
-
-    def _flush(self, nid: int, end: int) -> Steps[int]:
-        """Move what was collected and note its node."""
-        if not self._pages:
-            return 0
-        failed = yield from self._calls.move_to(self._pages, nid)
-        self._pages = []
-        if not failed:
-            self._status[self._start : end] = [nid] * (end - self._start)
-        return failed
 
 
 def _next_pair(left: int, old: int, new: int) -> tuple[int, int] | None:

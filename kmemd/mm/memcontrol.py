@@ -2,13 +2,12 @@
 
 Models: page counters in a tree, charges in batches of 64 that a CPU keeps in stock, reclaim of a group at its limit
 with its retries, the delay above memory.high, protection by min and low, the group's own OOM killer, swap charged by
-slot, kernel memory charged by page (__GFP_ACCOUNT), groups that were removed and still have pages. A page's group is in
-``PageMap.memcg``, negative for a page of the kernel's. The root is charged nothing, as in Linux, and costs nothing.
-Left out: charges of single slab objects and of sockets, moving charges with a task (version 1), the delayed flushing of
-statistics.
+slot, kernel memory (memcontrol_kmem.py), groups that were removed and still have pages. A page's group is in
+``PageMap.memcg``, minus the number of an object group for a page of the kernel's. The root is charged nothing, as in
+Linux, and costs nothing. Left out: moving charges with a task (version 1), the delayed flushing of statistics.
 
 Invariants: ``pages`` of a group are the sizes of all blocks whose ``memcg`` is its number; its counter is the sum of
-``pages`` and stocks of the group and all below it.
+``pages``, ``kmem`` and stocks of the group and all below it.
 """
 
 from __future__ import annotations
@@ -21,18 +20,22 @@ import numpy as np
 import numpy.typing as npt
 
 from kmemd.core.context import Context
-from kmemd.core.pages import PageMap
+from kmemd.core.pages import SECTION_SHIFT, PageMap
 from kmemd.errors import KernelError
 from kmemd.mm import gfp as g
 from kmemd.mm.cgroup import Cgroup
 from kmemd.mm.clock import HZ, NSEC_PER_SEC
-from kmemd.mm.memcontrol_group import HIGH, LOW, MAX, OOM, SWAP_FAIL, SWAP_HIGH, SWAP_MAX, MemCgroup
-from kmemd.mm.page_counter import PageCounter, effective_protection
+from kmemd.mm.memcontrol_group import HIGH, MAX, OOM, SWAP_FAIL, SWAP_HIGH, SWAP_MAX, MemCgroup
+from kmemd.mm.memcontrol_kmem import KernelMemory
+from kmemd.mm.memcontrol_stock import MEMCG_CHARGE_BATCH, Stock
+from kmemd.mm.memcontrol_tree import MemcgTree
+from kmemd.mm.mmzone import Zone
+from kmemd.mm.page_counter import PageCounter
 from kmemd.mm.psi import Psi
 from kmemd.mm.sched import Task
+from kmemd.steps import Steps
 
 PFNs = npt.NDArray[np.int64]
-MEMCG_CHARGE_BATCH = 64
 MAX_RECLAIM_RETRIES = 16
 SWAP_CLUSTER_MAX = 32
 COSTLY_PAGES = 1 << 3
@@ -48,10 +51,11 @@ class OomKiller(Protocol):
     def mem_cgroup_out_of_memory(self, memcg: MemCgroup, gfp: int, order: int) -> bool: ...
 
 
-class MemControl:
+class MemControl(MemcgTree):
     """All memory cgroups by number; 0 is the root.
 
-    ``reclaim(memcg, pages, gfp, may_swap)`` frees pages of a group; ``oom`` is the OOM killer;
+    ``changes`` counts charges that came or went. ``reclaim(memcg, pages, gfp, may_swap)`` frees pages of a group,
+    ``reclaim_steps(memcg, pages, gfp)`` with points where others may run; ``oom`` is the OOM killer;
     ``released(cgroup)`` hears that the last charge of a removed group is gone, ``forget(number)`` that
     its number is free.
     """
@@ -59,45 +63,65 @@ class MemControl:
     def __init__(
         self,
         pages: PageMap,
+        zones: list[Zone],
+        page_offset: int,
         context: Context,
         current: Callable[[], Task | None],
         psi: Psi,
         cpus: int,
         reclaim: Callable[[MemCgroup, int, int, bool], int],
+        reclaim_steps: Callable[[MemCgroup, int, int], Steps[int]],
         oom: OomKiller,
         released: Callable[[Cgroup | None], None],
         forget: Callable[[int], None],
         *,
+        pointer: int = 8,
         kmem: bool = True,
     ) -> None:
+        """``kmem``: the kernel's memory is charged, too; ``pointer`` is the size of one."""
+        super().__init__()
         self._pages, self._context, self._current, self._psi = pages, context, current, psi
+        self._reclaim_steps = reclaim_steps
         self._reclaim, self._oom, self._released = reclaim, oom, released
-        self._stock: list[tuple[MemCgroup | None, int]] = [(None, 0)] * cpus
-        self._memcg = pages.memcg
-        self._kmem, self._forget = kmem, forget
+        self.stock = Stock(context, cpus)
+        self.kernel = KernelMemory(
+            pages,
+            zones,
+            page_offset,
+            self.stock,
+            self._try_charge,
+            self._kernel_group,
+            self._number_free,
+            pointer=pointer,
+            cpus=cpus,
+            enabled=kmem,
+        )
+        self._memcg, self._sections = pages.memcg, pages.charged_sections
+        self._forget = forget
         self._free_ids: list[int] = []
-        self.groups: list[MemCgroup | None] = []
-        self.active = False
         self.charged = 0
-        self._changes = 0
-        self._found: tuple[tuple[int, int], PFNs] | None = None
+        self.changes = 0
         self._reclaiming = False
         self._over_high = 0
 
     # -- groups ------------------------------------------------------------------------------------------
 
     def css_alloc(self, cgroup: Cgroup, parent: MemCgroup | None) -> MemCgroup:
-        """A memory cgroup for a directory. ENOSPC when all numbers are taken."""
-        number = self._free_ids.pop() if self._free_ids else len(self.groups)
-        if number > MEM_CGROUP_ID_MAX:
+        """A memory cgroup for a directory. ENOSPC when all numbers are taken, ENOMEM."""
+        if not self._free_ids and len(self.groups) > MEM_CGROUP_ID_MAX:
             raise KernelError(errno.ENOSPC, f"there are {MEM_CGROUP_ID_MAX} memory cgroups")
-        memcg = MemCgroup(number, cgroup, parent)
+        percpu = self.kernel.charge_percpu(parent)
+        number = self._free_ids.pop() if self._free_ids else len(self.groups)
+        memcg = MemCgroup(number, cgroup, parent, self.kernel.nodes)
+        memcg.percpu_of = percpu
         if number == len(self.groups):
             self.groups.append(memcg)
         else:
             self.groups[number] = memcg
+        self.kernel.online(memcg)
         if parent is not None:
-            parent.children.append(memcg)
+            self._forget(number)
+            parent.children[number] = memcg
             self.active = True
         return memcg
 
@@ -106,7 +130,8 @@ class MemControl:
         memcg.online = False
         memcg.memory.set_protection("min", 0)
         memcg.memory.set_protection("low", 0)
-        self.drain_stock(memcg)
+        self.stock.drain(memcg)
+        self.kernel.offline(memcg)
         self._release_if_unused(memcg)
 
     def _release_if_unused(self, memcg: MemCgroup) -> None:
@@ -114,28 +139,26 @@ class MemControl:
         parent = memcg.parent
         if memcg.online or memcg.pages or memcg.swapped or memcg.children or parent is None:
             return
-        self.drain_stock(memcg)
+        self.stock.drain(memcg)
         for name, count in memcg.counts.items():
             parent.counts[name] += count
-        parent.children.remove(memcg)
+        del parent.children[memcg.id]
         self.groups[memcg.id] = None
-        self._free_ids.append(memcg.id)
-        self._forget(memcg.id)
+        self.kernel.freed(memcg)
+        self._number_free(memcg.id)
         self._released(memcg.cgroup.parent)
         self._release_if_unused(parent)
 
-    @property
-    def root(self) -> MemCgroup:
-        """The root."""
-        found = self.groups[0]
-        assert found is not None, "the root is made at boot"
-        return found
+    def _number_free(self, number: int) -> None:
+        """A group or an object group is gone: its number is free when both are."""
+        if self.groups[number] is None and not self.kernel.in_use(number):
+            self._free_ids.append(number)
+            self._forget(number)
 
-    def by_id(self, number: int) -> MemCgroup:
-        """The group of a number."""
-        found = self.groups[number]
-        assert found is not None, f"there is no memory cgroup {number}"
-        return found
+    @property
+    def now(self) -> int:
+        """The model's time, ns."""
+        return self._context.now
 
     def of(self, task: Any) -> MemCgroup | None:
         """The group that a task's memory is charged to; None for the root."""
@@ -149,13 +172,22 @@ class MemControl:
         """The group of the executing task; None for the root."""
         return self.of(self._current()) if self.active else None
 
+    def _kernel_group(self) -> MemCgroup | None:
+        """Who is charged for the kernel's memory; None for the root and for kernel threads (``memcg_kmem_bypass``)."""
+        task = self._current() if self.active else None
+        return None if task is None or task.is_kthread else self.of(task)
+
+    def of_number(self, number: int) -> MemCgroup:
+        """The group that ``PageMap.memcg`` names."""
+        return self.kernel.owner(-number) if number < 0 else self.by_id(number)
+
     def page_group(self, pfn: int) -> MemCgroup:
         """The group that a page is charged to."""
-        return self.by_id(abs(int(self._memcg[pfn])))
+        return self.of_number(int(self._memcg[pfn]))
 
     def online_ino(self, number: int) -> int:
-        """The inode of a group, or of the nearest one above it that was not removed (``page_cgroup_ino``)."""
-        memcg = self.by_id(number)
+        """The inode of a page's group, or of the nearest one above it that was not removed (``page_cgroup_ino``)."""
+        memcg = self.of_number(number)
         while not memcg.online and memcg.parent is not None:
             memcg = memcg.parent
         return memcg.cgroup.ino
@@ -167,96 +199,12 @@ class MemControl:
         memcg = self.page_group(pfn)
         return f"{'' if memcg.online else 'offline '}memcg {memcg.cgroup.name or '/'}"
 
-    def charged_pages(self) -> PFNs:
-        """The frames that are charged to groups. Reading many groups at one moment looks for them once."""
-        key = (self._context.now, self._changes)
-        if self._found is None or self._found[0] != key:
-            self._found = (key, np.flatnonzero(self._memcg))
-        return self._found[1]
-
-    def count(self, number: int, name: str, n: int = 1) -> None:
-        """Something happened to pages of a group, or by its tasks (``count_memcg_events``). 0, the root, as well."""
-        if self.groups:
-            self.by_id(number).counts[name] += n
-
     def count_pages(self, pfns: PFNs, name: str) -> None:
         """``count`` for each page's group."""
         if self.groups and len(pfns):
-            numbers, counts = np.unique(np.abs(self._memcg[pfns]), return_counts=True)
+            numbers, counts = np.unique(self._memcg[pfns], return_counts=True)
             for number, n in zip(numbers.tolist(), counts.tolist(), strict=True):
-                self.count(number, name, n)
-
-    # -- the tree, as reclaim sees it --------------------------------------------------------------------
-
-    def subtree(self, memcg: int) -> list[int]:
-        """A group and all below it, parents first."""
-        return [group.id for group in self.by_id(memcg).descendants()] if self.active else [memcg]
-
-    def parents(self, memcg: int) -> list[int]:
-        """The groups above one, up to the root."""
-        above: list[int] = []
-        group = self.by_id(memcg).parent if memcg else None
-        while group is not None:
-            above.append(group.id)
-            group = group.parent
-        return above
-
-    def protection(self, target: int, memcg: int) -> tuple[int, int, int]:
-        """min and low as they are in force for reclaim of ``target``, and the usage, in pages."""
-        if not memcg or memcg == target:
-            return 0, 0, 0
-        group = self.by_id(memcg)
-        least, low = self.calculate_protection(self.by_id(target), group)
-        return least, low, group.memory.usage
-
-    def low_event(self, memcg: int) -> None:
-        """A group was reclaimed below its memory.low."""
-        self.by_id(memcg).event(LOW)
-
-    def swap_left(self, memcg: int) -> int:
-        """Swap slots that a group may still take."""
-        return self.by_id(memcg).swap.margin() if memcg else 1 << 62
-
-    def online(self, memcg: int) -> bool:
-        """Whether a group was not removed."""
-        found = self.groups[memcg] if memcg < len(self.groups) else None
-        return found is not None and found.online
-
-    # -- stock -------------------------------------------------------------------------------------------
-
-    def stock(self) -> list[tuple[MemCgroup | None, int]]:
-        """What each CPU has in stock, and of which group."""
-        return list(self._stock)
-
-    def drain_stock(self, root: MemCgroup) -> None:
-        """Give back what the CPUs have in stock of a group and those below it (``drain_all_stock``)."""
-        for cpu, (memcg, pages) in enumerate(self._stock):
-            if memcg is not None and any(above is root for above in memcg.upwards()):
-                memcg.memory.uncharge(pages)
-                self._stock[cpu] = (None, 0)
-
-    def _consume(self, memcg: MemCgroup, most: int) -> int:
-        """Pages of the group out of the executing CPU's stock, up to ``most``."""
-        cached, pages = self._stock[self._context.cpu]
-        if cached is not memcg:
-            return 0
-        taken = min(pages, most)
-        self._stock[self._context.cpu] = (memcg, pages - taken)
-        return taken
-
-    def _refill(self, memcg: MemCgroup, pages: int) -> None:
-        """Charged pages for the CPU's stock, which is of one group and not above a batch (``refill_stock``)."""
-        cpu = self._context.cpu
-        cached, have = self._stock[cpu]
-        if cached is not memcg:
-            if cached is not None:
-                cached.memory.uncharge(have)
-            have = 0
-        have += pages
-        if have > MEMCG_CHARGE_BATCH:
-            memcg.memory.uncharge(have)
-            have = 0
-        self._stock[cpu] = (memcg, have)
+                self.count(self.of_number(number).id, name, n)
 
     # -- charging ----------------------------------------------------------------------------------------
 
@@ -266,9 +214,9 @@ class MemControl:
         The first one is fought for: reclaim, retries, the OOM killer. The others are charged as far as they fit, or
         with ``exact`` fought for as well.
         """
-        got = 0
+        got = self._charge_freely(memcg, n)
         while got < n:
-            taken = self._consume(memcg, n - got)
+            taken = self.stock.take(memcg, n - got)
             if taken:
                 got += taken
             elif (got and not exact and not memcg.memory.margin()) or not self._try_charge(memcg, gfp, 1):
@@ -276,6 +224,29 @@ class MemControl:
             else:
                 got += 1
         return got
+
+    def _charge_freely(self, memcg: MemCgroup, n: int) -> int:
+        """The pages out of stock and in whole batches as far as no limit and no high mark is near: all or none.
+
+        What is charged and in stock afterwards is the same as page by page.
+        """
+        cpu = self._context.cpu
+        cached, have = self.stock.pages[cpu]
+        if cached is not memcg:
+            have = 0
+        missing = n - have
+        if missing <= 0:
+            self.stock.pages[cpu] = (memcg, -missing)
+            return n
+        pages = -(-missing // MEMCG_CHARGE_BATCH) * MEMCG_CHARGE_BATCH
+        if memcg.memory.room() < pages or memcg.swap_is_high:
+            return 0
+        memcg.memory.charge(pages)
+        if cached is not memcg:
+            self.stock.refill(memcg, pages - missing)
+        else:
+            self.stock.pages[cpu] = (memcg, pages - missing)
+        return n
 
     def _try_charge(self, memcg: MemCgroup, gfp: int, pages: int) -> bool:
         """``try_charge_memcg`` of one block that the stock has not got."""
@@ -292,7 +263,7 @@ class MemControl:
     def _charged(self, memcg: MemCgroup, batch: int, pages: int, gfp: int) -> None:
         """A charge went through: the rest of the batch is for the stock; is the group above its high mark?"""
         if batch > pages:
-            self._refill(memcg, batch - pages)
+            self.stock.refill(memcg, batch - pages)
         for group in memcg.upwards():
             if group.memory.usage > group.memory.high or group.swap.usage > group.swap.high:
                 self._over_high += batch
@@ -314,7 +285,7 @@ class MemControl:
             freed = self.try_to_free(limited, pages, gfp)
             if limited.memory.margin() < pages:
                 if not drained:
-                    self.drain_stock(limited)
+                    self.stock.drain(limited)
                     drained = True
                 elif gfp & g.F.NORETRY:
                     break
@@ -326,7 +297,7 @@ class MemControl:
                         if not self._out_of_memory(limited, gfp, pages):
                             break
                         passed_oom, retries = True, MAX_RECLAIM_RETRIES
-            if self._consume_all(memcg, pages):
+            if self.stock.take_all(memcg, pages):
                 return True
             found = memcg.memory.try_charge(pages)
             if found is None:
@@ -334,13 +305,6 @@ class MemControl:
                 return True
             limited = self._group_of(memcg, found)
         return self._force(memcg, limited, gfp, pages, raised=raised)
-
-    def _consume_all(self, memcg: MemCgroup, pages: int) -> bool:
-        """``consume_stock``: all of a block or nothing."""
-        cached, have = self._stock[self._context.cpu]
-        if cached is not memcg or have < pages:
-            return False
-        return bool(self._consume(memcg, pages))
 
     def _force(self, memcg: MemCgroup, limited: MemCgroup, gfp: int, pages: int, *, raised: bool) -> bool:
         """Charge over the limit who frees memory or must not fail; nobody else."""
@@ -384,9 +348,32 @@ class MemControl:
         self.stalled(self._context.now - start)
         return freed
 
+    def try_to_free_steps(self, memcg: MemCgroup, pages: int, gfp: int) -> Steps[int]:
+        """``try_to_free`` with points where others may run."""
+        steps = self._reclaim_steps(memcg, max(pages, SWAP_CLUSTER_MAX), gfp)
+        while True:
+            start, self._reclaiming = self._context.now, True
+            try:
+                next(steps)
+            except StopIteration as stop:
+                return int(stop.value)
+            finally:
+                self._reclaiming = False
+                self.stalled(self._context.now - start)
+            yield
+
     def stalled(self, ns: int) -> None:
         """The executing task has waited so long for memory (``psi_memstall_leave``)."""
         self._psi.memstall(self._current(), ns)
+
+    @property
+    def stalled_ns(self) -> int:
+        """How long all tasks together have waited, by their own account."""
+        return self._psi.told_ns
+
+    def ran(self, task: Any, ns: int, stalled_ns: int) -> None:
+        """A task took ``ns``, since when it was told that tasks had waited ``stalled_ns``."""
+        self._psi.ran(task, ns - (self._psi.told_ns - stalled_ns))
 
     def _handle_over_high(self, memcg: MemCgroup) -> None:
         """Reclaim what is above memory.high, and slow down who goes on charging (``mem_cgroup_handle_over_high``)."""
@@ -403,7 +390,7 @@ class MemControl:
                 break
             goal = SWAP_CLUSTER_MAX
         start = self._context.now
-        self._context.charge(delay * NSEC_PER_SEC // HZ)
+        self._context.wait(delay * NSEC_PER_SEC // HZ)
         self.stalled(self._context.now - start)
 
     def _reclaim_high(self, memcg: MemCgroup, pages: int) -> int:
@@ -423,22 +410,6 @@ class MemControl:
                 group.event(SWAP_HIGH)
         return _high_delay(pages, memory) + _high_delay(pages, max(overage for _, overage in swap))
 
-    def calculate_protection(self, root: MemCgroup | None, memcg: MemCgroup) -> tuple[int, int]:
-        """The pages of a group that reclaim of ``root`` spares: (min, low), kept in ``emin`` and ``elow``."""
-        top = root or self.root
-        if memcg is top or not memcg.memory.usage:
-            return 0, 0
-        parent = memcg.parent
-        assert parent is not None
-        own, usage = memcg.memory, memcg.memory.usage
-        if parent is top:
-            memcg.emin, memcg.elow = own.min, own.low
-            return memcg.emin, memcg.elow
-        above = parent.memory
-        memcg.emin = effective_protection(usage, above.usage, own.min, parent.emin, above.children_min)
-        memcg.elow = effective_protection(usage, above.usage, own.low, parent.elow, above.children_low)
-        return memcg.emin, memcg.elow
-
     # -- pages of users ----------------------------------------------------------------------------------
 
     def alloc(self, memcg: MemCgroup, n: int, get: Callable[[int], PFNs], *, exact: bool = False) -> PFNs:
@@ -456,21 +427,30 @@ class MemControl:
     def _commit(self, memcg: MemCgroup, pfns: PFNs, size: int) -> None:
         """Charged blocks belong to the group."""
         self._memcg[pfns] = memcg.id
-        self._changes += 1
+        self._sections[pfns >> SECTION_SHIFT] = True
+        self.changes += 1
         memcg.pages += size * len(pfns)
         self.charged += size * len(pfns)
+
+    def room(self, memcg: MemCgroup) -> int:
+        """Pages that may be charged one after the other before anything is reclaimed for them."""
+        if any(group.swap.usage > group.swap.high for group in memcg.upwards()):
+            return 0
+        below_high = min(counter.high - counter.usage for counter in memcg.memory.upwards())
+        return max(0, min(memcg.memory.margin(), below_high - MEMCG_CHARGE_BATCH))
 
     def charge_block(self, memcg: MemCgroup, pfn: int, order: int, gfp: int) -> bool:
         """Charge a block that was allocated, a huge page; whether it could be."""
         pages = 1 << order
-        if not self._consume_all(memcg, pages) and not self._try_charge(memcg, gfp, pages):
+        if not self.stock.take_all(memcg, pages) and not self._try_charge(memcg, gfp, pages):
             return False
         self._commit(memcg, np.array([pfn], dtype=np.int64), pages)
         return True
 
     def move(self, src: int, dst: int, order: int) -> None:
         """A page's charge goes to the page that takes its place (``mem_cgroup_migrate``)."""
-        self._changes += 1
+        self.changes += 1
+        self._sections[dst >> SECTION_SHIFT] = True
         self._memcg[dst : dst + (1 << order)] = self._memcg[src]
         self._memcg[src : src + (1 << order)] = 0
 
@@ -481,15 +461,16 @@ class MemControl:
         numbers = self._memcg[pfns]
         if not numbers.any():
             return
-        self._changes += 1
+        self.changes += 1
         for number in np.unique(numbers[numbers != 0]).tolist():
-            pages = int((numbers == number).sum()) << order
-            memcg = self.by_id(abs(number))
-            memcg.pages -= pages
-            self.charged -= pages
+            blocks = int((numbers == number).sum())
+            self.charged -= blocks << order
             if number < 0:
-                memcg.kmem -= pages
-            memcg.memory.uncharge(pages)
+                self.kernel.uncharge_blocks(-number, blocks, order)
+                continue
+            memcg = self.by_id(number)
+            memcg.pages -= blocks << order
+            memcg.memory.uncharge(blocks << order)
             self._release_if_unused(memcg)
         if order:
             for pfn in pfns[numbers != 0].tolist():
@@ -499,23 +480,13 @@ class MemControl:
     # -- kernel memory -----------------------------------------------------------------------------------
 
     def charge_kmem(self, pfns: PFNs, order: int, gfp: int) -> int:
-        """Charge blocks of the kernel's to the executing task's group (``__memcg_kmem_charge_page``); how many."""
-        memcg = self.current() if self._kmem else None
-        if memcg is None:
-            return len(pfns)
-        done = 0
-        while done < len(pfns) and self.charge_block(memcg, int(pfns[done]), order, gfp):
-            done += 1
-        self._memcg[pfns[:done]] = -memcg.id
-        memcg.kmem += done << order
+        """Charge blocks of the kernel's to the executing task's group; how many could be."""
+        done = self.kernel.charge_blocks(pfns, order, gfp)
+        if done and self._memcg[pfns[0]]:
+            self._sections[pfns[:done] >> SECTION_SHIFT] = True
+            self.changes += 1
+            self.charged += done << order
         return done
-
-    def account_stack(self, kib: int, pfn_group: MemCgroup | None) -> MemCgroup | None:
-        """A kernel stack of so many KiB came (of the executing task's group) or, below 0, went; its group."""
-        memcg = pfn_group if kib < 0 else self.current() if self._kmem else None
-        if memcg is not None:
-            memcg.stack_kb += kib
-        return memcg
 
     # -- swap --------------------------------------------------------------------------------------------
 

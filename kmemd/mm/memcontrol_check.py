@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -25,8 +27,8 @@ class MemcgCheck:
         heads = heads[self._pages.kind[heads] == ALLOCATED]
         numbers, sizes = self._memcg[heads].astype(np.int64), np.int64(1) << self._pages.order[heads].astype(np.int64)
         length = len(self._control.groups)
-        pages = np.bincount(np.abs(numbers), weights=sizes, minlength=length).astype(np.int64)
-        kernel = np.bincount(np.maximum(-numbers, 0), weights=sizes, minlength=length).astype(np.int64)
+        pages = np.bincount(np.maximum(numbers, 0), weights=sizes, minlength=length).astype(np.int64)
+        kernel = self._kernel_pages(np.bincount(np.maximum(-numbers, 0), weights=sizes, minlength=length))
         swapped = sum((np.bincount(each[each > 0], minlength=length) for each in slots), np.zeros(length, np.int64))
         for group in filter(None, self._control.groups):
             name, own = f"memory cgroup {group.id} {group.cgroup.path}", (pages, swapped)[0][group.id]
@@ -36,11 +38,19 @@ class MemcgCheck:
             assert kernel[group.id] == group.kmem, f"{name}: {kernel[group.id]} kernel pages, it counts {group.kmem}"
             assert swapped[group.id] == group.swapped, f"{name}: {swapped[group.id]} slots, it counts {group.swapped}"
             self._check_sums(group, name)
+        self._control.kernel.check()
+
+    def _kernel_pages(self, blocks: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """Pages of the kernel's by group: ``blocks`` is the size of the blocks that name each object group."""
+        found = np.zeros(len(blocks), dtype=np.int64)
+        for objcg in filter(None, self._control.kernel.objcgs):
+            found[objcg.memcg.id] += int(blocks[objcg.id]) + objcg.pages
+        return found
 
     def _check_sums(self, group: MemCgroup, name: str) -> None:
         below = list(group.descendants())
-        stock = sum(n for memcg, n in self._control.stock() if memcg in below)
-        pages, slots = sum(each.pages for each in below), sum(each.swapped for each in below)
+        stock = sum(n for memcg, n in self._control.stock.pages if memcg in below)
+        pages, slots = sum(each.pages + each.kmem for each in below), sum(each.swapped for each in below)
         usage = group.memory.usage
         assert usage == pages + stock, f"{name}: {pages} pages below and {stock} in stock, the counter says {usage}"
         assert slots == group.swap.usage, f"{name}: {slots} slots below, the counter says {group.swap.usage}"

@@ -1,7 +1,7 @@
 """What memory.stat and memory.numa_stat say (mm/memcontrol.c ``memory_stat_format``, ``memory_numa_stat_show``).
 
-Gauges are read from the pages that are charged; events were counted when they happened. The root's are the system's,
-but for kernel memory, which nobody charges to it.
+Gauges are read from the pages that are charged, of all groups in one pass, which serves as long as nothing changes;
+events were counted when they happened. The root's are the system's, but for kernel memory, which nobody charges to it.
 """
 
 from __future__ import annotations
@@ -12,23 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from kmemd.core import stats
-from kmemd.core.pages import (
-    PG_ACTIVE,
-    PG_DIRTY,
-    PG_HEAD,
-    PG_LRU,
-    PG_SWAPBACKED,
-    PG_SWAPCACHE,
-    PG_TABLE,
-    PG_UNEVICTABLE,
-    PG_WRITEBACK,
-    PageMap,
-)
+from kmemd.core.lru import LRU_UNEVICTABLE, MAX_MEMCGS
+from kmemd.core.memcg import ITEMS, NR_ITEMS, Gauges
+from kmemd.core.pages import SECTION_SHIFT, PageMap
 from kmemd.mm.lruvec import LruVecs
 from kmemd.mm.memcontrol import MemControl
 from kmemd.mm.memcontrol_group import COUNTED, MemCgroup
+from kmemd.mm.memcontrol_kmem import RECLAIMABLE, UNRECLAIMABLE
 from kmemd.mm.mmzone import Zone
-from kmemd.mm.units import PAGE_SIZE
+from kmemd.mm.units import PAGE_SHIFT, PAGE_SIZE
 from kmemd.mm.vmstat import VmStat
 
 Numbers = npt.NDArray[np.int64]
@@ -63,8 +55,8 @@ ROOT_EVENTS = {name: getattr(stats, name.upper()) for name in EVENTS if hasattr(
 ROOT_WORKINGSET = {name: getattr(stats, name.upper()) for name in WORKINGSET if hasattr(stats, name.upper())}
 
 
-def _bit(*numbers: int) -> np.uint32:
-    return np.uint32(sum(1 << number for number in numbers))
+LISTS = ("inactive_anon", "active_anon", "inactive_file", "active_file", "unevictable")
+assert len(LISTS) == LRU_UNEVICTABLE + 1
 
 
 class MemcgStat:
@@ -80,11 +72,13 @@ class MemcgStat:
         hpage: int,
     ) -> None:
         self._lruvecs = lruvecs
-        self._memcg, self._pages, self._vmstat, self._hpage = memcg, pages, vmstat, hpage
-        spans = sorted((zone.start_pfn, zone.end_pfn, zone.nid) for zone in zones)
-        self._starts = np.array([start for start, _, _ in spans], dtype=np.int64)
-        self._nids = np.array([nid for _, _, nid in spans], dtype=np.int64)
-        self.nodes = int(self._nids.max()) + 1
+        self._memcg, self._vmstat, self._hpage = memcg, vmstat, hpage
+        self._ranges = sorted((zone.start_pfn, zone.end_pfn, zone.nid) for zone in zones)
+        self.nodes = max(nid for _, _, nid in self._ranges) + 1
+        self._sections = pages.charged_sections
+        self._pass = Gauges(pages)
+        self._table: Numbers = np.zeros((self.nodes, 1, NR_ITEMS), dtype=np.int64)
+        self._key: tuple[int, int, bytes] | None = None
 
     def lines(self, memcg: MemCgroup) -> Iterator[str]:
         """The lines of memory.stat, without newlines."""
@@ -102,14 +96,17 @@ class MemcgStat:
 
     def numa_lines(self, memcg: MemCgroup) -> Iterator[str]:
         """The lines of memory.numa_stat: bytes, or events, for each node."""
-        gauges, counts = self.gauges(memcg), self.counts(memcg)
+        gauges = self.gauges(memcg)
         for name in NUMA_GAUGES:
             yield f"{name} " + " ".join(f"N{nid}={value}" for nid, value in enumerate(gauges[name].tolist()))
         for name in WORKINGSET:
-            share = [counts[name]] + [0] * (self.nodes - 1)
-            if memcg.is_root and name in ROOT_WORKINGSET:
-                share = [int(self._vmstat.node_stat[nid, ROOT_WORKINGSET[name]]) for nid in range(self.nodes)]
+            share = [self._workingset(memcg, nid, name) for nid in range(self.nodes)]
             yield f"{name} " + " ".join(f"N{nid}={value}" for nid, value in enumerate(share))
+
+    def _workingset(self, memcg: MemCgroup, nid: int, name: str) -> int:
+        """Events of a node: the root's are the system's."""
+        item = ROOT_WORKINGSET[name]
+        return int(self._vmstat.node_stat[nid, item]) if memcg.is_root else self._lruvecs.counted(memcg.id, nid, item)
 
     def counts(self, memcg: MemCgroup) -> dict[str, int]:
         """Events in a group and all below it."""
@@ -134,79 +131,55 @@ class MemcgStat:
         found["file"] = found["file"] - found["swapcached"]
         return found
 
-    def _charged(self, memcg: MemCgroup) -> Numbers:
-        """The heads of blocks that are charged to a group and those below it."""
-        members = np.zeros(1 << 15, dtype=bool)
-        members[[group.id for group in memcg.descendants() if group.id]] = True
-        pfns = self._memcg.charged_pages()
-        pfns = pfns[members[np.abs(self._pages.memcg[pfns])]]
-        found: Numbers = pfns[self._pages.kind[pfns] != 0]
-        return found
-
-    def _empty(self) -> dict[str, Numbers]:
-        return {name: np.zeros(self.nodes, dtype=np.int64) for name in GAUGES}
-
-    def _add(self, found: dict[str, Numbers], name: str, pfns: Numbers, size: Numbers) -> None:
-        """Bytes of blocks to the nodes that they are on."""
-        nids = self._nids[np.searchsorted(self._starts, pfns, side="right") - 1]
-        found[name] = np.bincount(nids, weights=size * PAGE_SIZE, minlength=self.nodes).astype(np.int64)
-
-    def _of_kernel(self, memcg: MemCgroup, charged: Numbers | None = None) -> dict[str, Numbers]:
-        """The gauges of kernel memory."""
-        found = self._empty()
-        heads = self._charged(memcg) if charged is None else charged
-        heads = heads[self._pages.memcg[heads] < 0]
-        size = np.int64(1) << self._pages.order[heads].astype(np.int64)
-        self._add(found, "kernel", heads, size)
-        tables = self._pages.flags[heads] & _bit(PG_TABLE) != 0
-        self._add(found, "pagetables", heads[tables], size[tables])
-        found["kernel_stack"][0] = sum(group.stack_kb for group in memcg.descendants()) << 10
+    def _of_kernel(self, memcg: MemCgroup) -> dict[str, Numbers]:
+        """The gauges of kernel memory; what has no node is on node 0."""
+        found = {name: np.zeros(self.nodes, dtype=np.int64) for name in GAUGES}
+        below = list(memcg.descendants())
+        found["kernel"][0] = sum(group.kmem for group in below) << PAGE_SHIFT
+        found["vmalloc"][0] = sum(group.vmalloc for group in below) << PAGE_SHIFT
+        found["percpu"][0] = sum(group.percpu for group in below)
+        found["zswap"][0] = sum(group.zswap for group in below)
+        found["zswapped"][0] = sum(group.zswapped for group in below) << PAGE_SHIFT
+        found["kernel_stack"] = sum((group.stack_kb for group in below), np.zeros(self.nodes, dtype=np.int64)) << 10
+        slab = sum((group.slab for group in below), np.zeros((2, self.nodes), dtype=np.int64))
+        found["slab_unreclaimable"], found["slab_reclaimable"] = slab[UNRECLAIMABLE], slab[RECLAIMABLE]
+        rows = [-number for group in below for number in group.objcgs]
+        found["pagetables"] = self._read(rows)[:, ITEMS.index("pagetables")]
         return found
 
     def _of_pages(self, memcg: MemCgroup) -> dict[str, Numbers]:
         """The gauges of a group that is not the root."""
-        heads = self._charged(memcg)
-        found = self._of_kernel(memcg, heads)
-        pages, pfns = self._pages, heads[self._pages.memcg[heads] > 0]
-        flags, mapping = pages.flags[pfns], pages.mapping[pfns]
-        size = np.int64(1) << pages.order[pfns].astype(np.int64)
-        mapped = self._mapped(pfns, size)
-        cached = flags & _bit(PG_SWAPCACHE, PG_SWAPBACKED) == _bit(PG_SWAPCACHE, PG_SWAPBACKED)
-        file, backed = mapping < 0, flags & _bit(PG_SWAPBACKED) != 0
-        self._add(found, "anon", pfns[mapping > 0], mapped[mapping > 0])
-        huge = (mapping > 0) & (flags & _bit(PG_HEAD) != 0)
-        huge[huge] = pages.mapping[pfns[huge] + 1] > 0
-        masks = (
-            ("file", file & ~cached),
-            ("shmem", file & backed & ~cached),
-            ("file_dirty", file & ~backed & (flags & _bit(PG_DIRTY) != 0)),
-            ("file_writeback", flags & _bit(PG_WRITEBACK) != 0),
-            ("swapcached", cached),
-            ("anon_thp", huge),
-        )
-        for name, mask in masks:
-            self._add(found, name, pfns[mask], size[mask])
-        self._add(found, "file_mapped", pfns[file], mapped[file])
-        self._add_lists(found, pfns, size)
+        found = self._of_kernel(memcg)
+        numbers = [group.id for group in memcg.descendants()]
+        table = self._read(numbers)
+        found |= {name: table[:, column] for column, name in enumerate(ITEMS) if name != "pagetables"}
+        lists = self._lruvecs
+        for which, name in enumerate(LISTS):
+            found[name] = np.array(
+                [sum(lists.size(number, nid, which) for number in numbers) << PAGE_SHIFT for nid in range(self.nodes)]
+            )
         return found
 
-    def _add_lists(self, found: dict[str, Numbers], pfns: Numbers, size: Numbers) -> None:
-        """The lengths of the LRU lists."""
-        flags = self._pages.flags[pfns]
-        listed, locked = flags & _bit(PG_LRU) != 0, flags & _bit(PG_UNEVICTABLE) != 0
-        self._add(found, "unevictable", pfns[listed & locked], size[listed & locked])
-        for kind, backed in (("anon", True), ("file", False)):
-            for age, active in (("inactive", False), ("active", True)):
-                mask = listed & ~locked & ((flags & _bit(PG_SWAPBACKED) != 0) == backed)
-                mask &= (flags & _bit(PG_ACTIVE) != 0) == active
-                self._add(found, f"{age}_{kind}", pfns[mask], size[mask])
+    def _read(self, numbers: list[int]) -> Numbers:
+        """Bytes of each item, by node, of some numbers of ``PageMap.memcg`` together."""
+        key = (self._memcg.now, self._memcg.changes, self._vmstat.node_stat.tobytes())
+        if key != self._key:
+            self._key = key
+            self._read_pages()
+        middle = self._table.shape[1] // 2
+        found: Numbers = self._table[:, [middle + number for number in numbers]].sum(axis=1) << PAGE_SHIFT
+        return found
 
-    def _mapped(self, pfns: Numbers, size: Numbers) -> Numbers:
-        """How many small pages of each block are mapped."""
-        pages = self._pages
-        mapped = (pages.mapcount[pfns] > 0).astype(np.int64)
-        for at in np.flatnonzero(size > 1).tolist():
-            head, count = int(pfns[at]), int(size[at])
-            whole = int(pages.mapping[head + 1]) > 0
-            mapped[at] = count if whole else int((pages.mapcount[head : head + count] > 0).sum())
-        return mapped
+    def _read_pages(self) -> None:
+        """One pass over all sections that hold charged pages."""
+        middle = max(len(self._memcg.groups), len(self._memcg.kernel.objcgs))
+        self._table = np.zeros((self.nodes, 2 * middle + 1, NR_ITEMS), dtype=np.int64)
+        assert middle <= MAX_MEMCGS
+        for section in np.flatnonzero(self._sections).tolist():
+            first, last, charged = section << SECTION_SHIFT, section + 1 << SECTION_SHIFT, 0
+            for start, end, nid in self._ranges:
+                if start < last and first < end:
+                    self._pass.begin(self._table[nid], middle)
+                    charged += self._pass.add(max(first, start), min(last, end))
+            if not charged:
+                self._sections[section] = False

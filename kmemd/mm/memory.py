@@ -18,7 +18,7 @@ import numpy.typing as npt
 from kmemd.core import mmu as core
 from kmemd.core import stats
 from kmemd.core.context import Context
-from kmemd.core.lru import MLOCK_NEW, Lru
+from kmemd.core.lru import IN_FAULT, MLOCK_NEW, Lru
 from kmemd.core.mmu import Mmu
 from kmemd.core.pages import PG_ANON_EXCLUSIVE, PG_LRU, PG_SWAPCACHE, PageMap
 from kmemd.core.pte import ACCESSED, DIRTY, NX, PFN_MASK, PFN_SHIFT, PRESENT, PROTNONE, RW, SOFT_DIRTY, SPECIAL, USER
@@ -39,7 +39,9 @@ from kmemd.mm.mm_types import (
     VM_MAYWRITE,
     VM_MIXEDMAP,
     VM_PFNMAP,
+    VM_RAND_READ,
     VM_READ,
+    VM_SEQ_READ,
     VM_SHARED,
     VM_WRITE,
     Mm,
@@ -62,6 +64,8 @@ FAULT_FRAMES = (
     *("__folio_alloc", "vma_alloc_folio", "__handle_mm_fault", "handle_mm_fault"),
     *("exc_page_fault", "asm_exc_page_fault"),
 )
+PATIENCE, SLOW_PAGES = 8, 64
+"""A slice of accesses is over after so many slow faults and steps of reclaim; pages are asked for in parts."""
 ROOMY = 4
 """A control group that may have so many times the pages of a batch of faults has others to reclaim for them."""
 CHARGE_FRAMES = ("mem_cgroup_charge.constprop.0", *FAULT_FRAMES[2:])
@@ -143,9 +147,19 @@ class Memory:
     # -- access ------------------------------------------------------------------------------------------
 
     def access(
-        self, task: Task, vpns: Vpns, op: int, stacks: Stacks | None = None, span: tuple[int, int] | None = None
-    ) -> None:
-        """Read, write or execute pages one after the other. ``Signal`` for a bad access, ENOMEM.
+        self,
+        task: Task,
+        vpns: Vpns,
+        op: int,
+        stacks: Stacks | None = None,
+        span: tuple[int, int] | None = None,
+        *,
+        patient: bool = True,
+    ) -> int:
+        """Read, write or execute pages one after the other. ``Signal`` for a bad access, ENOMEM. How many were done.
+
+        That is all of them unless the caller is not ``patient``: then it may be fewer once memory is short, so that
+        the caller lets others in before it goes on.
 
         ``stacks`` lets mappings that grow down grow; ``span`` is the range in bytes (start, length) that the
         pages are a part of, as far as the program goes.
@@ -154,31 +168,40 @@ class Memory:
         assert mm is not None, "kernel threads access no user memory"
         outer, self._context.site = self._context.site, self._site
         before, self._task = self._task, task
-        start_ns = self._context.now
+        start_ns, stalled_ns = self._context.now, self._memcg.stalled_ns
+        waited_ns = self._context.waited_ns
         counted = self._memcg.of(task) if self._memcg.active else None
         faults = self._fault_counts() if counted is not None else (0, 0)
+        done = 0
         user = self._user.begin(mm, vpns, write=op == core.WRITE, execute=op == core.EXEC, span=span, task=task)
         try:
-            done, end = 0, self._first_beyond(mm, vpns)
-            while done < end:
+            end = self._first_beyond(mm, vpns)
+            self.page_alloc.patience = None if patient else PATIENCE
+            while done < end and not self._out_of_patience:
                 rows = self.rows(mm, vpns)
                 done = self.mmu.access(mm.id, vpns[:end], done, op, rows)
                 if done < end:
                     self._stopped(task, mm, int(vpns[done]), op, stacks)
-            if end < len(vpns):
+            if done == end < len(vpns):
                 raise self._beyond(mm, int(vpns[end]), op)
             if task.killed:
                 self.out_of_memory(task)
+            return done
         finally:
+            self.page_alloc.patience = None
             self._user.access = user
             self._context.site = outer
             self._task = before
             if counted is not None:
                 self._count_faults(counted, faults)
-            self._ran(task, self._context.now - start_ns, len(vpns))
+            slept = self._context.waited_ns - waited_ns
+            self._ran(task, self._context.now - start_ns - slept, done)
+            self._memcg.ran(task, self._context.now - start_ns, stalled_ns)
 
     def _ran(self, task: Task, ns: int, accesses: int) -> None:
-        """Charge a task the time that its accesses took: what is beyond the memory's own was the kernel's."""
+        """Charge a task the time that its accesses ran: what is beyond the memory's own was the kernel's. Waits for
+        devices are neither.
+        """
         user = min(ns, accesses * self._access_ns)
         task.utime_ns += user
         task.stime_ns += ns - user
@@ -221,6 +244,7 @@ class Memory:
             vma = mm.find(address)
             assert vma is not None, "the core found a mapping"
             self.handle_mm_fault(task, mm, vma, vpn, op)
+            self._tire(1)
 
     def out_of_memory(self, task: Task) -> None:
         """A fault found no page (pagefault_out_of_memory). Raises: SIGKILL for a victim, ENOMEM."""
@@ -284,17 +308,50 @@ class Memory:
             kind |= core.ROW_HUGE if self._parts.huge.eligible(mm, vma) else 0
         return kind | (core.ROW_LOCKED if vma.flags & VM_LOCKED else 0)
 
+    @property
+    def _out_of_patience(self) -> bool:
+        """Whether memory is so short that the slice is over."""
+        patience = self.page_alloc.patience
+        return patience is not None and patience <= 0
+
+    def _tire(self, steps: int) -> None:
+        """Something took long."""
+        if self.page_alloc.patience is not None:
+            self.page_alloc.patience -= steps
+
     def _supply(self, row: int, vpns: Vpns) -> Rows:
         """Pages for the core's faults in one mapping, in their order."""
         self._came_to(int(vpns[0]))
-        pfns = self._user_pages(self._vmas[row], self._task, vpns)
+        self.page_alloc.may_suspend(True)
+        try:
+            pfns = self._some_pages(row, vpns)
+        finally:
+            suspended = self.page_alloc.suspended
+            self.page_alloc.may_suspend(False)
         short, task = len(vpns) - len(pfns), self._task
-        self._at_limit = bool(len(pfns) and short and self._memcg.active and task is not None and not task.killed)
+        again = suspended or self._out_of_patience or (len(pfns) and self._memcg.active)
+        self._at_limit = bool(short and again and task is not None and not task.killed)
         if self._at_limit and task is not None and task.mm is not None:
             # the core takes these faults back, and has them again
             self._vmstat.events[stats.PGFAULT] -= short
             self.mmu.faults_of[task.mm.id] -= short
         return pfns
+
+    def _some_pages(self, row: int, vpns: Vpns) -> Rows:
+        """``_user_pages`` in parts, as long as the caller has patience."""
+        vma, done, slow = self._vmas[row], 0, self.page_alloc.slow_paths
+        if self.page_alloc.patience is None or len(vpns) <= SLOW_PAGES:
+            return self._user_pages(vma, self._task, vpns)
+        parts: list[Rows] = []
+        while done < len(vpns) and not (done and self._out_of_patience):
+            wanted = vpns[done : done + SLOW_PAGES]
+            parts.append(self._user_pages(vma, self._task, wanted))
+            done += len(parts[-1])
+            self._tire(self.page_alloc.slow_paths - slow)
+            slow = self.page_alloc.slow_paths
+            if len(parts[-1]) < len(wanted):
+                break
+        return np.concatenate(parts)
 
     def _user_pages(self, vma: Vma, task: Task | None, vpns: Vpns) -> Rows:
         """Pages by policy, charged to the task's control group; fewer when either has no more."""
@@ -349,7 +406,19 @@ class Memory:
             if not self._parts.huge.wp_fault(task, mm, vma, vpn):
                 self._parts.huge.split_range(mm, vpn, vpn + 1)
             return
-        self.handle_pte_fault(task, mm, vma, vpn, write)
+        with self._lru_fault(vma):
+            self.handle_pte_fault(task, mm, vma, vpn, write)
+
+    @contextmanager
+    def _lru_fault(self, vma: Vma) -> Iterator[None]:
+        """What comes to the LRU lists is in use, unless the mapping is read once, from one end to the other, or at
+        random (``lru_gen_enter_fault``)."""
+        words = self.lru.words
+        words[IN_FAULT] = not vma.flags & (VM_SEQ_READ | VM_RAND_READ)
+        try:
+            yield
+        finally:
+            words[IN_FAULT] = 0
 
     def _huge_fault(self, task: Task, mm: Mm, vma: Vma, vpn: int, write: bool) -> bool:
         size = 1 << self.mmu.bits

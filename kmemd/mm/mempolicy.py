@@ -10,6 +10,7 @@ Left out: cpusets (CONFIG_CPUSETS is off: every task may use all memory, and not
 from __future__ import annotations
 
 import errno
+from bisect import bisect_right
 from collections.abc import Callable
 from itertools import groupby
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -122,6 +123,7 @@ class Mempolicy(Tuned):
         self._starts = np.array([start for start, _, _ in spans], dtype=np.int64)
         self._zone_index = np.array([index for _, index, _ in spans], dtype=np.int64)
         self._zone_nid = np.array([nid for _, _, nid in spans], dtype=np.int64)
+        self._bounds, self._nids = [start for start, _, _ in spans], [nid for _, _, nid in spans]
         self._local = [Policy(MPOL_PREFERRED, MPOL_F_MOF | MPOL_F_MORON, 1 << node.nid) for node in nodes]
         self._cpupids: npt.NDArray[np.int32] | None = None
         self._zones_of = {node.nid: [zone for zone in zones if zone.nid == node.nid and zone.managed] for node in nodes}
@@ -131,6 +133,10 @@ class Mempolicy(Tuned):
     def nid_of(self, pfns: PFNS) -> PFNS:
         """The node of each page."""
         return self._zone_nid[np.searchsorted(self._starts, pfns, "right") - 1]
+
+    def nid_of_page(self, pfn: int) -> int:
+        """The node of one page."""
+        return self._nids[bisect_right(self._bounds, pfn) - 1]
 
     def task_policy(self, task: HasMm | None) -> Policy:
         """The policy of a task, that of its CPU's node when it has none (get_task_policy)."""
@@ -241,6 +247,23 @@ class Mempolicy(Tuned):
         if memcg is None or self._memcg is None:
             return self._file_pages(gfp, n)
         return self._memcg.alloc(memcg, n, lambda granted: self._file_pages(gfp, granted), exact=True)
+
+    def take_file_pages(self, gfp: int, n: int) -> PFNS:
+        """What ``alloc_file_pages`` would give one by one, up to ``n``, as far as no reclaim has a say in it."""
+        task = self._current()
+        policy = task.mm.policy if task is not None and task.mm is not None else None
+        memcg = self._memcg.current() if self._memcg is not None and self._memcg.active else None
+        if memcg is not None and self._memcg is not None:
+            n = min(n, self._memcg.room(memcg))
+        if n <= 0 or (policy is not None and policy.mode in (MPOL_INTERLEAVE, MPOL_PREFERRED_MANY)):
+            return np.empty(0, dtype=np.int64)
+        if policy is None:
+            pfns = self._page_alloc.take_free_pages(gfp, n)
+        else:
+            pfns = self._page_alloc.take_free_pages(gfp, n, self._node(policy), self._nodemask(gfp, policy))
+        if memcg is not None and self._memcg is not None:
+            self._memcg.alloc(memcg, len(pfns), lambda granted: pfns, exact=True)
+        return self._forget(pfns)
 
     def _file_pages(self, gfp: int, n: int) -> PFNS:
         task = self._current()

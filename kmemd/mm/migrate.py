@@ -20,23 +20,16 @@ from kmemd.core.context import Context
 from kmemd.core.lru import MLOCK_PAGE, MUNLOCK, Lru
 from kmemd.core.owner import OwnerTable
 from kmemd.core.pages import (
-    PG_ACTIVE,
     PG_ANON_EXCLUSIVE,
     PG_CONTENT,
     PG_DIRTY,
-    PG_ERROR,
     PG_HEAD,
     PG_LRU,
     PG_MLOCKED,
-    PG_OWNER_PRIV_1,
-    PG_RECLAIM,
-    PG_REFERENCED,
     PG_SWAPBACKED,
     PG_SWAPCACHE,
-    PG_UNEVICTABLE,
-    PG_UPTODATE,
-    PG_WORKINGSET,
     PG_WRITEBACK,
+    SECTION_SHIFT,
     PageMap,
 )
 from kmemd.core.pte import (
@@ -58,6 +51,7 @@ from kmemd.errors import KernelError
 from kmemd.mm.compound import compound_heads
 from kmemd.mm.memory import prot_bits
 from kmemd.mm.mempolicy import Mempolicy
+from kmemd.mm.migrate_bulk import COPIED_FLAGS, BulkMove, owner_tables
 from kmemd.mm.mm_types import VM_LOCKED, VM_SPECIAL
 from kmemd.mm.page_alloc import PageAllocator
 from kmemd.mm.vmstat import VmStat
@@ -73,15 +67,6 @@ MR_COMPACTION, MR_MEMORY_FAILURE, MR_MEMORY_HOTPLUG, MR_SYSCALL, MR_MEMPOLICY_MB
 SWP_PFN_BITS = 40
 SWP_MIG_YOUNG, SWP_MIG_DIRTY = 1 << SWP_PFN_BITS, 1 << SWP_PFN_BITS + 1
 SWP_PFN_MASK = SWP_MIG_YOUNG - 1
-
-COPIED_FLAGS = sum(
-    1 << bit
-    for bit in (
-        *(PG_ERROR, PG_REFERENCED, PG_UPTODATE, PG_DIRTY, PG_ACTIVE, PG_WORKINGSET, PG_OWNER_PRIV_1),
-        *(PG_ANON_EXCLUSIVE, PG_RECLAIM, PG_SWAPBACKED, PG_UNEVICTABLE),
-    )
-)
-"""What the new page takes over (folio_migrate_flags)."""
 
 
 def migration_entry(entry: int, pfn: int, exclusive: bool) -> int:
@@ -135,6 +120,12 @@ class Holders(Protocol):
 
     def replace_cached(self, src: int, dst: int) -> None:
         """The page cache or the swap cache that holds ``src`` holds ``dst`` from now on, counters included."""
+
+    def replace_cached_bulk(self, srcs: PFNS, dsts: PFNS) -> None:
+        """The same for pages of files, none of them in the swap cache."""
+
+    def pinned(self, pfns: PFNS) -> npt.NDArray[np.bool_] | None:
+        """Which pages somebody works with right now, who would not know that they moved; None: none at all."""
 
     def mark_dirty(self, pfn: int) -> None:
         """A page of a file was written to through a mapping."""
@@ -225,6 +216,7 @@ class Migrate:
         self._copy_ns = copy_ns
         self._wait_writeback = wait_writeback
         self._no_batches = 0
+        self._bulk = BulkMove(pages, mmu, lru, rmap, holders, page_alloc, vmstat, context, mempolicy, owner, copy_ns)
 
     # -- isolation ---------------------------------------------------------------------------------------
 
@@ -240,7 +232,7 @@ class Migrate:
 
     def nid(self, pfn: int) -> int:
         """The node of one page."""
-        return int(self._mempolicy.nid_of(np.array([pfn], dtype=np.int64))[0])
+        return self._mempolicy.nid_of_page(pfn)
 
     def head(self, pfn: int) -> int:
         """The first page of the block that a page is in."""
@@ -261,6 +253,14 @@ class Migrate:
         self._lru.remove(pfn)
         self._count_isolated(pfn, 1)
         return True
+
+    def isolate_bulk(self, pfns: PFNS) -> npt.NDArray[np.bool_]:
+        """``isolate`` of small pages, each there once: which were on a list."""
+        taken: npt.NDArray[np.bool_] = self._pages.flags[pfns] & np.uint32(1 << PG_LRU) != 0
+        found = pfns[taken]
+        self._lru.remove_bulk(found)
+        self._bulk.count_isolated(found)
+        return taken
 
     def putback(self, pfns: Iterable[int]) -> None:
         """Put isolated pages back on their lists (putback_movable_pages)."""
@@ -327,45 +327,45 @@ class Migrate:
 
     def move_bulk(self, srcs: PFNS, dsts: PFNS, reason: int, *, wait: bool = True) -> list[int]:
         """Move isolated small pages, each to the frame that stands for it in ``dsts``; the places of those that did
-        not, which are being written and are not waited for.
+        not: they are being written and are not waited for, or somebody works with them.
 
         Preconditions: all frames are of one node, and allocated.
         """
-        done = np.zeros(len(srcs), dtype=np.uint8)
-        for number in np.unique(self._pages.mapping[srcs]).tolist():
-            anon = self._rmap.anon_vma(number) if number > 0 else None
-            for vma, mm in anon.vmas.items() if anon is not None else ():
-                span = (vma.vpn, vma.vpn + vma.pages, vma.pgoff)
-                self._mmu.move_pages(mm.id, span, prot_bits(vma.flags, cow=True), number, srcs, dsts, done)
-        moved = done == 1
-        if moved.any():
-            self._finish_bulk(srcs[moved], dsts[moved], reason)
+        done = self._bulk.move(srcs, dsts, reason, drain=self._no_batches > 0)
+        if done.all():
+            return []
+        pinned = self._holders.pinned(srcs)
         left: list[int] = []
+        moved = 0
         for at in np.flatnonzero(done == 0).tolist():
             src, dst = int(srcs[at]), int(dsts[at])
-            if int(self._pages.flags[src]) >> PG_WRITEBACK & 1 and not (wait and self._written_back(src, reason)):
+            if (pinned is not None and pinned[at]) or not self._may_move(src, reason, wait):
                 left.append(at)
             else:
                 self._move(src, dst, 0, reason)
-        self._vmstat.count(stats.PGMIGRATE_SUCCESS, len(srcs) - len(left))
+                moved += 1
+        self._vmstat.count(stats.PGMIGRATE_SUCCESS, moved)
         return left
 
-    def _finish_bulk(self, srcs: PFNS, dsts: PFNS, reason: int) -> None:
-        """The rest of ``_move``, for pages whose entries and flags were moved."""
-        pages, nid = self._pages, self.nid(int(srcs[0]))
-        self._context.charge(self._copy_ns * len(srcs))
-        pages.memcg[dsts] = pages.memcg[srcs]
-        pages.memcg[srcs] = 0
-        self._mempolicy.copy_cpupids(srcs, dsts)
-        anon = int(np.count_nonzero(pages.flags[dsts] & np.uint32(1 << PG_SWAPBACKED)))
-        self._lru.add_bulk(dsts)
-        self._lru.drain_local()
-        if self._owner is not None:
-            for src, dst in zip(srcs.tolist(), dsts.tolist(), strict=True):
-                self._copy_owner(src, dst, 0, reason)
-        self._vmstat.mod_node(nid, stats.NR_ISOLATED_ANON, -anon)
-        self._vmstat.mod_node(nid, stats.NR_ISOLATED_FILE, anon - len(srcs))
-        self._page_alloc.free_pages_bulk(srcs, 0)
+    def move_many(self, pfns: PFNS, new_pages: Callable[[PFNS], PFNS], reason: int) -> list[int]:
+        """Move isolated pages of which many can be moved at a time to frames that ``new_pages(pfns)`` gives, or some;
+        the others are still isolated, in their order.
+        """
+        moved = self._bulk.is_simple(pfns)
+        srcs = pfns[moved]
+        dsts = new_pages(srcs) if len(srcs) else srcs
+        if len(dsts):
+            done = self._bulk.move(srcs[: len(dsts)], dsts, reason, drain=self._no_batches > 0) == 1
+            self._page_alloc.free_pages_bulk(dsts[~done], 0)
+            moved[moved] = np.concatenate((done, np.zeros(len(srcs) - len(dsts), dtype=np.bool_)))
+        else:
+            moved[:] = False
+        found: list[int] = pfns[~moved].tolist()
+        return found
+
+    def _may_move(self, src: int, reason: int, wait: bool) -> bool:
+        """Whether nothing writes the page, or has ended when that is waited for."""
+        return not int(self._pages.flags[src]) >> PG_WRITEBACK & 1 or (wait and self._written_back(src, reason))
 
     def _written_back(self, src: int, reason: int) -> bool:
         """A page that is being written cannot move; only NUMA balancing does not wait for it (MIGRATE_ASYNC)."""
@@ -465,6 +465,7 @@ class Migrate:
         pages.index[dst : dst + size] = pages.index[src : src + size]
         pages.mapping[dst] = pages.mapping[src]
         pages.memcg[dst : dst + size] = pages.memcg[src]
+        pages.charged_sections[dst >> SECTION_SHIFT] |= pages.memcg[src] != 0
         pages.memcg[src : src + size] = 0
         self._mempolicy.copy_cpupid(src, dst)
         flags = int(pages.flags[src])
@@ -500,7 +501,7 @@ class Migrate:
         """The new page was allocated by whoever allocated the old one (__folio_copy_owner)."""
         owner = self._owner
         assert owner is not None
-        for table in (owner.order, owner.gfp, owner.stack, owner.pid, owner.tgid, owner.comm, owner.ts, owner.free_ts):
+        for table in owner_tables(owner):
             table[dst : dst + (1 << order)] = table[src]
         owner.migrate_reason[dst : dst + (1 << order)] = reason + 1
 

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from kmemd.core import stats
 from kmemd.core.pages import PG_SWAPBACKED
-from kmemd.core.pte import PFN_MASK, PFN_SHIFT, PRESENT, PROTNONE, SPECIAL
+from kmemd.core.pte import MAX_SWAPFILES, PFN_MASK, PFN_SHIFT, PRESENT, PROTNONE, SPECIAL, SWP_TYPE_SHIFT
+from kmemd.mm.compound import compound_heads, distinct
 from kmemd.mm.memory import Memory
 from kmemd.mm.mm_struct import MmStructs
 from kmemd.mm.mm_types import MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, NR_MM_COUNTERS, VM_HUGETLB, Mm
@@ -51,10 +52,8 @@ class MmCheck:
         """One address space. The pages it maps by small entries."""
         mmu = self._memory.mmu
         rows = mmu.extents(mm.id, 0, 1 << 64 - PAGE_SHIFT)
-        for vpn, pages, slot, level in rows.tolist():
-            if level == 0:
-                self._check_inside(mm, vpn, mmu.words[slot : slot + pages])
         entries = _entries(mmu.words, rows[rows[:, 3] == 0])
+        self._check_inside(mm, _vpns(rows[rows[:, 3] == 0])[entries != 0])
         small = _pfns(entries)
         self._check_rss(mm, entries, small, rows)
         linked = mmu.table_pfns(mm.id)
@@ -73,28 +72,25 @@ class MmCheck:
         first = int(mmu.pgd(mm.id)) << mmu.bits
         return int(np.count_nonzero(mmu.words[first : first + (1 << mmu.bits)]))
 
-    def _check_inside(self, mm: Mm, vpn: int, entries: Entries) -> None:
-        """No entry lies outside of a mapping."""
-        used = np.flatnonzero(entries)
-        if not len(used):
-            return
+    @staticmethod
+    def _check_inside(mm: Mm, vpns: Numbers) -> None:
+        """No entry lies outside of a mapping. ``vpns``: where entries are."""
         starts = np.array([vma.vpn for vma in mm.vmas], dtype=np.int64)
-        ends = np.array([vma.end >> PAGE_SHIFT for vma in mm.vmas], dtype=np.int64)
-        at = np.searchsorted(starts, used + vpn, side="right") - 1
-        assert (at >= 0).all(), f"mm {mm.id}: an entry below all mappings, near page {vpn:#x}"
-        outside = used[used + vpn >= ends[at]]
-        assert not len(outside), f"mm {mm.id}: an entry outside of mappings at page {int(outside[0]) + vpn:#x}"
+        ends = np.array([0, *(vma.end >> PAGE_SHIFT for vma in mm.vmas)], dtype=np.int64)
+        outside = vpns[vpns >= ends[np.searchsorted(starts, vpns, side="right")]]
+        assert not len(outside), f"mm {mm.id}: an entry outside of mappings at page {int(outside[0]):#x}"
 
     def _check_rss(self, mm: Mm, entries: Entries, small: Numbers, rows: Numbers) -> None:
         pages = self._pages
-        heads = np.array([self._memory.rmap.head(pfn) for pfn in small.tolist()], dtype=np.int64)
+        heads = compound_heads(pages, small, self._vmstat.hpage_pmd_nr)
         owner = pages.mapping[heads]
         shmem = (pages.flags[heads] >> np.uint32(PG_SWAPBACKED) & np.uint32(1)) == 1
         computed = np.zeros(NR_MM_COUNTERS, dtype=np.int64)
         computed[MM_ANONPAGES] = int((owner > 0).sum())
         computed[MM_SHMEMPAGES] = int(((owner <= 0) & shmem).sum())
         computed[MM_FILEPAGES] = int(((owner <= 0) & ~shmem).sum())
-        computed[MM_SWAPENTS] = int(((entries != 0) & (entries & np.uint64(PRESENT | PROTNONE) == 0)).sum())
+        absent = entries[(entries != 0) & (entries & np.uint64(PRESENT | PROTNONE) == 0)]
+        computed[MM_SWAPENTS] = int((absent >> np.uint64(SWP_TYPE_SHIFT) < np.uint64(MAX_SWAPFILES)).sum())
         for vpn, count, slot, _ in rows[rows[:, 3] > 0].tolist():
             vma = mm.find(vpn << PAGE_SHIFT)
             assert vma is not None, f"mm {mm.id}: a huge entry outside of mappings at page {vpn:#x}"
@@ -146,9 +142,9 @@ class MmCheck:
         """What counters of mapped pages claim beyond the pages that entries map; a twin's are mere numbers."""
         rows = [self._memory.mmu.extents(mm.id, 0, 1 << 64 - PAGE_SHIFT) for mm in self._mms.living.values()]
         every = np.concatenate(rows) if rows else np.zeros((0, 4), dtype=np.int64)
-        pfns = np.unique(_pfns(_entries(self._memory.mmu.words, every[every[:, 3] == 0])))
+        pfns = distinct(_pfns(_entries(self._memory.mmu.words, every[every[:, 3] == 0])))
         total = self._vmstat.node_total
-        heads = np.array([self._memory.rmap.head(pfn) for pfn in pfns.tolist()], dtype=np.int64)
+        heads = compound_heads(self._pages, pfns, self._vmstat.hpage_pmd_nr)
         files = int((self._pages.mapping[heads] <= 0).sum()) if len(heads) else 0
         yield "NR_FILE_MAPPED less pages of files that entries map", [total(stats.NR_FILE_MAPPED) - files]
 
@@ -157,6 +153,14 @@ def _entries(words: Entries, rows: Numbers) -> Entries:
     """All entries of some rows."""
     parts = [words[slot : slot + pages] for _, pages, slot, _ in rows.tolist()]
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint64)
+
+
+def _vpns(rows: Numbers) -> Numbers:
+    """The page number of each entry of ``_entries``."""
+    counts = rows[:, 1]
+    before = np.cumsum(counts) - counts
+    found: Numbers = np.repeat(rows[:, 0] - before, counts) + np.arange(int(counts.sum()), dtype=np.int64)
+    return found
 
 
 def _pfns(entries: Entries) -> Numbers:

@@ -63,11 +63,16 @@ from kmemd.mm.zonelists import build_all_zonelists, zonelist_rows, zones_of
 MAX_RECLAIM_RETRIES = 16
 INIT_COMPACT_PRIORITY, DEF_COMPACT_PRIORITY = 2, 1
 """How hard compaction tries: without waiting for pages, and then waiting a little (enum compact_priority)."""
+SUSPENDED = -3
+"""Instead of a block: reclaim takes longer than the caller's slice, and goes on when the request is made again."""
 COMPACT_SKIPPED, COMPACT_DEFERRED = 1, 2
 """Two of enum compact_result: there was too little room, or it failed lately."""
 ALL_NODES = (1 << 64) - 1
 WARN_INTERVAL_NS = 10 * NSEC_PER_SEC
 PFNS = npt.NDArray[np.int64]
+SLOW_BATCH = 31
+"""After a block from the slow path so many more are taken as its first attempt takes them, before kswapd's progress is
+looked at again: what it reclaims at a time (SWAP_CLUSTER_MAX)."""
 
 CHECK_AT_FREE = sum(
     1 << bit
@@ -97,7 +102,14 @@ class Request:
 
 
 class Relief(Protocol):
-    """What frees memory for a request that finds none. Each returns what Linux's function returns."""
+    """What frees memory for a request that finds none. Each returns what Linux's function returns.
+
+    ``patience`` is how many steps of reclaim the caller can wait for, None for all that it takes; ``may_suspend``:
+    direct reclaim stops when it is used up.
+    """
+
+    patience: int | None
+    may_suspend: bool
 
     def wakeup_kswapd(self, nid: int, order: int, highest: int) -> None:
         """Wake a node's kswapd."""
@@ -106,7 +118,7 @@ class Relief(Protocol):
         """A request goes into the slow path: kswapd has run meanwhile, and boosted watermarks are lowered."""
 
     def try_to_free_pages(self, request: Request) -> int:
-        """Direct reclaim: the number of pages reclaimed."""
+        """Direct reclaim: the number of pages reclaimed, or ``SUSPENDED``."""
 
     def try_to_compact_pages(self, request: Request, alloc_flags: int, attempt: Callable[[], int]) -> int:
         """Direct compaction, after which ``attempt`` is made: the block, or -1; ``request`` remembers the result."""
@@ -119,6 +131,9 @@ class Relief(Protocol):
 
     def out_of_memory(self, request: Request) -> bool:
         """The OOM killer: whether a task was killed."""
+
+    def is_reclaiming(self) -> bool:
+        """Whether this is within reclaim, which may use all reserves (PF_MEMALLOC)."""
 
     def is_oom_victim(self) -> bool:
         """Whether the OOM killer has chosen the executing task, which may then use the reserves."""
@@ -141,7 +156,10 @@ class Charging(Protocol):
 
 
 class PageAllocator:
-    """``alloc_pages`` and ``free_pages`` over all zones. ``slow_paths`` counts the ways through the slow path."""
+    """``alloc_pages`` and ``free_pages`` over all zones. ``slow_paths`` counts the ways through the slow path.
+
+    ``suspended``: the last request that got less than it wanted is to be made again (see ``Relief.patience``).
+    """
 
     def __init__(
         self,
@@ -179,6 +197,8 @@ class PageAllocator:
         self._wake = memoryview(buddy.kswapd_wake)
         self._plans: dict[tuple[int, int, int, int], tuple[int, int, int, int]] = {}
         self.slow_paths = 0
+        self.suspended = False
+        self._rounds = (0, 0)
         self.zonelists = build_all_zonelists(nodes)
         rows = [zones_of(nodes, row) for row in zonelist_rows(self.zonelists)]
         for row, indices in enumerate(rows):
@@ -297,10 +317,25 @@ class PageAllocator:
             got += 1
             if self._relief.is_oom_victim():
                 break
+            if got < n and not self._reclaims_nodes:
+                got += self._bulk(request, self._slow_flags(request), out[got : got + SLOW_BATCH])
         self._context.stack = 0
         self._prepare(gfp, order, out[:got], got)
         if gfp & g.F.ACCOUNT and self._memcg is not None and self._memcg.active:
             self._charge(gfp, order, out[:got])
+        return out[:got]
+
+    def take_free_pages(self, gfp: int, n: int, nid: int = NUMA_NO_NODE, nodemask: int = ALL_NODES) -> PFNS:
+        """Up to ``n`` single pages, as far as their allocation one after the other would not get into the slow path."""
+        if self._reclaims_nodes:
+            return np.empty(0, dtype=np.int64)
+        request, flags = self._plan(gfp, 0, nid, nodemask)
+        out = np.empty(n, dtype=np.int64)
+        self._enter()
+        got = self._bulk(request, flags, out)
+        self._context.stack = 0
+        if got < n:
+            self._context.charge(-self._buddy.cost_pcp)  # the attempt that failed is made by who goes on
         return out[:got]
 
     def _prepare(self, gfp: int, order: int, heads: int | PFNS, blocks: int) -> None:
@@ -372,9 +407,14 @@ class PageAllocator:
         if pfn >= 0:
             return pfn
         pfn = self._compact_first(request, flags)
-        no_progress = 0
+        pid, no_progress = self._rounds
+        no_progress, self._rounds = no_progress if pid == self._context.pid else 0, (0, 0)
         while pfn == -1:
             pfn, flags, no_progress = self._attempt(request, flags, no_progress)
+        self.suspended = pfn == SUSPENDED
+        if self.suspended:
+            self._rounds = self._context.pid, no_progress
+            return pfn
         if pfn < 0 and gfp & g.F.NOFAIL and gfp & g.F.DIRECT_RECLAIM:
             pfn = self._no_fail(request)
         if pfn < 0:
@@ -439,6 +479,8 @@ class PageAllocator:
         if pfn >= 0 or not gfp & g.F.DIRECT_RECLAIM:
             return (pfn if pfn >= 0 else -2), flags, no_progress
         pfn, progress = self._direct_reclaim(request, flags)
+        if pfn == SUSPENDED:
+            return pfn, flags, no_progress
         if pfn < 0 and order:
             pfn = self._compact(request, flags)
         if pfn >= 0:
@@ -460,7 +502,7 @@ class PageAllocator:
         """Flags of a request that may ignore watermarks, or half of the lowest (__gfp_pfmemalloc_flags)."""
         if gfp & g.F.NOMEMALLOC:
             return 0
-        if gfp & g.F.MEMALLOC:
+        if gfp & g.F.MEMALLOC or self._relief.is_reclaiming():
             return ALLOC_NO_WATERMARKS
         return ALLOC_OOM if self._relief.is_oom_victim() else 0
 
@@ -481,8 +523,8 @@ class PageAllocator:
         start = self._context.now
         progress = self._relief.try_to_free_pages(request)
         self._stalled(start)
-        if not progress:
-            return -1, 0
+        if progress <= 0:
+            return (SUSPENDED if progress == SUSPENDED else -1), 0
         pfn = self._try(request, flags)
         if pfn < 0:
             self._unreserve(request, False)
@@ -581,6 +623,20 @@ class PageAllocator:
 
     def _is_free(self, pfn: int) -> bool:
         return 0 <= pfn < self._buddy.pages.max_pfn and int(self._buddy.pages.kind[pfn]) != 3
+
+    @property
+    def patience(self) -> int | None:
+        """How many steps of reclaim whoever allocates can wait for; None: for all that it takes."""
+        return self._relief.patience
+
+    @patience.setter
+    def patience(self, steps: int | None) -> None:
+        self._relief.patience = steps
+
+    def may_suspend(self, allowed: bool) -> None:
+        """Whether requests from now on may be ``suspended``."""
+        self._relief.may_suspend = allowed
+        self.suspended = False
 
     def drain_all_pages(self) -> None:
         """Empty the per-cpu lists of every CPU."""

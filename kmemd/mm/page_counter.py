@@ -66,12 +66,25 @@ class PageCounter:
 
     def charge(self, pages: int) -> None:
         """Charge, whatever the limits say; a negative number takes back."""
-        for counter in self.upwards():
+        counter: PageCounter | None = self
+        while counter is not None:
             counter.usage += pages
             if counter.usage > counter.watermark:
                 counter.watermark = counter.usage
             if counter.min or counter.min_usage or counter.low or counter.low_usage:
                 counter.propagate()
+            counter = counter.parent
+
+    def room(self) -> int:
+        """Pages that may be charged before a limit or a high mark, here or above, is met."""
+        room, counter = PAGE_COUNTER_MAX, self
+        while True:
+            limit = counter.max if counter.max < counter.high else counter.high
+            if limit - counter.usage < room:
+                room = limit - counter.usage
+            if counter.parent is None:
+                return room
+            counter = counter.parent
 
     def uncharge(self, pages: int) -> None:
         """Take pages back."""
@@ -104,13 +117,18 @@ class PageCounter:
         return max(0, min(counter.max - counter.usage for counter in self.upwards()))
 
 
-def effective_protection(usage: int, parent_usage: int, setting: int, parent_effective: int, siblings: int) -> int:
+def effective_protection(
+    usage: int, parent_usage: int, setting: int, parent_effective: int, siblings: int, *, recursive: bool = False
+) -> int:
     """The part of ``setting`` that holds, when the parent's protection has to do for all siblings.
 
-    ``siblings`` is the protected usage of all children together. What the parent protects and nobody claims is not
-    shared out: that takes the mount option memory_recursiveprot.
+    ``siblings`` is the protected usage of all children together. With ``recursive``, the mount option
+    memory_recursiveprot, what the parent protects and nobody claims is shared out by the usage that is not protected.
     """
     protected = min(usage, setting)
     if siblings > parent_effective:
         return protected * parent_effective // siblings
+    unclaimed = parent_effective - siblings
+    if recursive and unclaimed and parent_usage > siblings and usage > protected:
+        return protected + unclaimed * (usage - protected) // (parent_usage - siblings)
     return protected

@@ -18,6 +18,7 @@ NODES_SHIFT = 6
 ZONES_SHIFT = 2
 LAST_PID_BITS = 8
 MIN_CPU_BITS = 3
+LRU_GEN_WIDTH, LRU_REFS_WIDTH = 3, 2
 
 PAGE_FLAG_NAMES = (
     (p.PG_LOCKED, "locked"),
@@ -49,8 +50,8 @@ PAGE_FLAG_NAMES = (
 class PageFlags:
     """``%pGp``: page flags in words, with the fields that stand above them in ``page->flags``.
 
-    x86_64 has node, zone and last CPU and PID there, i386 the zone alone. No page was touched by NUMA
-    balancing, so that the last CPU and PID is all ones.
+    x86_64 has node, zone and last CPU and PID there, i386 the zone alone; below them are a page's generation and tier.
+    No page was touched by NUMA balancing, so that the last CPU and PID is all ones.
     """
 
     def __init__(self, arch: str, cpus: int, pages: PageMap, zones: Sequence[Zone]) -> None:
@@ -76,10 +77,15 @@ class PageFlags:
 
     def _render(self, flags: int, nid: int, zone_kind: int) -> str:
         words = [name for bit, name in PAGE_FLAG_NAMES if flags >> bit & 1]
+        gen = (flags & p.LRU_GEN_MASK) >> p.LRU_GEN_PGOFF << LRU_REFS_WIDTH
+        lru = gen | (flags & p.LRU_REFS_MASK) >> p.LRU_REFS_PGOFF
+        flags &= ~(p.LRU_GEN_MASK | p.LRU_REFS_MASK)
         if not self._wide:
+            flags |= lru << 32 - ZONES_SHIFT - LRU_GEN_WIDTH - LRU_REFS_WIDTH
             return f"{flags | zone_kind << 32 - ZONES_SHIFT:#x}({'|'.join([*words, f'zone={zone_kind}'])})"
         zone_shift = 64 - NODES_SHIFT - ZONES_SHIFT
         last = (1 << self._last_bits) - 1
+        flags |= lru << zone_shift - self._last_bits - LRU_GEN_WIDTH - LRU_REFS_WIDTH
         value = flags | nid << 64 - NODES_SHIFT | zone_kind << zone_shift | last << zone_shift - self._last_bits
         words += [f"node={nid}", f"zone={zone_kind}", f"lastcpupid={last:#x}"]
         return f"{value:#x}({'|'.join(words)})"

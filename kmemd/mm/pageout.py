@@ -63,6 +63,9 @@ from kmemd.mm.vmstat import VmStat
 
 CHUNK = 256
 """Pages that are handled together: those of one request to a device."""
+UNMAP_SHARE, LOOK_SHARE = 3, 9
+"""Of the time that a page takes to be unmapped and written a clean one that nobody maps takes a third, and a look at
+one that stays a ninth: it is isolated, tested and put back."""
 _DIRTY, _SWAPCACHE, _SWAPBACKED = flag(PG_DIRTY), flag(PG_SWAPCACHE), flag(PG_SWAPBACKED)
 _EXCLUSIVE, _WRITEBACK, _LRU = flag(PG_ANON_EXCLUSIVE), flag(PG_WRITEBACK), flag(PG_LRU)
 _MLOCKED = flag(PG_MLOCKED)
@@ -137,8 +140,9 @@ class PageOut:
     def evict(self, pfns: PFNs, kept: list[PFNs]) -> int:
         """Unmap isolated pages, write what is dirty, free the rest (the greater part of shrink_folio_list). How many
         were freed; ``kept`` gets the others."""
-        self._charge(self._page_ns * len(pfns))
         flags, mapping = self._pages.flags, self._pages.mapping
+        busy = (self._pages.mapcount[pfns] > 0) | (flags[pfns] & (_DIRTY | _SWAPBACKED) != 0)
+        self._charge(self._page_ns * (len(pfns) + (UNMAP_SHARE - 1) * int(busy.sum())) // UNMAP_SHARE)
         anon, files = _parted(pfns, (mapping[pfns] > 0) | (flags[pfns] & _SWAPCACHE != 0))
         backed, lazy = _parted(anon, flags[anon] & _SWAPBACKED != 0)
         freed = self._drop_lazy(lazy, kept)
@@ -146,6 +150,14 @@ class PageOut:
         for number in np.unique(-mapping[files]).tolist():
             freed += self._drop_file(self._cache.files[number], files[mapping[files] == -number], kept)
         return freed
+
+    def dropped_clean(self, pages: int) -> None:
+        """Pages were dropped that were clean and that nobody mapped."""
+        self._charge(self._page_ns * pages // UNMAP_SHARE)
+
+    def looked_at(self, pages: int) -> None:
+        """Pages were isolated and tested."""
+        self._charge(self._page_ns * pages // LOOK_SHARE)
 
     def activate(self, pfns: PFNs) -> PFNs:
         """Pages that cannot go are active again (``activate_locked``)."""
@@ -311,13 +323,11 @@ class PageOut:
             slots = self._pages.private[mine]
             self._swap.remember(mine)
             self.written += len(mine)
-            flags[mine] |= np.uint32(0 if area.synchronous else 1 << PG_RECLAIM)
+            flags[mine] |= np.uint32(1 << PG_RECLAIM)
             self._counts.move(mine, 1, (stats.NR_VMSCAN_WRITE,))
-            self._swap.io.write(mine, slots, synchronous=area.synchronous)
-            if area.synchronous:
-                clean = np.concatenate((clean, mine))
-            else:
-                kept.append(mine)
+            done, under_way = _parted(mine, self._swap.io.write(mine, slots, area))
+            clean = np.concatenate((clean, done))
+            kept.append(under_way)
         if self.workingset is not None and len(clean):
             kept_at = self._pages.private[clean].copy()
             self.workingset.keep_swapped(kept_at, self.workingset.eviction(clean))

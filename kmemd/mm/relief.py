@@ -1,9 +1,9 @@
 """What the page allocator turns to when memory is short: kswapd, direct reclaim, compaction, the OOM killer.
 
 Models: who wakes kswapd and when it runs, throttling of those who would use up the last reserves, direct reclaim over
-the nodes of a request (mm/vmscan.c ``wakeup_kswapd``, ``throttle_direct_reclaim``, ``try_to_free_pages``). kswapd runs
-on another CPU meanwhile: a request that goes into the slow path finds what it has done. Before user memory exists there
-is nothing to reclaim, and kswapd takes boosts back alone.
+the nodes of a request (mm/vmscan.c ``wakeup_kswapd``, ``throttle_direct_reclaim``, ``try_to_free_pages``). kswapd has
+time of its own (mm/vmscan_kswapd.py): a request that goes into the slow path finds what it has done until then, no
+more. Before user memory exists there is nothing to reclaim, and kswapd takes boosts back alone.
 """
 
 from __future__ import annotations
@@ -13,19 +13,22 @@ from collections.abc import Callable
 from kmemd.core import stats
 from kmemd.core.buddy import Buddy
 from kmemd.mm import gfp as g
-from kmemd.mm.clock import Clock
+from kmemd.mm.clock import NSEC_PER_SEC, Clock
 from kmemd.mm.direct_compact import DirectCompaction
 from kmemd.mm.mmzone import Node
 from kmemd.mm.oom_kill import OomKill
-from kmemd.mm.page_alloc import MAX_RECLAIM_RETRIES, Request
+from kmemd.mm.page_alloc import MAX_RECLAIM_RETRIES, SUSPENDED, Request
 from kmemd.mm.vmscan_balance import SWAP_CLUSTER_MAX, ScanControl
 from kmemd.mm.vmscan_kswapd import Kswapd
-from kmemd.mm.vmscan_reclaim import Reclaim
+from kmemd.mm.vmscan_reclaim import Pauses, Reclaim
 from kmemd.mm.vmstat import VmStat
+
+THROTTLE_NS = 200_000
+"""How often a throttled task looks whether kswapd has made progress."""
 
 
 class MemoryPressure:
-    """Implements ``page_alloc.Relief``; kswapd runs when the model's clock next stops."""
+    """Implements ``page_alloc.Relief``: kswapd, direct reclaim and its throttling, compaction, the OOM killer."""
 
     def __init__(
         self,
@@ -35,7 +38,10 @@ class MemoryPressure:
         clock: Clock,
         oom_kill: OomKill,
         compact: DirectCompaction,
+        executing: Callable[[], int] = lambda: 0,
     ) -> None:
+        """``executing()`` is the pid of who allocates."""
+        self._executing = executing
         self._nodes = nodes
         self._buddy = buddy
         self._vmstat = vmstat
@@ -46,12 +52,17 @@ class MemoryPressure:
         self._awake: dict[int, tuple[int, int]] = {}
         self._reclaim: Reclaim | None = None
         self._kswapds: Kswapd | None = None
+        self._wait: Callable[[int], int] = lambda ns: 0
         self._reclaiming = False
+        self.patience: int | None = None
+        self.may_suspend = False
+        self._suspended: tuple[int, Pauses[int]] | None = None
 
-    def attach(self, reclaim: Reclaim, kswapd: Kswapd) -> None:
+    def attach(self, reclaim: Reclaim, kswapd: Kswapd, wait: Callable[[int], int]) -> None:
         """There are pages to reclaim from now on."""
-        self._reclaim, self._kswapds = reclaim, kswapd
+        self._reclaim, self._kswapds, self._wait = reclaim, kswapd, wait
         kswapd.wakeup_kcompactd = self._kswapd_sleeps
+        reclaim.meanwhile = kswapd.catch_up
 
     def wake_kcompactd_by(self, wake: Callable[[int, int, int], None]) -> None:
         """Whom to tell of a node, an order and a zone when kswapd goes to sleep."""
@@ -62,6 +73,9 @@ class MemoryPressure:
 
     def wakeup_kswapd(self, nid: int, order: int, highest: int) -> None:
         """Wake a node's kswapd, unless the node is balanced or hopeless."""
+        if self._kswapds is not None:
+            self._kswapds.wake(nid, order, highest)
+            return
         node = self._nodes[nid]
         boosted = any(zone.boost for zone in node.zones[: highest + 1])
         hopeless = node.kswapd_failures >= MAX_RECLAIM_RETRIES
@@ -71,28 +85,30 @@ class MemoryPressure:
         self._clock.call_at(self._clock.now, self.run_kswapds)
 
     def run_kswapds(self) -> None:
-        """Let the kswapds that are awake run: each has a CPU of its own as far as allocations are concerned."""
-        if self._reclaiming:
+        """Let the kswapds catch up with the present; before there is anything to reclaim, to their end."""
+        if self._kswapds is not None:
+            if not self._reclaiming:
+                steps = self._kswapds.steps
+                self._kswapds.catch_up()
+                self._used_up(self._kswapds.steps - steps)
             return
-        self._reclaiming = True
-        try:
-            while self._awake:
-                nid = min(self._awake)
-                order, highest = self._awake.pop(nid)
-                if self._kswapds is not None:
-                    self._kswapds.run(self._nodes[nid], order, highest)
-                else:
-                    self._kswapd(self._nodes[nid], order, highest)
-        finally:
-            self._reclaiming = False
+        while self._awake:
+            nid = min(self._awake)
+            self._kswapd(self._nodes[nid], *self._awake.pop(nid))
+
+    def kswapd_runs(self, nid: int) -> bool:
+        """Whether a node's kswapd is at work."""
+        return self._kswapds is not None and self._kswapds.is_awake(nid)
 
     def drop_boosts(self) -> None:
-        """What any kswapd run does to boosted watermarks.
-
-        A node that runs short has its kswapd on its feet, whoever woke it: it looks again 100 ms after each run.
+        """kswapd catches up, and lowers boosted watermarks where it ran; where it does not run any more, because there
+        is nothing that it could reclaim, no boost stays either: the captured machines had none when memory ran out.
         """
         self.run_kswapds()
-        self._buddy.boost[:] = 0
+        for node in self._nodes:
+            if self._kswapds is None or node.unreclaimable or not self._kswapds.is_awake(node.nid):
+                for zone in node.zones:
+                    self._buddy.boost[zone.index] = 0
 
     def _balanced(self, node: Node, order: int, highest: int) -> bool:
         """Whether a zone is above its high watermark (pgdat_balanced)."""
@@ -110,8 +126,11 @@ class MemoryPressure:
             node.kswapd_failures += 1
 
     def try_to_free_pages(self, request: Request) -> int:
-        """Direct reclaim: how many pages were reclaimed. Not from within reclaim (PF_MEMALLOC)."""
-        if self._reclaiming:
+        """Direct reclaim: how many pages were reclaimed. Not from within reclaim (PF_MEMALLOC).
+
+        ``SUSPENDED`` when the caller's patience ended first: it comes again and goes on where it was.
+        """
+        if self._within_reclaim:
             return 0
         nid, alone = divmod(request.row, 2)
         near = sorted(self._nodes, key=lambda node: (self._nodes[nid].distance[node.nid], node.nid))
@@ -120,17 +139,53 @@ class MemoryPressure:
         if self._reclaim is None:
             self._vmstat.count(stats.ALLOCSTALL + request.highest)
             return 0
-        self._throttle(nodes)
-        self._reclaiming = True
-        try:
+        pid = self._executing()
+        steps = self._suspended[1] if self._suspended is not None and self._suspended[0] == pid else None
+        self._suspended = None
+        if steps is None:
+            self._throttle(nodes, request.gfp)
             sc = ScanControl(SWAP_CLUSTER_MAX, request.gfp, order=request.order, reclaim_idx=request.highest)
-            return self._reclaim.try_to_free(nodes, sc)
-        finally:
-            self._reclaiming = False
+            steps = self._reclaim.try_to_free(nodes, sc)
+        freed = self._drive(steps)
+        if freed is None:
+            self._suspended = pid, steps
+            return SUSPENDED
+        self.run_kswapds()
+        return freed
+
+    def _drive(self, steps: Pauses[int]) -> int | None:
+        """Reclaim in the executing task, which does the waiting, as long as it has patience: None when that ends."""
+        assert self._kswapds is not None
+        while not self.may_suspend or self.patience is None or self.patience > 0:
+            self._reclaiming = True
+            try:
+                pause = next(steps)
+            except StopIteration as stop:
+                return int(stop.value)
+            finally:
+                self._reclaiming = False
+            if pause:
+                self._wait(pause)
+                self._kswapds.catch_up()
+            self._used_up(1)
+        return None
+
+    def _used_up(self, steps: int) -> None:
+        """Some of the caller's patience is gone."""
+        if self.patience is not None:
+            self.patience -= steps
+
+    @property
+    def _within_reclaim(self) -> bool:
+        return self._reclaiming or (self._kswapds is not None and self._kswapds.running)
+
+    def is_reclaiming(self) -> bool:
+        """Whether this is within direct reclaim or kswapd, whose allocations may use the reserves (PF_MEMALLOC)."""
+        return self._within_reclaim
 
     def node_reclaim(self, nid: int, order: int) -> int:
         """Reclaim within a node before a farther one is asked: how many pages were reclaimed."""
-        if self._reclaiming or self._reclaim is None:
+        if self._within_reclaim or self._reclaim is None:
             return 0
         self._reclaiming = True
         try:
@@ -138,17 +193,28 @@ class MemoryPressure:
         finally:
             self._reclaiming = False
 
-    def _throttle(self, nodes: list[Node]) -> None:
-        """Who would use up half of the last reserves waits for kswapd (``throttle_direct_reclaim``)."""
-        if self._reclaim is None or not nodes or nodes[0].kswapd_failures >= MAX_RECLAIM_RETRIES:
+    def _throttle(self, nodes: list[Node], gfp: int) -> None:
+        """Who would use up half of the last reserves waits for kswapd (``throttle_direct_reclaim``), who may not
+        enter file systems a second at most."""
+        if not nodes or self._allow_direct_reclaim(nodes[0]):
             return
-        zones = [zone for zone in nodes[0].zones if zone.managed and not zone.is_highmem and zone.name != "Movable"]
+        self._vmstat.count(stats.PGSCAN_DIRECT_THROTTLE)
+        assert self._kswapds is not None
+        end = None if gfp & g.F.FS else self._clock.now + NSEC_PER_SEC
+        while not self._allow_direct_reclaim(nodes[0]) and (end is None or self._clock.now < end):
+            self._kswapds.rouse(nodes[0].nid)
+            self._wait(THROTTLE_NS)
+            self._kswapds.catch_up()
+
+    def _allow_direct_reclaim(self, node: Node) -> bool:
+        """Whether the lower zones have half of their reserves, or kswapd has given up."""
+        assert self._reclaim is not None
+        if node.unreclaimable:
+            return True
+        zones = [zone for zone in node.zones if zone.managed and not zone.is_highmem and zone.name != "Movable"]
         zones = [zone for zone in zones if self._reclaim.reclaimable_pages(zone)]
         reserve = sum(zone.watermark_min + zone.boost for zone in zones)
-        if reserve and sum(zone.free_pages for zone in zones) <= reserve // 2:
-            self._vmstat.count(stats.PGSCAN_DIRECT_THROTTLE)
-            self._awake.setdefault(nodes[0].nid, (0, zones[-1].kind))
-            self.run_kswapds()
+        return not reserve or sum(zone.free_pages for zone in zones) > reserve // 2
 
     def try_to_compact_pages(self, request: Request, alloc_flags: int, attempt: Callable[[], int]) -> int:
         """Direct compaction, after which ``attempt`` is made: the block, or -1."""

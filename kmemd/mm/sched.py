@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from kmemd.core.context import Context
+from kmemd.core.context import WAITED, Context
 from kmemd.errors import KernelError
 from kmemd.mm.mm_types import Mm
 from kmemd.mm.signals import Dispositions
@@ -142,12 +142,18 @@ class TaskTable:
         self.forks = 0
         self._visitors: OrderedDict[int, int] = OrderedDict()
         self._gone_ns = [(0, 0)] * cpus
+        self.iowait_ns = [0] * cpus
 
     def cpu_times(self, cpu: int) -> tuple[int, int]:
         """ns that tasks, also those that are gone, have run on a CPU: in their programs, and in the kernel for them."""
         times = [(task.utime_ns, task.stime_ns) for task in self._tasks.values() if task.cpu == cpu]
         user, system = (sum(column) for column in zip(self._gone_ns[cpu], *times, strict=True))
         return user, system
+
+    def io_waited(self, ns: int) -> None:
+        """The executing task has waited for a device: its CPU was idle (``account_idle_time``)."""
+        self.iowait_ns[self._context.cpu] += ns
+        self._context.words[WAITED] += ns
 
     def __len__(self) -> int:
         return len(self._tasks)

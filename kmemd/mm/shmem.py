@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 import numpy as np
 
 from kmemd.core import stats
-from kmemd.core.pages import PG_UPTODATE, PageMap
+from kmemd.core.pages import PG_REFERENCED, PG_UPTODATE, PageMap
 from kmemd.errors import KernelError
 from kmemd.mm.file_fault import FileFaults
 from kmemd.mm.filemap import File, FileKind, Indices, PageCache, PFNs, flag
@@ -25,11 +26,16 @@ from kmemd.mm.mpol import SharedPolicy
 from kmemd.mm.signals import BUS_ADRERR, SIGBUS, Signal
 from kmemd.mm.units import PAGE_SHIFT, PAGE_SIZE
 from kmemd.mm.vmstat import VmStat
+from kmemd.steps import Steps
 
 SHMEM_INO_BATCH = 1024
 """Inode numbers that a CPU takes at once for shared mappings; the first batch was used up by boot, as captured."""
 SHM_DEVICE = "00:01"
-_UPTODATE = flag(PG_UPTODATE)
+WRITE_PAGES = 256
+"""Pages that write(2) fills at once, and holds meanwhile."""
+UNUSE_CHUNK = 32
+"""Pages that swapoff brings back before others may run."""
+_UPTODATE, _REFERENCED = flag(PG_UPTODATE), flag(PG_REFERENCED)
 
 
 class SwapCache(Protocol):
@@ -78,6 +84,7 @@ class Shmem:
         self._cpu, self._charge_ns, self._zero_ns = cpu, charge_ns, zero_ns
         self._next_batch = SHMEM_INO_BATCH
         self._next_inode: dict[int, int] = {}
+        self._lost: dict[int, set[int]] = {}
         self.ops = FileFaults(cache, pages, self, tracks_writes=False)
 
     # -- files -------------------------------------------------------------------------------------------
@@ -123,6 +130,7 @@ class Shmem:
         if file.accounted:
             self._take_back(file.accounted)
             file.accounted = 0
+        self._lost.pop(file.id, None)
         self._cache.forget(file)
 
     # -- pages -------------------------------------------------------------------------------------------
@@ -132,12 +140,13 @@ class Shmem:
         pfn = self._cache.find_get_page(file, index)
         if pfn >= 0:
             return pfn, False
-        if file.slots.get(index) < 0:
-            return self._swap_in(file, index)
         try:
+            self._check_lost(file, index, index + 1)
+            if file.slots.get(index) < 0:
+                return self._swap_in(file, index)
             return int(self.add_pages(file, np.array([index], dtype=np.int64), task, vma, vpn)[0]), False
         except KernelError as error:
-            if error.errno == errno.ENOSPC:
+            if error.errno in (errno.ENOSPC, errno.EIO):
                 raise Signal(SIGBUS, BUS_ADRERR, vpn << PAGE_SHIFT) from None
             raise
 
@@ -179,12 +188,14 @@ class Shmem:
 
     def get_pages(self, file: File, start: int, end: int) -> PFNs:
         """The pages of ``[start, end)``, new or back from swap, for read and write (``shmem_get_folio``). ENOMEM."""
-        window = file.slots.window(start, end)
-        for index in (np.flatnonzero(window < 0) + start).tolist():
-            self._swap_in(file, index)
-        missing = self._cache.missing(file, start, end)
-        if len(missing):
-            self.add_pages(file, missing)
+        self._check_lost(file, start, end)
+        with ExitStack() as held:  # what is there stays while memory is asked for
+            held.enter_context(self._cache.pin(self._cache.find_get_pages(file, start, end)[1]))
+            for index in (np.flatnonzero(file.slots.window(start, end) < 0) + start).tolist():
+                held.enter_context(self._cache.pin([self._swap_in(file, index)[0]]))
+            missing = self._cache.missing(file, start, end)
+            if len(missing):
+                self.add_pages(file, missing)
         return self._cache.find_get_pages(file, start, end)[1]
 
     def read(self, file: File, offset: int, count: int) -> int:
@@ -192,32 +203,66 @@ class Shmem:
         count = max(0, min(count, file.size - offset))
         if count:
             start, end = offset >> PAGE_SHIFT, ((offset + count - 1) >> PAGE_SHIFT) + 1
+            self._check_lost(file, start, end)
             for index in (np.flatnonzero(file.slots.window(start, end) < 0) + start).tolist():
-                self._swap_in(file, index)
+                if file.slots.get(index) < 0:
+                    self._swap_in(file, index)
+            _, pfns = self._cache.find_get_pages(file, start + bool(offset % PAGE_SIZE), end)
+            self._cache.mark_accessed(pfns)
         return count
 
     def write(self, file: File, offset: int, count: int) -> int:
         """write(2) of a range; the file grows as it must. ENOMEM, ENOSPC."""
         size = file.size
         file.size = max(size, offset + count)
+        end = ((offset + count - 1) >> PAGE_SHIFT) + 1
         try:
-            pfns = self.get_pages(file, offset >> PAGE_SHIFT, ((offset + count - 1) >> PAGE_SHIFT) + 1)
+            for start in range(offset >> PAGE_SHIFT, end, WRITE_PAGES):
+                self._write_some(file, start, min(start + WRITE_PAGES, end))
         except KernelError:
             file.size = max(size, (file.slots.end << PAGE_SHIFT) if file.nrpages else size)
             raise
-        self._cache.set_dirty(file, pfns)
         return count
 
+    def _write_some(self, file: File, start: int, end: int) -> None:
+        """Pages that are written to: those that were there are used once more, new ones once (SGP_WRITE)."""
+        fresh = file.slots.window(start, end) == 0
+        pfns = self.get_pages(file, start, end)
+        new = np.ones(len(pfns), dtype=bool)
+        new[: len(fresh)] = fresh
+        self._pages.flags[pfns[new]] |= _REFERENCED
+        self._cache.mark_accessed(pfns[~new])
+        self._cache.set_dirty(file, pfns)
+
     def _swap_in(self, file: File, index: int) -> tuple[int, bool]:
-        """Bring a page back from swap into the file (``shmem_swapin_folio``). ENOMEM."""
+        """Bring a page back from swap into the file (``shmem_swapin_folio``). ENOMEM, EIO."""
         slot = -file.slots.get(index)
-        pfn, major = self._swap.read_for_file(slot)
+        try:
+            pfn, major = self._swap.read_for_file(slot)
+        except KernelError as error:
+            if error.errno == errno.EIO:
+                self._lose(file, index, slot)
+            raise
         if major:
             self._vmstat.count(stats.PGMAJFAULT)
         file.swapped -= 1
         self._insert(file, index, pfn)
         self._swap.free_slots(np.array([slot], dtype=np.int64))
         return pfn, major
+
+    def _lose(self, file: File, index: int, slot: int) -> None:
+        """A page cannot be read: its slot is free, and who asks for it gets EIO (``shmem_set_folio_swapin_error``)."""
+        file.slots.set(index, 0)
+        file.swapped -= 1
+        self._lost.setdefault(file.id, set()).add(index)
+        self._uncharge(file, 1)
+        self._swap.free_slots(np.array([slot], dtype=np.int64))
+
+    def _check_lost(self, file: File, start: int, end: int) -> None:
+        """EIO for a range with a page that swap lost."""
+        lost = self._lost.get(file.id)
+        if lost and any(start <= index < end for index in lost):
+            raise KernelError(errno.EIO, f"{file.path}: swap lost a page")
 
     def _insert(self, file: File, index: int, pfn: int) -> None:
         """A page that is on a list already enters the cache again."""
@@ -231,14 +276,22 @@ class Shmem:
         self._pages.flags[pfns] = dirty
         file.swapped += len(slots)
 
-    def unuse(self, number: int, shift: int) -> int:
-        """Bring all pages back that are in one swap area (``shmem_unuse``). How many. ENOMEM."""
+    def unuse(self, number: int, shift: int) -> Steps[int]:
+        """Bring all pages back that are in one swap area, in slices (``shmem_unuse``). How many. ENOMEM."""
         done = 0
         for file in [file for file in self._cache.files.values() if file.swapped]:
             window = -file.slots.window(0, file.slots.end)
             for index in np.flatnonzero((window > 0) & (window >> shift == number)).tolist():
-                self._swap_in(file, index)
+                if -file.slots.get(index) >> shift != number:
+                    continue
+                try:
+                    self._swap_in(file, index)
+                except KernelError as error:
+                    if error.errno != errno.EIO:
+                        raise
                 done += 1
+                if done % UNUSE_CHUNK == 0:
+                    yield
         return done
 
     # -- giving up pages ---------------------------------------------------------------------------------
@@ -252,6 +305,8 @@ class Shmem:
                 self._zap(mm, low, high)
         indices, pfns = self._cache.find_get_pages(file, start, end)
         self._cache.delete_bulk(file, indices, pfns)
+        if file.id in self._lost:
+            self._lost[file.id] = {index for index in self._lost[file.id] if not start <= index < end}
         window = file.slots.window(start, end)
         gone = np.flatnonzero(window < 0) + start
         if len(gone):

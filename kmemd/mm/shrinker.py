@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from kmemd.core import stats
 from kmemd.mm.vmstat import VmStat
+from kmemd.steps import Steps, finish
 
 DEFAULT_SEEKS = 2
 SHRINK_BATCH = 128
@@ -61,14 +62,21 @@ class Shrinkers:
         """Have all caches of a node give up some of their objects; how many did."""
         return sum(self._do_shrink_slab(shrinker, nid, priority) for shrinker in list(self._all))
 
-    def drop_slab(self, nids: list[int]) -> None:
+    def drop_slab(self, nids: list[int]) -> Steps[None]:
         """Shrink until hardly anything goes any more (``drop_slab``, for drop_caches)."""
         for nid in nids:
-            shift = 0
-            while self.shrink_slab(nid, 0) >> shift > 1:
+            freed, shift = 2, 0
+            while freed >> shift > 1:
+                freed = 0
+                for shrinker in list(self._all):
+                    freed += yield from self._shrink_steps(shrinker, nid, 0)
                 shift += 1
 
     def _do_shrink_slab(self, shrinker: Shrinker, nid: int, priority: int) -> int:
+        return finish(self._shrink_steps(shrinker, nid, priority))
+
+    def _shrink_steps(self, shrinker: Shrinker, nid: int, priority: int) -> Steps[int]:
+        """``do_shrink_slab``, a batch at a time."""
         freeable = shrinker.count(nid)
         if freeable <= 0:
             return 0
@@ -85,5 +93,6 @@ class Shrinkers:
             self._vmstat.count(stats.SLABS_SCANNED, part)
             left -= part
             scanned += part
+            yield
         shrinker.deferred[nid] = min(max(waiting + delta - scanned, 0), 2 * freeable)
         return freed

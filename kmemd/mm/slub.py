@@ -43,6 +43,7 @@ from kmemd.mm.slab_geometry import get_order
 from kmemd.mm.slub_caches import (
     GFP_SLAB_BUG_MASK,
     SlabCaches,
+    SlabCharging,
 )
 from kmemd.mm.slub_check import check_slub
 from kmemd.mm.slub_machine import SlubMachine
@@ -74,9 +75,10 @@ class Slub(SlabCaches):
         cmdline: CommandLine,
         observer: LeakObserver | None = None,
         preempt: Preempt | None = None,
+        memcg: SlabCharging | None = None,
     ) -> None:
         super().__init__(
-            page_alloc, pages, node_stat, context, depot, printk, tools, machine, cmdline, observer, preempt
+            page_alloc, pages, node_stat, context, depot, printk, tools, machine, cmdline, observer, preempt, memcg
         )
         self._large: dict[int, int] = {}
         self._kmalloc: dict[tuple[int, int], KmemCache] = {}

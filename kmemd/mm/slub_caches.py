@@ -3,12 +3,13 @@
 The lists and the order of everything are ``core/slab.py``; here are GFP masks, pages, statistics that outlive a call,
 the observers' calls and the complaints. A cache's own description (struct kmem_cache and its per-node part) comes
 from the caches ``kmem_cache`` and ``kmem_cache_node`` as in Linux. Left out: the name's copy and sysfs's own
-objects, which Linux allocates for a new cache, failslab, memory cgroups' charges.
+objects, which Linux allocates for a new cache, failslab.
 """
 
 from __future__ import annotations
 
 import errno
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +47,17 @@ OOM_INTERVAL_NS = 5_000_000_000
 OOM_BURST = 10
 
 
+class SlabCharging(Protocol):
+    """Charges objects to control groups. ``active``: there are groups; ``objects``: so many are charged."""
+
+    active: bool
+    objects: int
+
+    def pre_alloc(self, size: int, gfp: int, n: int) -> tuple[Any, int]: ...
+    def post_alloc(self, objcg: Any, objects: Addresses, charged: int, size: int, *, reclaimable: bool) -> None: ...
+    def free_objects(self, objects: Addresses) -> None: ...
+
+
 class SlabCaches:
     """All caches of one kernel.
 
@@ -66,7 +78,9 @@ class SlabCaches:
         cmdline: CommandLine,
         observer: LeakObserver | None = None,
         preempt: Preempt | None = None,
+        memcg: SlabCharging | None = None,
     ) -> None:
+        self._memcg = memcg
         self._page_alloc = page_alloc
         self.node_stat = node_stat
         self._context = context
@@ -351,7 +365,22 @@ class SlabCaches:
     def _allocate(
         self, cache: KmemCache, gfp: int, n: int, nid: int, frames: tuple[str, ...], size: int | None = None
     ) -> Addresses:
-        """``slab_alloc_node`` n times for ``size`` bytes (the object's by default), with pages as they are needed."""
+        """``slab_alloc_node`` n times for ``size`` bytes (the object's by default), charged to the control group of
+        who executes if the cache or the caller wants that."""
+        memcg = self._memcg
+        if memcg is None or not memcg.active or not (gfp & F.ACCOUNT or cache.flags & sf.SLAB_ACCOUNT):
+            return self._take(cache, gfp, n, nid, frames, size)
+        objcg, charged = memcg.pre_alloc(cache.size, gfp, n)
+        out = self._take(cache, gfp, charged, nid, frames, size)
+        if objcg is not None:
+            reclaimable = bool(cache.flags & sf.SLAB_RECLAIM_ACCOUNT)
+            memcg.post_alloc(objcg, out, charged, cache.size, reclaimable=reclaimable)
+        return out
+
+    def _take(
+        self, cache: KmemCache, gfp: int, n: int, nid: int, frames: tuple[str, ...], size: int | None
+    ) -> Addresses:
+        """Objects of a cache, with pages as they are needed."""
         self._calls += 1
         out = np.empty(n, dtype=np.uint64)
         zone = gfp_zone(gfp & ~GFP_SLAB_BUG_MASK, self.machine.zone_names)
@@ -455,6 +484,8 @@ class SlabCaches:
             before = done
             done = self.core.free(cpu, todo, done, end, index)
             self.reports.track_free(todo[before:done], frames)
+            if self._memcg is not None and self._memcg.objects:
+                self._memcg.free_objects(todo[before:done])
             if observed:
                 self._observer.free_bulk(todo[before:done])
             if self.core.discarded:

@@ -40,16 +40,18 @@ from kmemd.core.pte import (
     SWP_EXCLUSIVE,
     SWP_OFFSET_BITS,
     SWP_SOFT_DIRTY,
+    SWP_SWAPIN_ERROR,
     SWP_TYPE_SHIFT,
     swap_offset,
     swap_type,
 )
 from kmemd.errors import KernelError
-from kmemd.mm.contents import Contents
+from kmemd.mm.contents import Content, Contents
 from kmemd.mm.filemap import PageCache, PFNs, ZoneCounts, flag
 from kmemd.mm.memory import Memory, prot_bits
 from kmemd.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, VM_LOCKED, VM_WRITE, Mm, Vma
 from kmemd.mm.page_io import SwapIo
+from kmemd.mm.signals import BUS_ADRERR, SIGBUS, Signal
 from kmemd.mm.swap import Swap
 from kmemd.mm.swap_area import SwapArea
 from kmemd.mm.swapfile import Entries, Slots, slots_of
@@ -61,7 +63,7 @@ REMEMBERED = 1 << 12
 FIRST_HITS, HITS_MOST = 4, 0x3F
 _SWAPCACHE, _WRITEBACK, _DIRTY = flag(PG_SWAPCACHE), flag(PG_WRITEBACK), flag(PG_DIRTY)
 _AHEAD, _LRU, _EXCLUSIVE = flag(PG_RECLAIM), flag(PG_LRU), flag(PG_ANON_EXCLUSIVE)
-_FRESH = flag(PG_SWAPBACKED, PG_UPTODATE)
+_FRESH, _UPTODATE = flag(PG_SWAPBACKED, PG_UPTODATE), flag(PG_UPTODATE)
 CACHE_ITEMS = (stats.NR_FILE_PAGES, stats.NR_SWAPCACHE)
 
 
@@ -111,7 +113,7 @@ class SwapState:
         self._alloc, self.io = alloc, io
         self._by_slots = _Window(hits=FIRST_HITS)
         self._by_vma: dict[tuple[int, int], _Window] = {}
-        self._data: dict[int, bytes] = {}
+        self._data: dict[int, Content] = {}
         self.files.reclaim = self._try_to_reclaim
         self.workingset: Shadows | None = None
 
@@ -218,6 +220,13 @@ class SwapState:
     def read_slots(self, slots: Slots, task: Any = None, vma: Vma | None = None, vpn: int = 0) -> PFNs:
         """Read slots that are not in the cache into new pages of it (``read_swap_cache_async``); fewer when memory is
         short. Preconditions: something refers to each."""
+        pfns = self._new_pages(slots, task, vma, vpn)
+        if len(pfns):
+            self._fill(slots[: len(pfns)], pfns)
+        return pfns
+
+    def _new_pages(self, slots: Slots, task: Any, vma: Vma | None, vpn: int) -> PFNs:
+        """New pages of the cache for slots, before they are read (``__read_swap_cache_async``)."""
         pfns = self._charged(slots, self._alloc(task, vma, vpn, len(slots)))
         slots = slots[: len(pfns)]
         if not len(pfns):
@@ -227,8 +236,23 @@ class SwapState:
         self._refault(slots, pfns)
         self.add_to_swap_cache(pfns, slots)
         self._cache.lru.add_bulk(np.ascontiguousarray(pfns))
-        self._fill(slots, pfns)
         return pfns
+
+    def write_back(self, slot: int) -> bool:
+        """Bring a page that zswap holds into the cache and have its device write it; whether that could be done
+        (the greater part of ``zswap_writeback_entry``)."""
+        area = self.files.area(slot)
+        if not self.files.count_one(slot) or self.files.cached_one(slot) >= 0:
+            return False
+        slots = np.array([slot], dtype=np.int64)
+        pfns = self._new_pages(slots, None, None, 0)
+        if not len(pfns):
+            return False
+        self._restore(slots, pfns)
+        self._pages.flags[pfns] |= _AHEAD
+        self.io.start_writeback(pfns)
+        self.io.write_to_device(pfns, slots, area)
+        return True
 
     def _charged(self, slots: Slots, pfns: PFNs) -> PFNs:
         """New pages, charged to the control groups of their slots; those that could not be are given back."""
@@ -243,11 +267,15 @@ class SwapState:
 
     def _fill(self, slots: Slots, pfns: PFNs) -> None:
         """The pages get what the slots hold: one request for each run of slots."""
-        self.io.read(slots)
+        self.io.read(slots, pfns)
+        self._restore(slots, pfns)
+
+    def _restore(self, slots: Slots, pfns: PFNs) -> None:
+        """What was written out with the slots stands in the pages that could be read."""
         if self._data:
             for slot, pfn in zip(slots.tolist(), pfns.tolist(), strict=True):
-                if slot in self._data:
-                    self._contents.write(pfn, 0, self._data[slot])
+                if slot in self._data and self._pages.flags[pfn] & _UPTODATE:
+                    self._contents.put(pfn, self._data[slot])
 
     def lookup(self, slot: int, mm: Mm | None = None, vma: Vma | None = None, vpn: int = 0) -> int:
         """The page of the cache at a slot, -1 for none (``swap_cache_get_folio``): readahead learns from hits."""
@@ -344,7 +372,7 @@ class SwapState:
         return slots_of(_swapped(words[(words != 0) & (words & np.uint64(1 | 1 << 8) == 0)]))
 
     def read_for_file(self, slot: int) -> tuple[int, bool]:
-        """A tmpfs file's page, out of the swap cache; whether it had to be read (``shmem_swapin_folio``). ENOMEM."""
+        """A tmpfs file's page, out of the cache; whether it had to be read (``shmem_swapin_folio``). ENOMEM, EIO."""
         pfn, major = self.lookup(slot), False
         if pfn < 0:
             pfn, major = self.readahead(slot), True
@@ -354,17 +382,26 @@ class SwapState:
             self.io.wait()
         self._pages.flags[pfn] &= ~_AHEAD
         self.delete_from_swap_cache(np.array([pfn], dtype=np.int64))
+        if not self._pages.flags[pfn] & _UPTODATE:
+            self.release(np.array([pfn], dtype=np.int64))
+            raise KernelError(errno.EIO, "the swap device cannot read the page")
         return pfn, major
 
     # -- faults ------------------------------------------------------------------------------------------
 
     def do_swap_page(self, memory: Memory, task: Any, mm: Mm, vma: Vma, vpn: int, entry: int, write: bool) -> None:
-        """A fault on an entry that names a slot. ENOMEM."""
+        """A fault on an entry that names a slot. ENOMEM; SIGBUS when it cannot be read."""
+        if swap_type(entry) == SWP_SWAPIN_ERROR:
+            raise Signal(SIGBUS, BUS_ADRERR, vpn << PAGE_SHIFT, write=write)
         assert entry >> SWP_TYPE_SHIFT < MAX_SWAPFILES, "pages are migrated while nobody looks"
         slot = swap_type(entry) << SWP_OFFSET_BITS | swap_offset(entry)
         pfn = self.lookup(slot, mm, vma, vpn)
         if pfn < 0:
             pfn = self._read_for_fault(memory, task, mm, vma, vpn, slot)
+        if not self._pages.flags[pfn] & _UPTODATE:
+            if not self._pages.flags[pfn] & _SWAPCACHE:
+                self.release(np.array([pfn], dtype=np.int64))
+            raise Signal(SIGBUS, BUS_ADRERR, vpn << PAGE_SHIFT, write=write)
         if write and not int(self._pages.flags[pfn]) >> PG_LRU & 1:
             self._cache.lru.drain_local()
         cached = bool(int(self._pages.flags[pfn]) >> PG_SWAPCACHE & 1)

@@ -92,6 +92,9 @@ class SwapFiles:
         self._least_priority = -1
         self.nr_swap_pages = 0
         self.reclaim: Callable[[SwapArea, int], bool] = lambda _area, _offset: False
+        self.on_free: Callable[[SwapArea, Slots], None] = lambda _area, _offsets: None
+        self.on_end: Callable[[SwapArea], None] = lambda _area: None
+        self.on_swapon: Callable[[SwapArea], object] = lambda _area: None
         self.slots = SwapSlots(cpus, lambda: self.nr_swap_pages, self.get_swap_pages, self._swapcache_free_entries)
 
     # -- areas -------------------------------------------------------------------------------------------
@@ -160,6 +163,7 @@ class SwapFiles:
         )
         area.reclaim = lambda area, offset: self.reclaim(area, offset)
         self._by_type[number : number + 1] = [area]
+        self.on_swapon(area)
         self._enable(area, priority)
         if log:
             kb = area.pages * KIB_PER_PAGE
@@ -208,6 +212,7 @@ class SwapFiles:
     def end_swapoff(self, area: SwapArea) -> None:
         """The area is empty and gone; its type may be used again."""
         assert not area.inuse_pages, f"{area.path}: {area.inuse_pages} slots are in use"
+        self.on_end(area)
         self._by_type[area.number] = None
         self.slots.enabled = bool(self._active)
 
@@ -319,6 +324,7 @@ class SwapFiles:
     def _swapcache_free_entries(self, slots: list[int]) -> None:
         for area, offsets in self._by_area(np.array(slots, dtype=np.int64)):
             was_full = area.give_back(offsets)
+            self.on_free(area, offsets)
             if area.write_ok:
                 self.nr_swap_pages += len(offsets)
                 if was_full and area not in self._available:

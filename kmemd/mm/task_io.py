@@ -39,11 +39,11 @@ class TaskIo:
         found: TaskDirty = task.dirty
         return found
 
-    def read(self, count: int) -> None:
-        """A read(2) gave so many bytes."""
+    def read(self, count: int, calls: int = 1) -> None:
+        """A read(2), or several, gave so many bytes."""
         figures = self._current()
         figures.rchar += count
-        figures.syscr += 1
+        figures.syscr += calls
 
     def write(self, count: int) -> None:
         """A write(2) took so many bytes."""

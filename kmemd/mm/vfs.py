@@ -8,7 +8,8 @@ directories (any path below a mount has one), links, owners and modes. A file's 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import NoReturn, Protocol
@@ -24,6 +25,7 @@ from kmemd.mm.filemap import File, FileKind, FileOperations, PageCache
 from kmemd.mm.fs_writeback import Flushers
 from kmemd.mm.shmem import Shmem
 from kmemd.mm.units import GIB, PAGE_SHIFT, PAGE_SIZE
+from kmemd.steps import Steps
 
 PATH_MAX, NAME_MAX = 4096, 255
 EXT2_FIRST_INODE = 12
@@ -37,8 +39,35 @@ FOREIGN = ("/proc", "/sys")
 EXT2, TMPFS = "ext2", "tmpfs"
 POPULATED_INODES = 1 << 14
 """Inode numbers from which on directories that are only said to be full have theirs."""
+SLICE = 1 << 11
+"""Pages that umount writes before others may run."""
 FIRST_FREE_MINOR = 8
 """Behind those of what boot mounts."""
+
+
+class Names(dict[str, File]):
+    """Files by path. ``inside`` counts how many are somewhere below each directory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside: Counter[str] = Counter()
+
+    def __setitem__(self, path: str, file: File) -> None:
+        if path not in self:
+            self._count(path, 1)
+        super().__setitem__(path, file)
+
+    def __delitem__(self, path: str) -> None:
+        super().__delitem__(path)
+        self._count(path, -1)
+
+    def _count(self, path: str, change: int) -> None:
+        at = path.rfind("/")
+        while at > 0:
+            self.inside[path[:at]] += change
+            if not self.inside[path[:at]]:
+                del self.inside[path[:at]]
+            at = path.rfind("/", 0, at)
 
 
 @dataclass(eq=False)
@@ -54,7 +83,7 @@ class Mount:
     next_inode: int
     blocks: int = 0
     used: int = 0
-    files: dict[str, File] = field(default_factory=dict)
+    files: Names = field(default_factory=Names)
     freed: list[int] = field(default_factory=list)
     fs: Ext2 | None = None
     populated: dict[str, int] = field(default_factory=dict)
@@ -75,8 +104,10 @@ class Mount:
 
     def has_directory(self, path: str) -> bool:
         """Whether a file is somewhere below a path."""
+        if path in self.populated or path in self.files.inside:
+            return True
         inside = path.rstrip("/") + "/"
-        return path in self.populated or any(name.startswith(inside) for name in (*self.files, *self.populated))
+        return any(name.startswith(inside) for name in self.populated)
 
     def number_of(self, path: str) -> int:
         """The inode number of a file that there is."""
@@ -199,26 +230,29 @@ class Vfs:
         self.storage.dcache.mounted(mount, f"{mount.kind}:{mount.source.rpartition('/')[2]}")
         return mount
 
-    def umount(self, point: str) -> Mount:
+    def umount(self, point: str) -> Steps[Mount]:
         """umount(2): what is dirty is written, and all pages go. EINVAL, EBUSY."""
         mount = next((mount for mount in self.added if mount.point == point), None)
         if mount is None:
             _fail(errno.EINVAL, f"nothing was mounted at {point}")
         if any(file.maps or file.users for file in mount.files.values()):
             _fail(errno.EBUSY, f"a file below {point} is mapped or open")
+        self.mounts.remove(mount)
+        self.added.remove(mount)
         for file in list(mount.files.values()):
             if not mount.is_shmem:
-                self._io.writeback(file)
+                for start in range(0, file.pages, SLICE):
+                    self._io.writeback(file, start, start + SLICE)
+                    yield
                 self._io.write_inode(file)
             self._evict(file)
-        self.storage.dcache.unmounted(mount)
+            yield
+        yield from self.storage.dcache.unmounted(mount)
         if mount.fs is not None:
             device = self.storage.buffers.device(mount.fs.disk)
             self._io.writeback(device)
             self._io.truncate_pages(device, 0)
             mount.fs = None
-        self.mounts.remove(mount)
-        self.added.remove(mount)
         return mount
 
     # -- files -------------------------------------------------------------------------------------------
@@ -272,7 +306,7 @@ class Vfs:
             _fail(errno.EEXIST, f"there is a file {path}")
         if self._is_directory(path):
             _fail(errno.EISDIR, f"{path} is a directory")
-        blocked = next((name for name in mount.files if _below(path, name)), None)
+        blocked = next((name for name in _parents(path) if name in mount.files), None)
         if blocked is not None:
             _fail(errno.ENOTDIR, f"{blocked} is a file")
         self._check_size(mount, size)
@@ -368,13 +402,7 @@ class Vfs:
             self._io.evict(file)
 
     def _is_directory(self, path: str) -> bool:
-        inside = path.rstrip("/") + "/"
-        return (
-            path == "/"
-            or any(mount.point == path for mount in self.mounts)
-            or any(name.startswith(inside) for mount in self.mounts for name in (*mount.files, *mount.populated))
-            or any(path in mount.populated for mount in self.mounts)
-        )
+        return path == "/" or any(mount.point == path or mount.has_directory(path) for mount in self.mounts)
 
     def check(self) -> None:
         """Every named file is in the page cache's table."""
@@ -396,6 +424,14 @@ def room(file: File, pages: int) -> None:
     if pages > 0 and mount.blocks and mount.used + pages > mount.blocks:
         _fail(errno.ENOSPC, f"{mount.point} is full: it may hold {mount.blocks} pages")
     mount.used += pages
+
+
+def _parents(path: str) -> Iterator[str]:
+    """The directories on the way to a path."""
+    at = path.find("/", 1)
+    while at > 0:
+        yield path[:at]
+        at = path.find("/", at + 1)
 
 
 def _below(path: str, point: str) -> bool:

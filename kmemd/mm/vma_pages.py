@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kmemd.core import mmu as core
-from kmemd.core.lru import ACTIVATE, DEACTIVATE, LAZYFREE, MLOCK_PAGE, MUNLOCK
+from kmemd.core.lru import ACTIVATE, DEACTIVATE, LAZYFREE, MLOCK_PAGE, MUNLOCK, POLICY, TWO_LIST
 from kmemd.core.pages import PG_ACTIVE, PG_DIRTY, PG_LRU, PG_REFERENCED, PG_SWAPCACHE, PG_UNEVICTABLE
 from kmemd.core.pte import (
     PFN_MASK,
@@ -280,6 +280,9 @@ class VmaPages:
 
     def mark_accessed(self, pfns: Pfns) -> None:
         """Pages were used (``mark_page_accessed``): referenced the first time, active the second."""
+        if self._lru.words[POLICY] != TWO_LIST:
+            self._lru.mark_accessed_bulk(np.ascontiguousarray(pfns))
+            return
         flags = self._pages.flags
         new = flags[pfns] & np.uint32(1 << PG_REFERENCED) == 0
         again = pfns[~new]

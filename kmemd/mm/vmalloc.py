@@ -102,6 +102,7 @@ class VmStruct:
     blocks: PFNs = field(default_factory=lambda: np.zeros(0, np.int64))
     page_array: int = 0
     node_pages: dict[int, int] = field(default_factory=dict)
+    charged: bool = False
 
     @property
     def end(self) -> int:
@@ -142,7 +143,10 @@ class Vmalloc:
         area_ns: int = 0,
         page_ns: int = 0,
         preempt: Preempt | None = None,
+        charged: Callable[[PFNs, int, int], None] = lambda pfns, order, sign: None,
     ) -> None:
+        """``charged(blocks, order, sign)`` hears of blocks that come and go and may be charged to control groups."""
+        self._charged = charged
         self._layout = layout
         self._page_alloc = page_alloc
         self._zones = [zone for zone in zones if zone.managed]
@@ -272,6 +276,9 @@ class Vmalloc:
                 got += len(found)
                 area.blocks = blocks[:got]
                 self.nr_pages += len(found) << area.order
+                if gfp & g.F.ACCOUNT and request.function:
+                    self._charged(found, area.order, 1)
+                    area.charged = True
                 if len(found) < want:
                     break
                 if got < end:
@@ -422,6 +429,8 @@ class Vmalloc:
         while len(area.blocks):
             part, area.blocks = area.blocks[:piece], area.blocks[piece:]
             self.nr_pages -= len(part) << area.order
+            if area.charged:
+                self._charged(part, area.order, -1)
             try:
                 self._page_alloc.free_pages_bulk(part, area.order)
             except KernelError as error:

@@ -7,6 +7,7 @@ parts: vmscan_balance.py how much of what, vmscan_folio.py which pages, vmscan_k
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 from kmemd.mm import kstrtox
@@ -14,6 +15,7 @@ from kmemd.mm.clock import HZ
 from kmemd.mm.sysctl_handlers import vm_knob
 from kmemd.mm.sysfs_handlers import uint_of_base
 from kmemd.mm.vmscan_reclaim import Reclaim
+from kmemd.steps import Steps
 from kmemd.tunable import Tunable, Tuned
 
 LRU_GEN_CORE, LRU_GEN_MM_WALK, LRU_GEN_NONLEAF_YOUNG = 1, 2, 4
@@ -60,7 +62,15 @@ class Vmscan(Tuned):
         vm_knob("zone_reclaim_mode", min=0, when="numa"),
         vm_knob("vfs_cache_pressure", min=0),
         vm_knob("page_lock_unfairness", min=0),
-        Tunable("sys/kernel/mm/lru_gen/enabled", "lru_gen_caps", _show_caps, _parse_caps, when="lru_gen"),
+        Tunable(
+            "sys/kernel/mm/lru_gen/enabled",
+            "lru_gen_caps",
+            _show_caps,
+            _parse_caps,
+            on_change="lru_gen_changed",
+            when="lru_gen",
+            steps="set_lru_gen",
+        ),
         Tunable("sys/kernel/mm/lru_gen/min_ttl_ms", "lru_gen_min_ttl", _show_min_ttl, _parse_min_ttl, when="lru_gen"),
     )
 
@@ -75,6 +85,17 @@ class Vmscan(Tuned):
         self.reclaim: Reclaim | None = None
         self.lru_gen_caps = 0
         self.lru_gen_min_ttl = 0
+        self.change_state: Callable[[bool], Iterable[None]] = lambda enabled: ()
+
+    def set_lru_gen(self, caps: int) -> Steps[None]:
+        """Pages go into generations, or out of them, in slices (``store_enabled``, ``lru_gen_change_state``)."""
+        self.lru_gen_caps = caps
+        yield from self.change_state(bool(caps & LRU_GEN_CORE))
+
+    def lru_gen_changed(self) -> None:
+        """The same at once, where that was not done yet."""
+        for _ in self.change_state(bool(self.lru_gen_caps & LRU_GEN_CORE)):
+            pass
 
     def try_to_free_mem_cgroup_pages(
         self, memcg: int, nr_pages: int, gfp: int, may_swap: bool, *, proactive: bool = False

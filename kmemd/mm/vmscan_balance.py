@@ -63,6 +63,8 @@ class ScanControl:
     compaction_ready: bool = False
     anon_cost: int = 0
     file_cost: int = 0
+    last_reclaimed: int = 0
+    memcgs_need_aging: bool = False
     nr_scanned: int = 0
     nr_reclaimed: int = 0
     nr: Found = field(default_factory=Found)

@@ -48,7 +48,9 @@ NONE: PFNs = np.zeros(0, dtype=np.int64)
 
 
 class ListScan:
-    """Scans of single lists. ``wakeup_flushers()`` starts write-back; ``state`` has PGDAT_* by node."""
+    """Scans of single lists. ``wakeup_flushers()`` starts write-back; ``state`` has PGDAT_* by node;
+    ``drop_clean(pfns)`` drops pages that need nothing else, and gives their number and the other pages.
+    """
 
     def __init__(
         self,
@@ -70,12 +72,16 @@ class ListScan:
         self._skipped = np.zeros(zones_per_node, dtype=np.int64)
         self._out = np.empty(64, dtype=np.int64)
         self.state: dict[int, int] = {}
+        self.drop_clean: Callable[[PFNs], tuple[int, PFNs]] = lambda pfns: (0, pfns)
+        # with generations, told of pages that were used and where they are mapped
+        self.look_around: Callable[[Mm, Vma, PFNs, PFNs], None] | None = None
 
     # -- isolating ---------------------------------------------------------------------------------------
 
-    def _isolate(self, memcg: int, nid: int, which: int, count: int, sc: ScanControl) -> tuple[PFNs, int, int]:
+    def isolate(self, memcg: int, nid: int, which: int, count: int, sc: ScanControl) -> tuple[PFNs, int, int]:
         """The oldest pages of a list, how many were scanned, how many pages they are."""
         self._lru.drain_local()
+        self._pageout.looked_at(count)
         if len(self._out) < count:
             self._out = np.empty(count, dtype=np.int64)
         number = self._lruvecs.number(memcg, nid)
@@ -124,7 +130,10 @@ class ListScan:
             return
         young = np.empty(len(mine), dtype=np.uint8)
         self._mmu.young(mm.id, np.ascontiguousarray(vpns[inside]), np.ascontiguousarray(pfns[mine]), young)
-        counts[mine] += young == 3
+        used = young == 3
+        counts[mine] += used
+        if self.look_around is not None and used.any():
+            self.look_around(mm, vma, vpns[inside][used], pfns[mine][used])
         if vma.flags & VM_EXEC:
             execs[mine] |= young == 3
 
@@ -145,7 +154,7 @@ class ListScan:
 
     def shrink_active(self, memcg: int, nid: int, which: int, count: int, sc: ScanControl) -> None:
         """The oldest active pages become inactive; program text that was used stays (``shrink_active_list``)."""
-        pfns, scanned, taken = self._isolate(memcg, nid, which, count, sc)
+        pfns, scanned, taken = self.isolate(memcg, nid, which, count, sc)
         if not sc.cgroup:
             self._vmstat.count(stats.PGREFILL, scanned)
         self._lruvecs.count(memcg, nid, -stats.PGREFILL, scanned)
@@ -173,24 +182,16 @@ class ListScan:
 
     def shrink_inactive(self, memcg: int, nid: int, which: int, count: int, sc: ScanControl) -> int:
         """The oldest inactive pages go, or get another chance (``shrink_inactive_list``). How many pages went."""
-        pfns, scanned, taken = self._isolate(memcg, nid, which, count, sc)
+        pfns, scanned, taken = self.isolate(memcg, nid, which, count, sc)
         file = which >= LRU_INACTIVE_FILE
-        events = (
-            (stats.PGSCAN_KSWAPD, stats.PGSTEAL_KSWAPD) if sc.kswapd else (stats.PGSCAN_DIRECT, stats.PGSTEAL_DIRECT)
-        )
-        if not sc.cgroup:
-            self._vmstat.count(events[0], scanned)
-        self._lruvecs.count(memcg, nid, -events[0], scanned)
-        self._vmstat.count(stats.PGSCAN_ANON + file, scanned)
         if not taken:
+            self.count_scan(memcg, nid, which, scanned, 0, sc)
             return 0
         before, unqueued = self._pageout.written, sc.nr.unqueued_dirty
-        freed = self._shrink_folios(pfns, nid, sc)
+        freed, kept = self.shrink_folio_list(pfns, nid, sc)
+        self.putback(kept)
         self._vmstat.node_stat[nid, stats.NR_ISOLATED_ANON + file] -= taken
-        if not sc.cgroup:
-            self._vmstat.count(events[1], freed)
-        self._lruvecs.count(memcg, nid, -events[1], freed)
-        self._vmstat.count(stats.PGSTEAL_ANON + file, freed)
+        self.count_scan(memcg, nid, which, scanned, freed, sc)
         self._lruvecs.note_cost(memcg, nid, self._pageout.written - before, file=file)
         if sc.nr.unqueued_dirty - unqueued == taken:
             self.wakeup_flushers()
@@ -198,10 +199,26 @@ class ListScan:
         sc.nr.file_taken += taken if file else 0
         return freed
 
-    def _shrink_folios(self, pfns: PFNs, nid: int, sc: ScanControl) -> int:
-        """``shrink_folio_list``: how many pages were freed; the others are back on their lists."""
+    def count_scan(self, memcg: int, nid: int, which: int, scanned: int, freed: int, sc: ScanControl) -> None:
+        """The events of a scan: pages that were looked at, and pages that were freed."""
+        file = which >= LRU_INACTIVE_FILE
+        scan = stats.PGSCAN_KSWAPD if sc.kswapd else stats.PGSCAN_DIRECT
+        steal = stats.PGSTEAL_KSWAPD if sc.kswapd else stats.PGSTEAL_DIRECT
+        for event, pages in ((scan, scanned), (steal, freed)):
+            if not sc.cgroup:
+                self._vmstat.count(event, pages)
+            self._lruvecs.count(memcg, nid, -event, pages)
+        self._vmstat.count(stats.PGSCAN_ANON + file, scanned)
+        self._vmstat.count(stats.PGSTEAL_ANON + file, freed)
+
+    def shrink_folio_list(self, pfns: PFNs, nid: int, sc: ScanControl, *, references: bool = True) -> tuple[int, PFNs]:
+        """Reclaim isolated pages: how many were freed, and which ones were not, for ``putback``. Without
+        ``references`` nobody is asked whether they were used."""
         flags = self._pages.flags
         sc.nr_scanned += self._size(pfns)
+        dropped, pfns = (0, pfns) if self.look_around is not None else self.drop_clean(pfns)
+        if not len(pfns):
+            return dropped, pfns
         kept: list[PFNs] = []
         pfns = self._without(pfns, self._cache.pinned_of(pfns), kept)
         pfns = self._activated(pfns, flags[pfns] & _LOCKED_IN != 0, kept)
@@ -209,7 +226,8 @@ class ListScan:
         file = flags[pfns] & _SWAPBACKED == 0
         self._note_dirty(pfns[file], sc)
         pfns = self._activated(pfns, self._under_writeback(pfns, nid, sc), kept)
-        pfns = self._check_references(pfns, kept)
+        if references:
+            pfns = self._check_references(pfns, kept)
         heads = pfns[flags[pfns] & flag(PG_HEAD) != 0]
         if len(heads):
             pfns = self._split(pfns, heads, kept)
@@ -217,8 +235,11 @@ class ListScan:
         if not sc.gfp & g.F.IO or not sc.may_writepage:
             pfns = self._without(pfns, anon, kept)
         freed = self._pageout.evict(np.ascontiguousarray(pfns), kept)
-        self._lru.putback(np.ascontiguousarray(np.concatenate(kept)) if kept else NONE)
-        return freed
+        return freed + dropped, np.concatenate(kept) if kept else NONE
+
+    def putback(self, pfns: PFNs) -> None:
+        """Isolated pages go to their lists again."""
+        self._lru.putback(np.ascontiguousarray(pfns))
 
     def _without(self, pfns: PFNs, chosen: Marks | None, kept: list[PFNs]) -> PFNs:
         """Pages stay as they are."""

@@ -3,12 +3,15 @@
 Models: shrinking a lruvec in proportion to the balance, all cgroups below a target with their protection, slabs,
 reclaim for compaction, priorities, throttling in model time, forced deactivation, node reclaim. Left out: hibernation,
 soft limits (cgroup v1), vmpressure.
+
+What may take long is a generator (``Pauses``): between two ``yield`` no page is isolated, so that others may run. The
+value it yields is a wait in ns, 0 for none. A task that reclaims directly waits itself; kswapd waits on its own CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Callable, Generator, Iterable
+from typing import Protocol, TypeVar
 
 from kmemd.core import stats
 from kmemd.core.buddy import ALLOC_CMA, Buddy
@@ -18,6 +21,7 @@ from kmemd.mm.clock import HZ, NSEC_PER_SEC
 from kmemd.mm.lruvec import LruVecs
 from kmemd.mm.mmzone import PAGE_ALLOC_COSTLY_ORDER, Node, Zone
 from kmemd.mm.node_reclaim import RECLAIM_UNMAP, RECLAIM_WRITE
+from kmemd.mm.replacement import Replacement
 from kmemd.mm.shrinker import Shrinkers
 from kmemd.mm.vmscan_balance import DEF_PRIORITY, EVICTABLE, SWAP_CLUSTER_MAX, Balance, ScanControl
 from kmemd.mm.vmscan_folio import PGDAT_DIRTY, PGDAT_WRITEBACK, ListScan
@@ -29,6 +33,11 @@ TIMEOUT_WRITEBACK, TIMEOUT_NOPROGRESS = HZ // 10 * JIFFY_NS, JIFFY_NS
 NODE_RECLAIM_PRIORITY = 4
 STRIDE = 512
 """Pages of a list that are handled at once where only one kind is scanned: the same pages as in smaller steps."""
+MAX_RECLAIM_RETRIES = 16
+
+T = TypeVar("T")
+Pauses = Generator[int, None, T]
+"""Reclaim with points where others may run; each tells how many ns to wait there at most."""
 
 
 class Wait(Protocol):
@@ -39,8 +48,11 @@ class Wait(Protocol):
 
 
 class Reclaim:
-    """Everything that reclaims. ``mode()`` is zone_reclaim_mode. ``stall`` lets model time pass while devices work;
-    ``waited_ns`` adds up how much."""
+    """Everything that reclaims. ``mode()`` is zone_reclaim_mode. ``stall`` lets model time pass while devices work.
+
+    ``meanwhile()`` is called when the executing task has waited: other threads had the time, too. ``replacement``,
+    where it is there, says which policy is in force.
+    """
 
     def __init__(
         self,
@@ -60,12 +72,28 @@ class Reclaim:
         self.lruvecs, self.balance, self._lists = lruvecs, balance, lists
         self.shrinkers, self._workingset = shrinkers, workingset
         self._wait, self._total_swap, self._mode = stall, total_swap, mode
-        self.waited_ns = 0
+        self.meanwhile: Callable[[], None] = lambda: None
+        self.replacement: Replacement | None = None
+
+    def finish(self, steps: Pauses[T]) -> T:
+        """Reclaim to the end in the executing task, which does the waiting."""
+        while True:
+            try:
+                pause = next(steps)
+            except StopIteration as stop:
+                found: T = stop.value
+                return found
+            if pause:
+                self._wait(pause)
+                self.meanwhile()
 
     # -- one lruvec --------------------------------------------------------------------------------------
 
-    def shrink_lruvec(self, memcg: int, nid: int, sc: ScanControl) -> None:
+    def shrink_lruvec(self, memcg: int, nid: int, sc: ScanControl) -> Pauses[None]:
         """Scan the lists of a cgroup on a node as far as the balance says (``shrink_lruvec``)."""
+        if self.replacement is not None and not self.replacement.two_list:
+            yield from self.replacement.shrink_lruvec(memcg, nid, sc)
+            return
         nr = self.balance.scan_count(memcg, nid, sc)
         targets = list(nr)
         proportional = not sc.cgroup and not sc.kswapd and sc.priority == DEF_PRIORITY
@@ -80,6 +108,7 @@ class Reclaim:
                 nr[which] -= part
                 if part:
                     reclaimed += self._shrink_list(memcg, nid, which, part, sc)
+            yield 0
             if reclaimed < sc.nr_to_reclaim or proportional:
                 continue
             if not nr[0] + nr[1] or not nr[2] + nr[3]:
@@ -92,7 +121,11 @@ class Reclaim:
     def _shrink_list(self, memcg: int, nid: int, which: int, count: int, sc: ScanControl) -> int:
         if not which & 1:
             self._wait(0)
-            return self._lists.shrink_inactive(memcg, nid, which, count, sc)
+            self._workingset.target_memcg = sc.target
+            try:
+                return self._lists.shrink_inactive(memcg, nid, which, count, sc)
+            finally:
+                self._workingset.target_memcg = 0
         if sc.may_deactivate >> which // 2 & 1:
             self._lists.shrink_active(memcg, nid, which, count, sc)
         else:
@@ -101,28 +134,25 @@ class Reclaim:
 
     # -- one node ----------------------------------------------------------------------------------------
 
-    def shrink_node(self, node: Node, sc: ScanControl) -> None:
+    def shrink_node(self, node: Node, sc: ScanControl) -> Pauses[None]:
         """All cgroups of the target on one node, and the slabs (``shrink_node``)."""
         reclaimable = False
         while True:
             sc.nr = type(sc.nr)()
             before = sc.nr_reclaimed
             self.balance.prepare(node, sc)
-            self._shrink_memcgs(node, sc)
-            sc.nr_reclaimed += self.shrinkers.reclaimed
-            self.shrinkers.reclaimed = 0
+            yield from self._shrink_memcgs(node, sc)
             progress = sc.nr_reclaimed - before
             reclaimable = reclaimable or progress > 0
-            self._throttle(node, sc)
+            yield from self._throttle(node, sc)
             if not self._should_continue(node, progress, sc):
                 break
         if reclaimable:
             node.kswapd_failures = 0
 
-    def _shrink_memcgs(self, node: Node, sc: ScanControl) -> None:
+    def _shrink_memcgs(self, node: Node, sc: ScanControl) -> Pauses[None]:
         memcgs = self.lruvecs.memcgs
-        self._workingset.target_memcg = sc.target
-        for memcg in list(memcgs.subtree(sc.target)):
+        for memcg in memcgs.subtree(sc.target):
             least, low, usage = memcgs.protection(sc.target, memcg)
             if least and usage <= least:
                 continue
@@ -131,12 +161,14 @@ class Reclaim:
                     sc.memcg_low_skipped = True
                     continue
                 memcgs.low_event(memcg)
-            self.shrink_lruvec(memcg, node.nid, sc)
+            yield from self.shrink_lruvec(memcg, node.nid, sc)
             if memcg == 0:
                 self.shrinkers.shrink_slab(node.nid, sc.priority)
-        self._workingset.target_memcg = 0
+                sc.nr_reclaimed += self.shrinkers.reclaimed
+                self.shrinkers.reclaimed = 0
+            yield 0
 
-    def _throttle(self, node: Node, sc: ScanControl) -> None:
+    def _throttle(self, node: Node, sc: ScanControl) -> Pauses[None]:
         """What the pages met say about devices; kswapd waits when pages come round before they are written."""
         found, state = sc.nr, self._lists.state.get(node.nid, 0)
         if sc.kswapd:
@@ -146,12 +178,19 @@ class Reclaim:
                 state |= PGDAT_DIRTY
             self._lists.state[node.nid] = state
             if found.immediate:
-                self._stall(TIMEOUT_WRITEBACK)
+                yield TIMEOUT_WRITEBACK
         lruvec = self.lruvecs.get(sc.target, node.nid)
         if (sc.kswapd or sc.cgroup) and found.dirty and found.dirty == found.congested:
             lruvec.congested = True
-        if not sc.kswapd and lruvec.congested:
-            self._stall(TIMEOUT_NOPROGRESS)
+        if not sc.kswapd and lruvec.congested and self._may_help_to_wait(node):
+            yield TIMEOUT_NOPROGRESS
+
+    def _may_help_to_wait(self, node: Node) -> bool:
+        """Whether most of what could go is being written, and the node not hopeless (``skip_throttle_noprogress``)."""
+        zones = [zone for zone in node.zones if zone.managed]
+        reclaimable = sum(self.reclaimable_pages(zone) for zone in zones)
+        pending = sum(zone.stat(stats.NR_ZONE_WRITE_PENDING) for zone in zones)
+        return node.kswapd_failures < MAX_RECLAIM_RETRIES and 2 * pending > reclaimable
 
     def _should_continue(self, node: Node, progress: int, sc: ScanControl) -> bool:
         """Whether compaction needs more free pages than were reclaimed (``should_continue_reclaim``)."""
@@ -178,13 +217,13 @@ class Reclaim:
 
     # -- direct reclaim ----------------------------------------------------------------------------------
 
-    def try_to_free(self, nodes: Iterable[Node], sc: ScanControl) -> int:
+    def try_to_free(self, nodes: Iterable[Node], sc: ScanControl) -> Pauses[int]:
         """Scan harder and harder until there is enough (``do_try_to_free_pages``). Pages reclaimed."""
         nodes = list(nodes)
         while True:
             if not sc.cgroup:
                 self._vmstat.count(stats.ALLOCSTALL + sc.reclaim_idx)
-            self._by_priority(nodes, sc)
+            yield from self._by_priority(nodes, sc)
             self._snapshot_refaults(nodes, sc)
             if sc.nr_reclaimed:
                 return sc.nr_reclaimed
@@ -198,15 +237,16 @@ class Reclaim:
                 return 0
             sc.priority = DEF_PRIORITY
 
-    def _by_priority(self, nodes: list[Node], sc: ScanControl) -> None:
+    def _by_priority(self, nodes: list[Node], sc: ScanControl) -> Pauses[None]:
         while sc.priority >= 0:
             sc.nr_scanned = 0
-            self._shrink_zones(nodes, sc)
+            yield from self._shrink_zones(nodes, sc)
             if sc.nr_reclaimed >= sc.nr_to_reclaim or sc.compaction_ready:
                 break
             sc.priority -= 1
 
-    def _shrink_zones(self, nodes: list[Node], sc: ScanControl) -> None:
+    def _shrink_zones(self, nodes: list[Node], sc: ScanControl) -> Pauses[None]:
+        first: Node | None = None
         for node in nodes:
             zones = [zone for zone in node.zones[: sc.reclaim_idx + 1] if zone.managed]
             if not zones:
@@ -216,9 +256,15 @@ class Reclaim:
                 sc.compaction_ready = sc.compaction_ready or any(ready)
                 if all(ready):
                     continue
-            self.shrink_node(node, sc)
-        if sc.nr_reclaimed <= sc.nr_scanned >> 3 and not sc.cgroup and sc.priority == 1 and not sc.nr_reclaimed:
-            self._stall(TIMEOUT_NOPROGRESS)
+            first = first or node
+            yield from self.shrink_node(node, sc)
+        if first is not None and not sc.cgroup and sc.priority == 1 and not sc.nr_reclaimed:
+            yield from self._no_progress(first)
+
+    def _no_progress(self, node: Node) -> Pauses[None]:
+        """A direct reclaim that gets nowhere waits for devices (``consider_reclaim_throttle``)."""
+        if self._may_help_to_wait(node):
+            yield TIMEOUT_NOPROGRESS
 
     def _snapshot_refaults(self, nodes: list[Node], sc: ScanControl) -> None:
         for node in nodes:
@@ -234,8 +280,14 @@ class Reclaim:
 
     def of_cgroup(self, memcg: int, nr_pages: int, gfp: int, *, may_swap: bool, proactive: bool = False) -> int:
         """Reclaim from a cgroup and all below it (``try_to_free_mem_cgroup_pages``). Pages reclaimed."""
+        return self.finish(self.of_cgroup_steps(memcg, nr_pages, gfp, may_swap=may_swap, proactive=proactive))
+
+    def of_cgroup_steps(
+        self, memcg: int, nr_pages: int, gfp: int, *, may_swap: bool = True, proactive: bool = False
+    ) -> Pauses[int]:
+        """``of_cgroup`` with points where others may run."""
         sc = ScanControl(max(nr_pages, SWAP_CLUSTER_MAX), gfp, target=memcg, may_swap=may_swap, proactive=proactive)
-        return self.try_to_free([node for node in self._nodes if node.has_memory], sc)
+        return (yield from self.try_to_free([node for node in self._nodes if node.has_memory], sc))
 
     def of_node(self, nid: int, gfp: int, order: int) -> int:
         """Reclaim within a node before another one is asked (``__node_reclaim``). Pages reclaimed."""
@@ -249,14 +301,17 @@ class Reclaim:
             may_unmap=bool(mode & RECLAIM_UNMAP),
         )
         while sc.priority >= 0 and sc.nr_reclaimed < 1 << order:
-            self.shrink_node(self._nodes[nid], sc)
+            self.finish(self.shrink_node(self._nodes[nid], sc))
             sc.priority -= 1
         return sc.nr_reclaimed
 
     # -- kswapd's --------------------------------------------------------------------------------------
 
-    def age_node(self, node: Node, sc: ScanControl) -> None:
+    def age_node(self, node: Node, sc: ScanControl) -> Pauses[None]:
         """Give anonymous pages a chance to be referenced before they are reclaimed (``kswapd_age_node``)."""
+        if self.replacement is not None and not self.replacement.two_list:
+            yield from self.replacement.age_node(node, sc)
+            return
         if self._total_swap() and self.balance.inactive_is_low(0, node.nid, LRU_INACTIVE_ANON):
             for memcg in list(self.lruvecs.memcgs.subtree(0)):
                 self._lists.shrink_active(memcg, node.nid, LRU_ACTIVE_ANON, SWAP_CLUSTER_MAX, sc)
@@ -272,10 +327,6 @@ class Reclaim:
         """A node is balanced: what was said of its devices is out of date (``clear_pgdat_congested``)."""
         self._lists.state[nid] = 0
         self.lruvecs.get(0, nid).congested = False
-
-    def _stall(self, ns: int) -> None:
-        """``reclaim_throttle``: let time pass while devices work."""
-        self.waited_ns += self._wait(ns)
 
 
 def _even_out(nr: list[int], targets: list[int]) -> None:

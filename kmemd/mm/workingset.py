@@ -18,14 +18,18 @@ from kmemd.core.lru import LRU_ACTIVE_ANON, LRU_ACTIVE_FILE, LRU_INACTIVE_ANON, 
 from kmemd.core.pages import PG_ACTIVE, PG_SWAPBACKED, PG_WORKINGSET, PageMap, lazy_zeros
 from kmemd.core.pte import SWP_OFFSET_BITS
 from kmemd.mm.filemap import PFNs, flag
+from kmemd.mm.lru_gen import Generations
 from kmemd.mm.lruvec import LruVecs
 from kmemd.mm.vmstat import VmStat
 
 Shadows = npt.NDArray[np.int64]
+Sizes = dict[tuple[int, int, int, bool], int]
+"""What the pages that come back in one call compete with: none of them is on a list yet."""
 
 NODES_SHIFT, MEM_CGROUP_ID_SHIFT, WORKINGSET_SHIFT = 10, 16, 1
 EVICTION_SHIFT = NODES_SHIFT + MEM_CGROUP_ID_SHIFT + WORKINGSET_SHIFT
-EVICTION_MASK = (1 << 62 - EVICTION_SHIFT) - 1
+EVICTION_BITS = 62 - EVICTION_SHIFT
+EVICTION_MASK = (1 << EVICTION_BITS) - 1
 _WORKINGSET, _ACTIVE, _SWAPBACKED = flag(PG_WORKINGSET), flag(PG_ACTIVE), flag(PG_SWAPBACKED)
 _LISTS = (LRU_INACTIVE_ANON, LRU_ACTIVE_ANON, LRU_INACTIVE_FILE, LRU_ACTIVE_FILE)
 
@@ -33,7 +37,8 @@ _LISTS = (LRU_INACTIVE_ANON, LRU_ACTIVE_ANON, LRU_INACTIVE_FILE, LRU_ACTIVE_FILE
 class Workingset:
     """Evictions and refaults. ``swap_left(memcg)`` tells the free swap slots that a cgroup may use.
 
-    ``nid(pfns)`` gives the nodes of pages.
+    ``nid(pfns)`` gives the nodes of pages. ``thrashing``: a page is being read that was in the working set when it was
+    evicted; who waits for it waits for want of memory (mm/filemap.c ``folio_wait_bit_common``).
     """
 
     def __init__(
@@ -47,7 +52,9 @@ class Workingset:
         self._pages, self._vmstat, self._lruvecs = pages, vmstat, lruvecs
         self._nid, self._swap_left = nid, swap_left
         self._swapped: dict[int, Shadows] = {}
+        self.generations: Generations | None = None
         self.target_memcg = 0
+        self.thrashing = False
 
     # -- eviction ----------------------------------------------------------------------------------------
 
@@ -58,6 +65,8 @@ class Workingset:
         """
         shadows = np.zeros(len(pfns), dtype=np.int64)
         nids = self._nid(pfns)
+        if self.generations is not None and self.generations.enabled:
+            return self._gen_eviction(pfns, nids)
         memcg = self.target_memcg
         for nid in np.unique(nids).tolist():
             mine = nids == nid
@@ -67,6 +76,16 @@ class Workingset:
             worked = (self._pages.flags[pfns[mine]] & _WORKINGSET != 0).astype(np.int64)
             packed = (age & EVICTION_MASK) << MEM_CGROUP_ID_SHIFT | memcg
             shadows[mine] = -1 - ((packed << NODES_SHIFT | nid) << WORKINGSET_SHIFT | worked)
+        return shadows
+
+    def _gen_eviction(self, pfns: PFNs, nids: npt.NDArray[np.int64]) -> Shadows:
+        """Shadows that remember the generation and the tier of pages (``lru_gen_eviction``)."""
+        assert self.generations is not None
+        memcgs = self._pages.memcg[pfns].astype(np.int64)
+        tokens, worked = np.empty(len(pfns), dtype=np.int64), np.empty(len(pfns), dtype=np.int64)
+        self.generations.evicted(memcgs, nids, pfns, tokens, worked)
+        packed = (tokens & EVICTION_MASK) << MEM_CGROUP_ID_SHIFT | memcgs
+        shadows: Shadows = -1 - ((packed << NODES_SHIFT | nids) << WORKINGSET_SHIFT | worked)
         return shadows
 
     def keep_swapped(self, slots: PFNs, shadows: Shadows) -> None:
@@ -100,26 +119,36 @@ class Workingset:
 
     def refault(self, pfns: PFNs, shadows: Shadows) -> None:
         """Pages come back whose shadows are known, 0 for those without (``workingset_refault``)."""
-        for at in np.flatnonzero(shadows < 0).tolist():
-            self._refault(int(pfns[at]), int(shadows[at]))
+        known = np.flatnonzero(shadows < 0)
+        sizes: Sizes = {}
+        for pfn, shadow in zip(pfns[known].tolist(), shadows[known].tolist(), strict=True):
+            self._refault(pfn, shadow, sizes)
 
-    def _refault(self, pfn: int, shadow: int) -> None:
+    def _refault(self, pfn: int, shadow: int, sizes: Sizes) -> None:
         packed = -1 - shadow
         worked, packed = packed & 1, packed >> WORKINGSET_SHIFT
         nid, packed = packed & (1 << NODES_SHIFT) - 1, packed >> NODES_SHIFT
         memcg, eviction = packed & (1 << MEM_CGROUP_ID_SHIFT) - 1, packed >> MEM_CGROUP_ID_SHIFT
+        if self.generations is not None and self.generations.enabled:
+            if (memcg, nid) == (int(self._pages.memcg[pfn]), int(self._nid(np.array([pfn]))[0])):
+                self.generations.refaulted(pfn, memcg, nid, eviction, EVICTION_BITS, worked=bool(worked))
+            return
         flags = self._pages.flags
         file = not int(flags[pfn]) >> PG_SWAPBACKED & 1
         evicted_from = self._lruvecs.get(memcg, nid)
         mine = int(self._pages.memcg[pfn])
         self._count(mine, nid, stats.WORKINGSET_REFAULT_ANON + file)
         distance = (evicted_from.nonresident_age - eviction) & EVICTION_MASK
-        if distance > self._size(memcg, nid, mine, file=file):
+        key = (memcg, nid, mine, file)
+        if key not in sizes:
+            sizes[key] = self._size(memcg, nid, mine, file=file)
+        if distance > sizes[key]:
             return
         flags[pfn] |= _ACTIVE
         self._lruvecs.age(mine, nid, 1)
         self._count(mine, nid, stats.WORKINGSET_ACTIVATE_ANON + file)
         if worked:
+            self.thrashing = True
             flags[pfn] |= _WORKINGSET
             self._lruvecs.note_cost(mine, nid, 1, file=file)
             self._count(mine, nid, stats.WORKINGSET_RESTORE_ANON + file)

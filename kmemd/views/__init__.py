@@ -17,6 +17,7 @@ from kmemd.views import (
     kallsyms,
     kmsg,
     kpage,
+    lru_gen,
     machine_files,
     meminfo,
     memory_blocks,
@@ -40,6 +41,8 @@ from kmemd.views import (
     vmallocinfo,
     vmstat,
     zoneinfo,
+    zram,
+    zswap,
 )
 
 __all__ = [
@@ -59,6 +62,7 @@ __all__ = [
     "kallsyms",
     "kmsg",
     "kpage",
+    "lru_gen",
     "machine_files",
     "meminfo",
     "memory_blocks",
@@ -82,4 +86,6 @@ __all__ = [
     "vmallocinfo",
     "vmstat",
     "zoneinfo",
+    "zram",
+    "zswap",
 ]

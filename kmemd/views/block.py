@@ -1,54 +1,41 @@
 """Block devices: ``/proc/partitions``, ``/proc/diskstats``, ``/sys/block``, ``/sys/class/bdi``, debugfs ``bdi``.
 
 Linux: block/genhd.c, block/blk-sysfs.c, mm/backing-dev.c. The disks that the machine swaps to, and those that a file
-system was mounted from. Left out: the requests of swapping, which no queue of the model's disks has seen.
+system was mounted from.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+import errno
+from collections.abc import Callable, Iterator
 
+from kmemd.errors import KernelError
 from kmemd.kernel import Kernel
 from kmemd.mm import kstrtox
 from kmemd.mm.bdi import BdiWriteback
-from kmemd.mm.blk_mq import NR_REQUESTS, Disk
+from kmemd.mm.blk_mq import BRD_MAJOR, FEWEST_REQUESTS, Disk
 from kmemd.mm.clock import HZ, NSEC_PER_SEC
 from kmemd.mm.units import KIB_PER_PAGE
+from kmemd.mm.zram import ZRAM_MAJOR
 from kmemd.views.tree import debugfs, proc, sysfs
 
 MAJORS = {"sd": 8, "vd": 254}
 SD_MAJORS = (8, *range(65, 72), *range(128, 136))
 """The SCSI disk driver takes them all at once."""
-MINORS_PER_DISK = 16
 EXTENDED_MAJOR = 259
 """Of devices whose driver has no numbers of its own."""
 COUNTERS = 17
 NS_PER_MS = NSEC_PER_SEC // 1000
-_DISK = re.compile(r"(sd|vd)([a-z])(\d*)")
 
 
 def _devices(kernel: Kernel) -> Iterator[tuple[int, int, int, str]]:
     """Major and minor number, KiB and name of each."""
-    for index, device in enumerate(kernel.machine.swap):
-        if device.kind != "partition":
-            continue
-        name = device.path.rpartition("/")[2]
-        found = _DISK.fullmatch(name)
-        if found is None:
-            yield EXTENDED_MAJOR, index, device.size >> 10, name
-        else:
-            driver, letter, partition = found.groups()
-            minor = (ord(letter) - ord("a")) * MINORS_PER_DISK + int(partition or 0)
-            yield MAJORS[driver], minor, device.size >> 10, name
-    named = {device.path for device in kernel.machine.swap}
     for disk in _disks(kernel):
-        if disk.path not in named:
-            yield disk.major, disk.minor, disk.size >> 10, disk.name
+        yield disk.major, disk.minor, disk.size >> 10, disk.name
 
 
 def _disks(kernel: Kernel) -> list[Disk]:
-    """The disks that a file system was mounted from."""
+    """The disks that the machine swaps to, and those that a file system was mounted from."""
     return list(kernel.user.block.disks.by_path.values())
 
 
@@ -59,12 +46,14 @@ def drivers(kernel: Kernel) -> Iterator[tuple[int, str]]:
         yield MAJORS["vd"], "virtblk"
     if MAJORS["sd"] in present:
         yield from ((major, "sd") for major in SD_MAJORS)
+    if kernel.user.swap_storage.zram.loaded:
+        yield ZRAM_MAJOR, "zram"
 
 
 @proc.file("partitions")
 def partitions(kernel: Kernel) -> Iterator[str]:
     """Numbers, size in KiB and name of each; nothing at all when there is none."""
-    for number, (major, minor, size, name) in enumerate(_devices(kernel)):
+    for number, (major, minor, size, name) in enumerate(device for device in _devices(kernel) if device[2]):
         if number == 0:
             yield "major minor  #blocks  name\n\n"
         yield f"{major:4}  {minor:7} {size:10} {name}\n"
@@ -132,10 +121,53 @@ def max_sectors_kb(kernel: Kernel, disk: str) -> str:
     return f"{_find(kernel, disk).io_pages * KIB_PER_PAGE}\n"
 
 
-@sysfs.file("block/{disk}/queue/nr_requests")
+@sysfs.file("block/{disk}/queue/nr_requests", mode=0o644)
 def nr_requests(kernel: Kernel, disk: str) -> str:
     """How many requests may wait."""
-    return f"{NR_REQUESTS}\n"
+    return f"{_find(kernel, disk).nr_requests}\n"
+
+
+@nr_requests.store
+def _store_nr_requests(kernel: Kernel, disk: str, text: str) -> int:
+    """Set it, to 4 at least. EINVAL for a disk that has no queue, ERANGE."""
+    found, data = _find(kernel, disk), kstrtox.to_bytes(text)
+    if found.major == BRD_MAJOR:
+        raise KernelError(errno.EINVAL, f"{disk} takes bios as they come: it has no queue of requests")
+    if data:
+        found.nr_requests = max(kstrtox.kstrtouint(data), FEWEST_REQUESTS)
+    return len(data)
+
+
+def _constant(text: str) -> Callable[[Kernel, str], str]:
+    """A file in which the disks of the model do not differ."""
+
+    def show(kernel: Kernel, disk: str) -> str:
+        """The same for every disk."""
+        return text + "\n"
+
+    return show
+
+
+for _name, _text in {
+    "ro": "0",
+    "removable": "0",
+    "queue/stable_writes": "0",
+    "queue/logical_block_size": "512",
+    "queue/hw_sector_size": "512",
+}.items():
+    sysfs.file(f"block/{{disk}}/{_name}")(_constant(_text))
+
+
+@sysfs.file("block/{disk}/dev")
+def dev(kernel: Kernel, disk: str) -> str:
+    """The numbers."""
+    return f"{_find(kernel, disk).number}\n"
+
+
+@sysfs.file("block/{disk}/inflight")
+def inflight(kernel: Kernel, disk: str) -> str:
+    """Requests of reads and writes that are under way; who reads waits, so that only writes are ever seen."""
+    return f"{0:8} {len(_find(kernel, disk).queue):8}\n"
 
 
 @sysfs.file("block/{disk}/size")
@@ -150,6 +182,46 @@ def stat(kernel: Kernel, disk: str) -> str:
     found = _figures(_find(kernel, disk))
     widths = (8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8)
     return " ".join(f"{value:>{width}}" for value, width in zip(found, widths, strict=True)) + "\n"
+
+
+# -- a disk's part of the dirty limits -----------------------------------------------------------------------
+
+
+def _wb(kernel: Kernel, number: str) -> BdiWriteback:
+    return kernel.user.block.flushers.get(_find(kernel, number))
+
+
+@sysfs.file("class/bdi/{number}/min_ratio", mode=0o644)
+def min_ratio(kernel: Kernel, number: str) -> str:
+    """Percent of the dirty limits that are its own."""
+    return f"{_wb(kernel, number).min_ratio}\n"
+
+
+@min_ratio.store
+def _store_min_ratio(kernel: Kernel, number: str, text: str) -> int:
+    """Set it. EINVAL, ERANGE."""
+    data = kstrtox.to_bytes(text)
+    if data:
+        kernel.user.block.throttle.set_min_ratio(_wb(kernel, number), kstrtox.kstrtouint(data))
+    return len(data)
+
+
+@sysfs.file("class/bdi/{number}/max_ratio", mode=0o644)
+def max_ratio(kernel: Kernel, number: str) -> str:
+    """Percent of the dirty limits that it has at most."""
+    return f"{_wb(kernel, number).max_ratio}\n"
+
+
+@max_ratio.store
+def _store_max_ratio(kernel: Kernel, number: str, text: str) -> int:
+    """Set it. EINVAL, ERANGE."""
+    data = kstrtox.to_bytes(text)
+    if data:
+        kernel.user.block.throttle.set_max_ratio(_wb(kernel, number), kstrtox.kstrtouint(data))
+    return len(data)
+
+
+sysfs.file("class/bdi/{number}/stable_pages_required")(_constant("0"))
 
 
 # -- debugfs -------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from kmemd.views.pressure import PressureFile
 from kmemd.views.tree import Caller, Device, Directory, Entry, File, OpenFile, Pattern, cgroupfs, render
 
 Show = Callable[[Kernel, Cgroup], Any]
-Store = Callable[[Kernel, Cgroup, str], None]
+Store = Callable[[Kernel, Cgroup, str], Steps[None] | None]
 TOP = cgroupfs.dir("")
 GROUP = Directory(0o755)
 """What every group below the root holds."""
@@ -127,14 +127,12 @@ def _conditional(entry: Entry, group_of: Callable[..., Cgroup], exists: Any) -> 
     return entry
 
 
-def _writer(group_of: Callable[..., Cgroup], store: Store) -> Callable[..., int | None]:
-    def write(kernel: Kernel, *rest: Any) -> int | None:
+def _writer(group_of: Callable[..., Cgroup], store: Store) -> Callable[..., Steps[None] | None]:
+    def write(kernel: Kernel, *rest: Any) -> Steps[None] | None:
         *parameters, text = rest
         if len(kstrtox.to_bytes(text)) > PAGE_SIZE:
             raise KernelError(errno.E2BIG, "more than a page at once")
-        if text:
-            store(kernel, group_of(kernel, *parameters), text)
-        return None
+        return store(kernel, group_of(kernel, *parameters), text) if text else None
 
     return write
 
@@ -297,13 +295,18 @@ def cgroup_kill(kernel: Kernel, group: Cgroup, text: str) -> None:
     kernel.cgroups.kill(group)
 
 
+def _has_pressure(kernel: Kernel, group: Cgroup) -> bool:
+    """Whether there are pressure files: not where they were switched off, for the group or for all."""
+    return bool(group.psi.enabled) and "pressure" not in kernel.cgroups_disabled
+
+
 def _pressure_file(resource: str) -> Callable[[Callable[..., Cgroup]], Entry]:
     def entry(group_of: Callable[..., Cgroup]) -> Entry:
         def opened(kernel: Kernel, *rest: Any) -> OpenFile:
             caller: Caller = rest[-1]
             return PressureFile(group_of(kernel, *rest).psi, resource, caller, in_cgroup=True)
 
-        return _conditional(Device(0o644, 0, opened, True), group_of, lambda kernel, group: group.psi.enabled)
+        return _conditional(Device(0o644, 0, opened, True), group_of, _has_pressure)
 
     return entry
 
@@ -316,7 +319,11 @@ def _set_pressure(kernel: Kernel, group: Cgroup, text: str) -> None:
     kernel.cgroups.set_pressure(group, flag(text))
 
 
-@cgroup_file("cgroup.pressure", store=_set_pressure)
+@cgroup_file(
+    "cgroup.pressure",
+    store=_set_pressure,
+    exists=lambda kernel, group: kernel.psi.enabled and "pressure" not in kernel.cgroups_disabled,
+)
 def cgroup_pressure(kernel: Kernel, group: Cgroup) -> str:
     """Whether pressure is accounted."""
     return f"{int(group.psi.enabled)}\n"

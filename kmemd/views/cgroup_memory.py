@@ -1,7 +1,6 @@
 """``memory.*`` of control groups (mm/memcontrol.c ``memory_files``, ``swap_files``, ``zswap_files``).
 
 They are there where the parent hands the memory controller out; the root has the few that mean something for all.
-Left out: memory.zswap.current counts nothing, for compressed pages are charged to nobody.
 """
 
 from __future__ import annotations
@@ -14,12 +13,14 @@ from kmemd.errors import KernelError
 from kmemd.kernel import Kernel
 from kmemd.mm.cgroup import Cgroup
 from kmemd.mm.memcontrol_group import EVENTS, SWAP_EVENTS, SWAP_HIGH, MemCgroup
+from kmemd.mm.memcontrol_zswap import zswap_bytes
 from kmemd.mm.page_counter import PAGE_COUNTER_MAX, page_counter_memparse
 from kmemd.mm.units import PAGE_SIZE
+from kmemd.steps import Steps
 from kmemd.views.cgroup import cgroup_file, number, write_only
 
 Show = Callable[[Kernel, MemCgroup], Any]
-Store = Callable[[Kernel, MemCgroup, str], None]
+Store = Callable[[Kernel, MemCgroup, str], Steps[None] | None]
 
 
 def _has_memory(kernel: Kernel, group: Cgroup) -> bool:
@@ -36,9 +37,9 @@ def memory_file(
     """Decorator: ``memory.NAME`` of every group that the controller is on in."""
 
     def decorate(show: Show) -> Show:
-        def put(kernel: Kernel, group: Cgroup, text: str) -> None:
+        def put(kernel: Kernel, group: Cgroup, text: str) -> Steps[None] | None:
             assert store is not None
-            store(kernel, _memcg(group), text)
+            return store(kernel, _memcg(group), text)
 
         cgroup_file(
             f"memory.{name}",
@@ -113,7 +114,7 @@ def events(kernel: Kernel, memcg: MemCgroup) -> Iterator[str]:
     return _event_lines(memcg.events)
 
 
-@memory_file("events.local", version=lambda memcg: memcg.events_version)
+@memory_file("events.local", version=lambda memcg: memcg.local_version)
 def events_local(kernel: Kernel, memcg: MemCgroup) -> Iterator[str]:
     """What happened in the group itself."""
     return _event_lines(memcg.events_local)
@@ -146,9 +147,9 @@ def oom_group(kernel: Kernel, memcg: MemCgroup) -> str:
 
 
 @write_only("memory.reclaim", exists=_has_memory)
-def reclaim(kernel: Kernel, group: Cgroup, text: str) -> None:
+def reclaim(kernel: Kernel, group: Cgroup, text: str) -> Steps[None]:
     """Free so many bytes. EINVAL, EAGAIN."""
-    kernel.memcg_limits.write_reclaim(_memcg(group), text)
+    return kernel.memcg_limits.write_reclaim(_memcg(group), text)
 
 
 @memory_file("swap.current")
@@ -191,7 +192,7 @@ def swap_events(kernel: Kernel, memcg: MemCgroup) -> Iterator[str]:
 @memory_file("zswap.current")
 def zswap_current(kernel: Kernel, memcg: MemCgroup) -> str:
     """Bytes of compressed pages."""
-    return "0\n"
+    return f"{zswap_bytes(memcg)}\n"
 
 
 @memory_file("zswap.max", store=_set_zswap_max)

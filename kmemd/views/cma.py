@@ -11,6 +11,7 @@ from kmemd.errors import KernelError
 from kmemd.kernel import Kernel
 from kmemd.mm import kstrtox
 from kmemd.mm.cma import CmaArea
+from kmemd.steps import Steps
 from kmemd.views.tree import debugfs, sysfs
 
 SYSFS = "kernel/mm/cma"
@@ -97,17 +98,19 @@ def _pages(text: str) -> int:
 
 
 @debugfs.write_only(f"{DEBUG_AREA}/alloc")
-def alloc(kernel: Kernel, area: str, text: str) -> None:
+def alloc(kernel: Kernel, area: str, text: str) -> Steps[int]:
     """Take so many contiguous pages. ENOMEM."""
     found = _area(kernel, area)
     pages = _pages(text)
-    pfn = kernel.cma.alloc(found, pages) if pages > 0 else None
+    pfn = (yield from kernel.cma.alloc_steps(found, pages)) if pages > 0 else None
     if pfn is None:
         raise KernelError(errno.ENOMEM, f"no {pages} contiguous pages in area {area}")
     kernel.cma.hold(found, pfn, pages)
+    return len(text.encode())
 
 
 @debugfs.write_only(f"{DEBUG_AREA}/free")
-def free(kernel: Kernel, area: str, text: str) -> None:
+def free(kernel: Kernel, area: str, text: str) -> Steps[int]:
     """Give back so many pages of those taken here, the latest first."""
-    kernel.cma.drop(_area(kernel, area), _pages(text))
+    yield from kernel.cma.drop(_area(kernel, area), _pages(text))
+    return len(text.encode())

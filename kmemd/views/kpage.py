@@ -238,9 +238,9 @@ def page_cgroups(kernel: Kernel, low: int, high: int) -> Words:
     inodes: Words = charged.astype(np.uint64) * np.uint64(ROOT_CGROUP_INO)
     if not kernel.memcg.active:
         return inodes
-    numbers = np.abs(kernel.pages.memcg[low:high])
+    numbers = kernel.pages.memcg[low:high].copy()
     numbers[pages.pfns != pages.compound_head] = 0
-    for number in np.unique(numbers[numbers > 0]).tolist():
+    for number in np.unique(numbers[numbers != 0]).tolist():
         inodes[numbers == number] = kernel.memcg.online_ino(number)
     return inodes
 

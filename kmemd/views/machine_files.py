@@ -97,7 +97,9 @@ def stat(kernel: Kernel) -> Iterator[str]:
 def _cpu_ticks(kernel: Kernel, cpu: int) -> list[int]:
     """user, nice, system, idle, iowait, irq, softirq, steal, guest, guest_nice."""
     user, system = (ns // NS_PER_TICK for ns in kernel.tasks.cpu_times(cpu))
-    return [user, 0, system, idle_ns(kernel, cpu) // NS_PER_TICK, 0, 0, 0, 0, 0, 0]
+    iowait = kernel.tasks.iowait_ns[cpu]
+    idle = max(0, idle_ns(kernel, cpu) - iowait)
+    return [user, 0, system, idle // NS_PER_TICK, iowait // NS_PER_TICK, 0, 0, 0, 0, 0]
 
 
 @proc.file("filesystems")

@@ -1,6 +1,6 @@
 """``/proc/meminfo`` (fs/proc/meminfo.c ``meminfo_proc_show``): where the machine's memory is.
 
-zswap and NFS have no counterpart in the model: their lines say 0.
+NFS has no counterpart in the model: its line says 0.
 """
 
 from __future__ import annotations
@@ -81,8 +81,9 @@ def _highmem(kernel: Kernel) -> Iterator[str]:
 def _swap(kernel: Kernel) -> Iterator[str]:
     yield line("SwapTotal", kernel.swap.total_pages)
     yield line("SwapFree", kernel.swap.free_pages)
-    yield show_val_kb("Zswap", 0)
-    yield show_val_kb("Zswapped", 0)
+    zswap = kernel.user.swap_storage.zswap
+    yield line("Zswap", zswap.pool_pages)
+    yield line("Zswapped", zswap.stored_pages)
 
 
 def _page_cache(kernel: Kernel) -> Iterator[str]:

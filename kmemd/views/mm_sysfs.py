@@ -206,6 +206,9 @@ sysfs.add(f"{NODE_POOL}/demote_size", node_demote_size)
 # -- pressure ------------------------------------------------------------------------------------------------
 
 
+proc.dir("pressure", exists=lambda kernel: kernel.psi.enabled)
+
+
 @proc.device("pressure/{resource}", 0o666, pollable=True)
 def pressure(kernel: Any, resource: str, caller: Caller) -> OpenFile:
     """Stall times of one resource, and triggers."""

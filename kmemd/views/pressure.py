@@ -44,7 +44,7 @@ class PressureFile:
             raise KernelError(errno.EBUSY, "this open file has a trigger already")
         text = data.decode("utf-8", "surrogateescape") + ("\0" if self._in_cgroup else "")
         kind, threshold, window = parse_trigger(text, privileged=self._privileged)
-        self._trigger = self._psi.add_trigger(self._resource, kind, threshold, window)
+        self._trigger = self._psi.add_trigger(self._resource, kind, threshold, window, privileged=self._privileged)
         return len(data)
         yield
 

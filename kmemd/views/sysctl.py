@@ -33,6 +33,7 @@ from kmemd.mm.units import PAGE_SIZE
 from kmemd.mm.vmscan import Vmscan
 from kmemd.mm.vmstat_sysctl import VmStatSysctl
 from kmemd.mm.watermarks import Watermarks
+from kmemd.mm.zswap import Zswap
 from kmemd.steps import Steps
 from kmemd.tunable import Tunable, Tuned
 from kmemd.views.tree import File, debugfs, proc, sysfs
@@ -56,6 +57,7 @@ OWNERS: tuple[type[Tuned], ...] = (
     KernelSysctl,
     BadArea,
     FileTable,
+    Zswap,
 )
 
 

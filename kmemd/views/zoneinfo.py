@@ -51,7 +51,10 @@ def _sizes(kernel: Kernel, zone: Zone) -> Iterator[str]:
 
 
 def _zone_stats(kernel: Kernel, zone: Zone) -> Iterator[str]:
+    storage = kernel.user.swap_storage
     for item, name in enumerate(stats.ZONE_STAT_NAMES):
+        if item == stats.NR_FREE_CMA_PAGES and storage.zsmalloc_loaded:
+            yield f"\n      {'nr_zspages':<12} {storage.zspages()[zone.index]}"
         yield f"\n      {name:<12} {kernel.vmstat.zone_stat[zone.index, item]}"
     if kernel.vmstat.numa:
         for item, name in enumerate(stats.NUMA_STAT_NAMES):

@@ -102,6 +102,50 @@ def test_out_of_memory(command_path: str) -> None:
     assert re.search(r"Out of memory: Killed process \d+ \(batch\)", log)
 
 
+def test_thrash(command_path: str) -> None:
+    _, fits, thrashes, later, few = run_example("thrash.sh", command_path).split("== ")
+    counts = [
+        {name: int(number) for name, number in re.findall(r"^(\w+) (\d+)$", part, re.MULTILINE)}
+        for part in (fits, thrashes, later, few)
+    ]
+    refaults = [count["workingset_refault_anon"] for count in counts]
+    assert refaults[0] == counts[0]["pswpin"] == 0
+    assert refaults[1] > 10_000
+    assert refaults[2] - refaults[1] > 20_000
+    assert refaults[3] - refaults[2] < 3_000, "what is used all the time stays"
+    stalls = [int(re.search(r"memory: some .*total=(\d+)", part)[1]) for part in (fits, thrashes, later)]  # type: ignore[index]
+    assert stalls[0] * 100 < stalls[1] < stalls[2]
+    assert re.search(r"memory: some avg10=(?!0\.00)", later)
+
+
+def test_cgroup_leak(command_path: str) -> None:
+    _, fresh, leaks, slow, killed, left = run_example("cgroup-leak.sh", command_path).split("== ")
+    events = [
+        {name: int(number) for name, number in re.findall(r"^(\w+) (\d+)$", part, re.MULTILINE)}
+        for part in (fresh, leaks, slow, killed)
+    ]
+    assert events[0] == events[1] == {"high": 0, "max": 0, "oom": 0, "oom_kill": 0}
+    assert events[2]["high"] > 0 == events[2]["oom_kill"]
+    assert (events[3]["oom"], events[3]["oom_kill"]) == (1, 1)
+    assert events[3]["high"] > 100
+    assert left.splitlines()[1] == "1", "the database is still there"
+    assert "oom_kill 1\n" in left
+    assert "oom_memcg=/services" in left
+    assert re.search(r"Memory cgroup out of memory: Killed process \d+ \(leaky\)", left)
+
+
+def test_dirty_throttling(command_path: str) -> None:
+    _, _, fast, slow, broken, clean = run_example("dirty-throttling.sh", command_path).split("== ")
+    times = [int(re.search(r" ns=(\d+)", part)[1]) for part in (fast, slow)]  # type: ignore[index]
+    assert times[0] < 32 * 1e9 / 50 / 10, "the first 32 MiB do not wait for the disk"
+    assert 0.5 < times[1] / (200 * 1e9 / 50) < 1.1, "the others are as fast as it"
+    under_way = [int(re.search(rf"{name} +(\d+)", slow)[1]) for name in ("nr_dirty", "nr_writeback")]  # type: ignore[index]
+    assert sum(under_way) <= 64
+    assert "EIO: pages of /mnt/log could not be written" in broken
+    assert re.search(r"^path=/mnt/log pages=0 ", broken, re.MULTILINE), "told once"
+    assert re.search(r"nr_dirty +0 MiB\nnr_writeback +0 MiB", clean)
+
+
 def test_demo(command_path: str) -> None:
     output = run_example("demo.sh", command_path)
     assert "unreferenced object" in output

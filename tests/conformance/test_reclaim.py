@@ -21,6 +21,7 @@ def test_captured_runs() -> None:
 def test_tolerances() -> None:
     wanted = Taken(40000, 20000)
     for have, passed in ((Taken(31000, 15500), [True, True]), (Taken(29000, 20000), [False, False])):
-        assert [case.passed for case in reclaim.compare("x", wanted, have)] == passed
-    assert [case.passed for case in reclaim.compare("x", Taken(0, 0), Taken(1000, 1000))] == [True]
+        assert [case.passed for case in reclaim.compare("x", wanted, have, slack=500)] == passed
+    assert [case.passed for case in reclaim.compare("x", Taken(0, 0), Taken(1000, 1000), slack=1000)] == [True]
+    assert [case.passed for case in reclaim.compare("x", Taken(0, 0), Taken(1000, 1000), slack=999)] == [False]
     assert Taken.between({"pgsteal_anon": 1}, {"pgsteal_anon": 4, "pgsteal_file": 6}) == Taken(9, 3)

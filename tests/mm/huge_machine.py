@@ -31,9 +31,8 @@ class Process:
     comm: str = "test"
     uid: int = 0
     killed: int = 0
-    utime_ns: int = 0
-    stime_ns: int = 0
     oom_victim: bool = False
+    cgroup: None = None
     utime_ns: int = 0
     stime_ns: int = 0
     rlimits: dict[int, tuple[int, int]] = field(default_factory=dict)

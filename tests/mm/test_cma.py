@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from kmemd.machine import Machine
 from kmemd.mm import cma
 from kmemd.mm.device import Device
 from kmemd.mm.gfp import GFP_KERNEL, F
+from kmemd.steps import finish
 from kmemd.system import System
 
 MIB = 1 << 20
@@ -111,10 +114,10 @@ def test_what_cannot_move_makes_a_block_fail(system: System) -> None:
     middle = area.base + area.pages // 2 + 5
     contig = kernel.cma.contig
     assert contig is not None
-    assert contig.alloc_contig_range(middle, middle + 10, MIGRATE_CMA)
-    assert not contig.alloc_contig_range(middle - 3, middle + 1, MIGRATE_CMA)
+    assert finish(contig.alloc_contig_range(middle, middle + 10, MIGRATE_CMA))
+    assert not finish(contig.alloc_contig_range(middle - 3, middle + 1, MIGRATE_CMA))
     assert kernel.zones[1].free_pages == free - 10
-    contig.free_contig_range(middle, 10)
+    finish(contig.free_contig_range(middle, 10))
     kernel.page_alloc.drain_all_pages()
     assert kernel.zones[1].free_pages == free
     system.check()
@@ -199,3 +202,17 @@ def test_devices_get_their_blocks_from_the_area(system: System) -> None:
     dma.free_coherent(small.address)
     assert not area.used.any()
     system.check()
+
+
+def test_the_boot_log_tells_of_the_area() -> None:
+    lines = {}
+    for cmdline in (NEVER, f"{NEVER} cma=64M"):
+        records = System.boot(machine(256), cmdline=cmdline).kernel.printk.since(0)
+        text = next(record.text for record in records if record.text.startswith("Memory: "))
+        lines[cmdline] = [int(word) for word in re.findall(r"(\d+)K", text)]
+        assert any("cma: Reserved 64 MiB" in record.text for record in records) == ("cma" in cmdline)
+    without, with_area = lines.values()
+    assert without[-1] == 0
+    assert with_area[-1] == 64 << 10
+    assert with_area[0] == without[0] - (64 << 10)
+    assert with_area[1:-1] == without[1:-1]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+
+import numpy as np
 import pytest
 
 from kmemd.core import stats
+from kmemd.core.pages import PG_LRU, PG_MLOCKED, PG_UNEVICTABLE
+from kmemd.core.pte import PFN_MASK, PFN_SHIFT
 from kmemd.machine import Machine
 from kmemd.mm.compaction_zone import COMPACT_MAX_DEFER_SHIFT, Priority, Result, ZoneState
 from kmemd.mm.gfp import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, F
+from kmemd.mm.mm_types import VM_LOCKED
 from kmemd.system import System
 
 MIB = 1 << 20
@@ -86,17 +92,34 @@ def test_forked_locked_and_file_pages_move_too(system: System) -> None:
     system.check()
 
 
+def frames(system: System, pid: int, vpns: list[int]) -> list[int]:
+    """The page frames of a process' pages."""
+    mm, mmu = system.kernel.tasks.find(pid).mm, system.kernel.mmu
+    return [(int(mmu.words[mmu.leaf(mm.id, vpn)[0]]) & PFN_MASK) >> PFN_SHIFT for vpn in vpns]
+
+
 def test_unevictable_pages_stay_when_they_are_to(system: System) -> None:
     punched(system, 64)
+    pid = next(task.pid for task in system.kernel.tasks if task.comm == "hog")
     for page in range(8, 64 * 256, 16):
         system.command(f"mlock p m+{page * 4}K 32K")
+    start = max(system.kernel.tasks.find(pid).mm.vmas, key=lambda vma: vma.flags & VM_LOCKED).vpn - 8
+    locked = [start + page for page in range(64 * 256) if page % 16 >= 8]
+    system.kernel.lru.drain_all()
+    flags = system.kernel.pages.flags
+    evictable = np.count_nonzero((flags >> PG_LRU & 1 == 1) & (flags >> PG_UNEVICTABLE & 1 == 0))
+    before = frames(system, pid, locked)
     system.write("/proc/sys/vm/compact_unevictable_allowed", "0")
-    before = event(system, stats.PGMIGRATE_SUCCESS)
     system.write("/proc/sys/vm/compact_memory", "1")
-    assert event(system, stats.PGMIGRATE_SUCCESS) - before < 1000
+    assert 0 < event(system, stats.PGMIGRATE_SUCCESS) <= evictable
+    assert frames(system, pid, locked) == before
+    moved = event(system, stats.PGMIGRATE_SUCCESS)
     system.write("/proc/sys/vm/compact_unevictable_allowed", "1")
     system.write("/proc/sys/vm/compact_memory", "1")
-    assert event(system, stats.PGMIGRATE_SUCCESS) - before > 2000
+    assert event(system, stats.PGMIGRATE_SUCCESS) - moved > 2000
+    after = frames(system, pid, locked)
+    assert sum(a != b for a, b in zip(before, after, strict=True)) > 2000
+    assert all(int(flags[pfn]) >> PG_MLOCKED & 1 for pfn in after)
     system.check()
 
 
@@ -179,24 +202,82 @@ def test_a_zone_that_cannot_be_compacted_is_left_alone(system: System) -> None:
 # -- kcompactd -----------------------------------------------------------------------------------------------
 
 
+def without_huge_blocks(system: System) -> list[int]:
+    """Take all blocks of the order of huge pages and above."""
+    kernel, taken = system.kernel, []
+    while any(sum(zone.nr_free[9:]) for zone in kernel.zones):
+        taken.append(kernel.page_alloc.alloc_pages(GFP_KERNEL | F.NORETRY | F.NOWARN, 9))
+    return taken
+
+
 def test_kcompactd_works_when_kswapd_asks(system: System) -> None:
     punched(system)
     kernel = system.kernel
-    taken = []
-    while any(sum(zone.nr_free[9:]) for zone in kernel.zones):
-        taken.append(kernel.page_alloc.alloc_pages(GFP_KERNEL | F.NORETRY | F.NOWARN, 9))
+    without_huge_blocks(system)
     wakes = event(system, stats.KCOMPACTD_WAKE)
+    thread = next(task for task in kernel.tasks if task.comm == "kcompactd0")
+    before = thread.stime_ns
     kernel.kcompactd.wakeup(0, 9, 1)
-    kernel.step()
+    system.advance(0.1)
     assert event(system, stats.KCOMPACTD_WAKE) == wakes + 1
     assert event(system, stats.KCOMPACTD_MIGRATE_SCANNED) > 0
     assert event(system, stats.KCOMPACTD_FREE_SCANNED) > 0
-    thread = next(task for task in kernel.tasks if task.comm == "kcompactd0")
-    assert thread.stime_ns > 0
+    assert any(sum(zone.nr_free[9:]) for zone in kernel.zones)
+    assert thread.stime_ns > before
     kernel.kcompactd.wakeup(0, 0, 1)
-    kernel.step()
+    system.advance(0.1)
     assert event(system, stats.KCOMPACTD_WAKE) == wakes + 1
     system.check()
+
+
+def test_a_demand_for_huge_blocks_wakes_kswapd_and_that_kcompactd(system: System) -> None:
+    system.command("create /mnt/data 40M")
+    system.command("read_file /mnt/data")
+    system.write("/proc/sys/vm/compaction_proactiveness", "0")
+    punched(system, 140)
+    thread = next(task for task in system.kernel.tasks if task.comm == "kcompactd0")
+    before, start = vmstat(system), thread.stime_ns
+    demand = "alloc_pages order=9 gfp=GFP_TRANSHUGE_LIGHT|__GFP_KSWAPD_RECLAIM"
+    with pytest.raises(OSError, match="no free block of order 9") as error:
+        system.command(f"a = {demand} n=1000")
+    assert error.value.errno == errno.EAGAIN
+    assert vmstat(system)["compact_daemon_wake"] == before["compact_daemon_wake"]
+    system.advance(2)
+    moved = {name: value - before[name] for name, value in vmstat(system).items()}
+    assert moved["compact_daemon_wake"] >= 1
+    assert moved["compact_daemon_migrate_scanned"] > 0
+    assert moved["compact_daemon_free_scanned"] > 0
+    assert moved["compact_migrate_scanned"] >= moved["compact_daemon_migrate_scanned"]
+    assert moved["compact_free_scanned"] >= moved["compact_daemon_free_scanned"]
+    assert moved["compact_isolated"] > moved["pgmigrate_success"] > 0
+    assert moved["compact_stall"] == 0
+    assert thread.stime_ns > start
+    assert "pfn=" in system.command(f"b = {demand}")
+    system.check()
+
+
+def vmstat(system: System) -> dict[str, int]:
+    lines = (line.split() for line in system.read("/proc/vmstat").decode().splitlines())
+    return {name: int(value) for name, value in lines}
+
+
+def test_others_work_between_two_portions_of_kcompactd() -> None:
+    system = System.boot(Machine.of_memory("test", "x86_64", 2, (256 * MIB,), ((0, 1),), ((10,),)), cmdline=NEVER)
+    punched(system)
+    without_huge_blocks(system)
+    kernel = system.kernel
+    kernel.kcompactd.wakeup(0, 9, 1)
+    now = kernel.clock.now
+    kernel.step()
+    assert kernel.clock.now == now
+    assert event(system, stats.PGMIGRATE_SUCCESS) > 0
+    assert event(system, stats.KCOMPACTD_MIGRATE_SCANNED) == 0
+    system.check()
+    system.command("madvise p m 64M MADV_DONTNEED")
+    system.command("access p m 32M w")
+    system.advance(1)
+    system.check()
+    assert event(system, stats.KCOMPACTD_MIGRATE_SCANNED) > 0
 
 
 def test_proactive_compaction_follows_the_score() -> None:

@@ -229,6 +229,7 @@ def test_each_opener_is_told_once_of_a_page_that_was_lost(box: Box) -> None:
 def test_the_kernel_says_what_could_not_be_written(box: Box) -> None:
     box.run("create /mnt/f", "write_file /mnt/f n=64K", "disk_error /dev/ram0 write")
     assert box.errno("fsync /mnt/f") == errno.EIO
+    assert box.errno("fsync /mnt/f") == errno.EIO, "now it is the inode that cannot be written"
     log = kmsg(box)
     assert "I/O error, dev ram0, sector 4128 op 0x1:(WRITE) flags 0x800 phys_seg " in log
     assert "Buffer I/O error on dev ram0, logical block 4, lost async page write" in log
@@ -464,3 +465,98 @@ def test_bi_and_bo_move_while_a_workload_runs(box: Box) -> None:
     for (bi, bo), (more_in, more_out) in pairwise(figures):
         assert more_in >= bi + 3500
         assert more_out >= bo + 4096
+
+
+# -- knobs and speeds of disks -------------------------------------------------------------------------------
+
+BDI = "/sys/class/bdi/1:0"
+
+
+def refused(box: Box, path: str, value: str) -> int:
+    with pytest.raises(OSError, match=r".") as error:
+        box.system.write(path, value)
+    return error.value.errno or 0
+
+
+def test_ratios_bound_a_disks_part_of_the_limits(box: Box) -> None:
+    box.run("create /mnt/f", "write_file /mnt/f n=8M sync=1")
+    assert text(box, f"{BDI}/min_ratio") + text(box, f"{BDI}/max_ratio") == "0\n100\n"
+    whole = debug(box, "DirtyThresh")
+    assert debug(box, "BdiDirtyThresh") == pytest.approx(whole, rel=0.01)
+    box.system.write(f"{BDI}/max_ratio", "25")
+    assert debug(box, "BdiDirtyThresh") == pytest.approx(whole / 4, rel=0.01)
+    assert refused(box, f"{BDI}/min_ratio", "26") == errno.EINVAL
+    assert refused(box, f"{BDI}/max_ratio", "101") == errno.EINVAL
+    assert refused(box, f"{BDI}/max_ratio", "-1") == errno.EINVAL
+    box.system.write(f"{BDI}/min_ratio", "20")
+    assert refused(box, f"{BDI}/max_ratio", "19") == errno.EINVAL
+    box.run("mount /dev/vdc /data type=ext2")
+    assert refused(box, "/sys/class/bdi/254:32/min_ratio", "80") == errno.EINVAL, "100 with the other disk's"
+    box.system.write("/sys/class/bdi/254:32/min_ratio", "79")
+    assert text(box, "/sys/class/bdi/254:32/stable_pages_required") == "0\n"
+
+
+def test_a_disk_that_wrote_nothing_has_its_min_ratio(box: Box) -> None:
+    box.run("create /mnt/f")
+    box.system.write(f"{BDI}/min_ratio", "10")
+    assert debug(box, "BdiDirtyThresh") == pytest.approx(debug(box, "DirtyThresh") / 10, abs=8)
+
+
+def test_a_disk_may_be_slow(box: Box) -> None:
+    box.run("create /mnt/f", "disk_speed ram0 write_latency=5000 write_bandwidth=1M", "write_file /mnt/f n=1M")
+    assert int(box.run("fsync /mnt/f")["ns"]) == pytest.approx(1.01e9, rel=0.02)
+    assert box.run("disk_speed /dev/ram0")["write_latency"] == "5000"
+    assert box.errno("disk_speed ram0 read_bandwidth=0") == errno.EINVAL
+    assert box.errno("disk_speed tape") == errno.ENODEV
+
+
+def test_requests_that_may_wait(box: Box) -> None:
+    box.run("mount /dev/vdc /data type=ext2", "create /data/f", "write_file /data/f n=64M")
+    path = "/sys/block/vdc/queue/nr_requests"
+    box.system.write(path, "1")
+    assert text(box, path) == "4\n"
+    box.run("sync_file_range /data/f flags=WRITE")
+    assert text(box, "/sys/block/vdc/inflight").split() == [
+        "0",
+        text(box, "/proc/diskstats").split(" vdc ")[1].split()[8],
+    ]
+    assert refused(box, "/sys/block/vdc/queue/nr_requests", "many") == errno.EINVAL
+    box.run("create /mnt/f")
+    assert refused(box, "/sys/block/ram0/queue/nr_requests", "64") == errno.EINVAL
+
+
+def test_an_inode_that_cannot_be_written_is_told_of(box: Box) -> None:
+    box.run("create /mnt/f", "write_file /mnt/f n=4K", "sync", "truncate /mnt/f 8K", "disk_error ram0 write")
+    assert box.errno("fsync /mnt/f") == errno.EIO
+    box.run("disk_error ram0 off", "truncate /mnt/f 4K", "fsync /mnt/f")
+
+
+def test_many_names_at_once_are_those_looked_up_one_by_one(box: Box) -> None:
+    other = Box()
+    box.run("lookup /mnt/d n=500")
+    other.run("lookup /mnt/d n=1")
+    other.kernel.user.vfs.populate("/mnt/d", 500)
+    for number in range(1, 500):
+        other.system.command(f"stat /mnt/d/f{number}")
+    for one in (box, other):
+        one.system.check()
+    assert text(box, "/proc/sys/fs/dentry-state") == text(other, "/proc/sys/fs/dentry-state")
+    shown = [one.kernel.user.block.dcache.supers["/mnt"] for one in (box, other)]
+    assert list(shown[0].dentries) == list(shown[1].dentries)
+    assert {path: inode.ino for path, inode in shown[0].by_path.items()} == {
+        path: inode.ino for path, inode in shown[1].by_path.items()
+    }
+
+
+def test_names_that_do_not_exist_leave_negative_dentries(box: Box) -> None:
+    box.run("lookup /mnt/d n=10", "lookup /mnt/d n=300 missing=1")
+    assert box.kernel.user.block.dcache.nr_negative == 300
+    box.system.write("/proc/sys/vm/drop_caches", "2")
+    assert box.kernel.user.block.dcache.nr_negative == 0
+
+
+def test_umount_takes_all_names(box: Box) -> None:
+    box.run("mount /dev/vdc /data type=ext2", "lookup /data/a/b n=3000", "create /data/f 1M", "read_file /data/f")
+    box.run("umount /data")
+    assert box.kernel.user.block.dcache.nr_dentry == 0
+    assert box.errno("stat /data/f") == errno.ENOENT

@@ -157,6 +157,9 @@ class Recorder:
     def is_oom_victim(self) -> bool:
         return False
 
+    def is_reclaiming(self) -> bool:
+        return False
+
 
 @pytest.mark.parametrize(
     ("gfp", "order", "calls"),

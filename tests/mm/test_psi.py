@@ -9,7 +9,8 @@ import pytest
 from kmemd.core.context import Context
 from kmemd.errors import KernelError
 from kmemd.mm.clock import NSEC_PER_SEC, Clock
-from kmemd.mm.psi import FIXED_1, Psi, parse_trigger
+from kmemd.mm.psi import FIXED_1, Monitor, Psi, parse_trigger
+from kmemd.mm.sched import TaskTable
 
 
 @pytest.fixture
@@ -28,7 +29,6 @@ def test_averages_rise_and_fall(clock: Clock) -> None:
     for _ in range(20):
         psi.stall("memory", NSEC_PER_SEC, full=False)
         clock.advance(2 * NSEC_PER_SEC)
-        psi.update_averages()
     (_, some, total), (_, full, _) = psi.report("memory")
     assert total == 20_000_000
     assert 45 * FIXED_1 < some[0] <= 50 * FIXED_1
@@ -39,10 +39,12 @@ def test_averages_rise_and_fall(clock: Clock) -> None:
 
 
 def test_cpu_has_no_full(clock: Clock) -> None:
-    psi = Psi(clock)
-    psi.stall("cpu", NSEC_PER_SEC, full=True)
+    whole, group = Psi(clock, whole=True), Psi(clock)
+    for psi in (whole, group):
+        psi.stall("cpu", NSEC_PER_SEC, full=True)
     clock.advance(3 * NSEC_PER_SEC)
-    assert psi.report("cpu")[1] == ("full", (0, 0, 0), 0)
+    assert whole.report("cpu")[1] == ("full", (0, 0, 0), 0)
+    assert group.report("cpu")[1][2] == 1_000_000
 
 
 def test_trigger() -> None:
@@ -92,11 +94,11 @@ def test_a_stall_counts_in_every_group_above(clock: Clock) -> None:
     top = Group(clock)
     inner = Group(clock, top)
     system.memstall(Member(inner), 5_000)
-    system.memstall(Member(top), 2_000, full=False)
+    system.memstall(Member(top), 2_000)
     system.iostall(None, 1_000)
     assert [row[2] for row in inner.psi.report("memory")] == [5, 5]
-    assert [row[2] for row in top.psi.report("memory")] == [7, 5]
-    assert [row[2] for row in system.report("memory")] == [7, 5]
+    assert [row[2] for row in top.psi.report("memory")] == [7, 7]
+    assert [row[2] for row in system.report("memory")] == [7, 7]
     assert [row[2] for row in system.report("io")] == [1, 1]
 
 
@@ -109,8 +111,66 @@ def test_a_group_that_is_switched_off_counts_nothing(clock: Clock) -> None:
     assert psi.report("memory")[0][2] == 0
 
 
+def test_cpus_count_as_long_as_they_are_busy(clock: Clock) -> None:
+    psi = Psi(clock, cpus=2)
+    clock.advance(NSEC_PER_SEC)
+    psi.ran(None, 600_000_000)
+    psi.memstall(None, 300_000_000, elsewhere=True)
+    assert [row[2] for row in psi.report("memory")] == [100_000, 100_000], "0.3 s of a CPU that was busy a third"
+
+
+def test_who_thrashes_waits_for_both(clock: Clock) -> None:
+    psi = Psi(clock, cpus=2)
+    clock.advance(NSEC_PER_SEC)
+    psi.thrashing(None, 300_000_000)
+    psi.memstall(None, 300_000_000, elsewhere=True)
+    assert [row[2] for row in psi.report("io")] == [150_000, 150_000], "the CPU was busy with it once, not twice"
+    assert [row[2] for row in psi.report("memory")] == [300_000, 300_000]
+
+
+def test_a_long_stall_is_in_every_sample_that_it_lasted(clock: Clock) -> None:
+    psi = Psi(clock)
+    clock.advance(10 * NSEC_PER_SEC)
+    psi.memstall(None, 9 * NSEC_PER_SEC)
+    some = psi.report("memory")[0]
+    assert some[2] == 9_000_000
+    # the first sample has three missed periods and most of one in it, three full ones follow
+    load = 0
+    for percent in (100, 100, 100, 100):
+        load = (load * 1677 + percent * FIXED_1 * (FIXED_1 - 1677) + FIXED_1 - 1) // FIXED_1
+    assert abs(some[1][0] - load) < 5 * FIXED_1
+
+
+def test_what_users_watch_goes_with_the_averages(clock: Clock) -> None:
+    started: list[bool] = []
+    psi = Psi(clock, watch=started.append)
+    clock.advance(10 * NSEC_PER_SEC)
+    trigger = psi.add_trigger("memory", "some", 150_000, 2_000_000, privileged=False)
+    psi.memstall(None, 200_000_000)
+    clock.advance(NSEC_PER_SEC)
+    assert not trigger.event
+    clock.advance(2 * NSEC_PER_SEC)
+    assert trigger.event
+    psi.remove_trigger(trigger)
+    assert not started, "no thread watches for them"
+
+
+def test_a_thread_watches_for_root(clock: Clock) -> None:
+    tasks = TaskTable(Context(), 1)
+    tasks.spawn("init")
+    psi = Psi(clock, watch=Monitor(tasks))
+    first = psi.add_trigger("memory", "some", 150_000, 1_000_000)
+    second = psi.add_trigger("io", "full", 150_000, 1_000_000)
+    assert [task.comm for task in tasks] == ["init", "psimon"]
+    psi.remove_trigger(first)
+    assert len(tasks) == 2
+    psi.remove_trigger(second)
+    assert len(tasks) == 1
+
+
 def test_a_trigger_goes_off_once_in_a_window(clock: Clock) -> None:
     psi = Psi(clock)
+    clock.advance(NSEC_PER_SEC)
     trigger = psi.add_trigger("memory", "some", 150_000, 1_000_000)
     psi.stall("memory", 100_000_000, full=False)
     clock.advance(NSEC_PER_SEC // 10)

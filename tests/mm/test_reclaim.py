@@ -88,7 +88,7 @@ def test_pages_that_come_back_soon_are_active_and_later_restored() -> None:
     for size in (42, 84):
         system.command(f"read_file /mnt/data n={size * MIB}")
     assert gauge(system, stats.WORKINGSET_REFAULT_FILE) == 0
-    writer(system, 40 * MIB)
+    writer(system, 46 * MIB)
     system.command(f"read_file /mnt/data n={84 * MIB}")
     refaults = gauge(system, stats.WORKINGSET_REFAULT_FILE)
     assert refaults >= gauge(system, stats.WORKINGSET_ACTIVATE_FILE) > refaults // 2

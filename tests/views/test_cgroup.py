@@ -143,3 +143,20 @@ def test_a_trigger_is_polled(system: System) -> None:
     assert file.poll() == select.POLLPRI
     assert file.poll() == 0
     file.close()
+
+
+def test_pressure_can_be_switched_off_for_good() -> None:
+    groups, whole = System.boot("default", cmdline="cgroup_disable=pressure"), System.boot("default", cmdline="psi=0")
+    assert not [name for name in names(groups, ROOT) if "pressure" in name]
+    assert groups.read("/proc/pressure/memory").startswith(b"some avg10=0.00")
+    assert "pressure" not in names(whole, "/proc")
+    assert not [name for name in names(whole, ROOT) if "pressure" in name]
+
+
+def test_local_events_have_pollers_of_their_own(system: System) -> None:
+    system.mkdir(f"{ROOT}/a/b")
+    for path in ("", "/a"):
+        system.write(f"{ROOT}{path}/cgroup.subtree_control", "+memory")
+    whole, local = (opened(system, f"{ROOT}/a/memory.events{suffix}") for suffix in ("", ".local"))
+    system.kernel.cgroups.find("a/b").memcg.event(0)
+    assert (whole.woken(), local.woken()) == (True, False)
