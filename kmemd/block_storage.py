@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from kmemd.core import stats
+from kmemd.machine import DiskDevice
 from kmemd.mm.bdi import BdiWriteback
 from kmemd.mm.blk_mq import Disks, DiskSpeed
 from kmemd.mm.buffer import Buffers
+from kmemd.mm.clock import NSEC_PER_SEC
 from kmemd.mm.dcache import EXT2_INODE_BYTES, Dcache
 from kmemd.mm.dirty_throttle import DirtyThrottle
 from kmemd.mm.file_io import DiskParts
@@ -26,6 +28,7 @@ from kmemd.mm.ratelimit import RateLimit
 from kmemd.mm.sched import Task
 from kmemd.mm.slab_flags import SLAB_ACCOUNT, SLAB_MEM_SPREAD, SLAB_RECLAIM_ACCOUNT
 from kmemd.mm.task_io import TaskIo
+from kmemd.mm.units import PAGE_SIZE
 from kmemd.mm.vfs import Storage
 
 if TYPE_CHECKING:
@@ -35,6 +38,20 @@ INODE_CACHES = ("inode_cache", "proc_inode_cache", "shmem_inode_cache", "sock_in
 INODE_FLAGS = SLAB_RECLAIM_ACCOUNT | SLAB_MEM_SPREAD | SLAB_ACCOUNT
 
 
+def speed_of(disk: DiskDevice, usual: DiskSpeed) -> DiskSpeed:
+    """The speed of a disk that is not as fast as the others."""
+
+    def page_ns(bandwidth: int | None, other: int) -> int:
+        return other if bandwidth is None else PAGE_SIZE * NSEC_PER_SEC // bandwidth
+
+    return DiskSpeed(
+        usual.read if disk.read_latency is None else disk.read_latency,
+        usual.write if disk.write_latency is None else disk.write_latency,
+        page_ns(disk.read_bandwidth, usual.read_page),
+        page_ns(disk.write_bandwidth, usual.write_page),
+    )
+
+
 class BlockStorage:
     """What is between files and disks. ``user`` is the ``UserMemory`` that is being made: what it makes later is asked
     for through it."""
@@ -42,7 +59,7 @@ class BlockStorage:
     def __init__(self, kernel: Kernel, user: Any) -> None:
         self._kernel, self._user = kernel, user
         latency = kernel.machine.latency
-        self.io = IoClock(kernel.clock, kernel.context, user.io_waited)
+        self.io = IoClock(kernel.clock, kernel.context, user.io_waited, lambda: user.swap_io.arrive())
         self.accounts = TaskIo(kernel.tasks, kernel.context)
         self.boot_dentries = self.boot_inodes = 0
         self._counts: ZoneCounts = ZoneCounts(kernel.zones, kernel.vmstat)
@@ -50,7 +67,8 @@ class BlockStorage:
         self._request_limit = RateLimit(lambda: kernel.context.now, kernel.printk)
         self._buffer_limit = RateLimit(lambda: kernel.context.now, kernel.printk)
         speed = DiskSpeed(latency.disk_read, latency.disk_write, latency.disk_read_page, latency.disk_write_page)
-        self.disks = Disks(self.io, speed, self._request_error)
+        own = {disk.path: speed_of(disk, speed) for disk in kernel.machine.disks}
+        self.disks = Disks(self.io, speed, self._request_error, own)
         self.flushers: Flushers = Flushers(
             kernel.page_writeback,
             self.io,
@@ -94,7 +112,8 @@ class BlockStorage:
             lambda *row, **more: user.page_reclaim.shrinkers.register(*row, **more),
             lambda shrinker: user.page_reclaim.shrinkers.unregister(shrinker),
             lambda file: user.file_io.invalidate(file),
-            lambda pages: kernel.vmstat.count(self._steal_event(), pages),
+            self._stolen,
+            highmem=not kernel.machine.numa,
         )
         self.parts = DiskParts(self.io, self.writer, self.buffers, self.flushers, self.throttle, self.accounts)
         self.storage = Storage(self.disks, self.flushers, self.buffers, self.dcache, self.ext2_registered)
@@ -131,10 +150,12 @@ class BlockStorage:
         self.throttle.written(file.wb, len(pfns))
         self.flushers.io_done()
 
-    def _steal_event(self) -> int:
+    def _stolen(self, pages: int) -> None:
+        """An inode lost its pages to a shrinker (``inode_lru_isolate``)."""
         task = self._kernel.tasks.current()
         kswapd = task is not None and task.comm.startswith("kswapd")
-        return stats.KSWAPD_INODESTEAL if kswapd else stats.PGINODESTEAL
+        self._kernel.vmstat.count(stats.KSWAPD_INODESTEAL if kswapd else stats.PGINODESTEAL, pages)
+        self._user.page_reclaim.shrinkers.reclaimed += pages
 
     # -- what is said ------------------------------------------------------------------------------------
 

@@ -262,7 +262,7 @@ def _explained(reply: str, line: str) -> str:
     """The reply to a command that failed, ``error=NAME column=N reason=TEXT``, for a person."""
     found = re.match(r"error=(\w+)(?: column=(\d+))? reason=(.*)", reply)
     if found is None:
-        return reply.strip()
+        return reply.strip() or _pointed("the model failed; what it says is where its output goes", line, None)
     name, column, reason = found.groups()
     return _pointed(f"{name}: {reason}", line, None if column is None else int(column))
 

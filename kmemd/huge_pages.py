@@ -34,7 +34,11 @@ def make_khugepaged(kernel: Kernel, user: Any) -> Khugepaged:
         if not memcg.active:
             return True
         group = memcg.of(next((task for task in kernel.tasks if task.mm is mm), None))
-        return group is None or memcg.charge_block(group, head, int(kernel.pages.order[head]), gfp)
+        if group is None:
+            return True
+        charged: bool = memcg.charge_block(group, head, int(kernel.pages.order[head]), gfp)
+        memcg.count(group.id, "thp_collapse_alloc", int(charged))
+        return charged
 
     return Khugepaged(
         kernel.huge_memory,

@@ -20,7 +20,7 @@ from kmemd.mm.setup import BootMemory, NodeMemory, setup_memory
 if TYPE_CHECKING:
     from kmemd.capture import Capture
 
-__all__ = ["CommandLine", "CpuModel", "Latency", "Machine", "MachineError", "SwapDevice"]
+__all__ = ["CommandLine", "CpuModel", "DiskDevice", "Latency", "Machine", "MachineError", "SwapDevice"]
 
 MACHINES = Path(__file__).parent / "machines"
 DEFAULT_CMDLINE = "console=ttyS0 panic=-1 loglevel=4 nokaslr"
@@ -90,6 +90,17 @@ class SwapDevice:
 
 
 @dataclass(frozen=True)
+class DiskDevice:
+    """How fast a disk is: ns of a request, bytes a second. None: as the latency table says of all disks."""
+
+    path: str
+    read_latency: int | None = None
+    write_latency: int | None = None
+    read_bandwidth: int | None = None
+    write_bandwidth: int | None = None
+
+
+@dataclass(frozen=True)
 class CpuModel:
     """What /proc/cpuinfo says of each CPU. The values are those of the captured machines."""
 
@@ -155,7 +166,8 @@ class Machine:
 
     ``capture`` is set for a twin, ``shape_only`` when just the zones of the capture are taken over. ``cpu_features``
     are flags that its CPUs have beyond those of the captured machines' CPU. ``soft_dirty`` is CONFIG_MEM_SOFT_DIRTY,
-    which the captured kernels lack: whether /proc/PID/pagemap tells which pages were written.
+    which the captured kernels lack: whether /proc/PID/pagemap tells which pages were written. ``disks`` are those with
+    a speed of their own.
     """
 
     name: str
@@ -174,6 +186,7 @@ class Machine:
     notes: tuple[str, ...] = ()
     cpu_features: tuple[str, ...] = ()
     soft_dirty: bool = False
+    disks: tuple[DiskDevice, ...] = ()
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Machine:

@@ -13,6 +13,10 @@ cpus = "0-1"                      # optional with one node: all
 [[swap]]
 path = "/dev/vdb"
 size = "1G"
+[[disk]]                          # optional: disks with a speed of their own
+path = "/dev/ram0"
+read_latency = 100                # us of a request
+write_bandwidth = "200M"          # bytes a second
 [latency]
 minor_fault = 600                 # ns
 """
@@ -26,8 +30,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kmemd.machine import DEFAULT_CMDLINE, MIN_MEMORY, Latency, Machine, MachineError, SwapDevice
+from kmemd.machine import DEFAULT_CMDLINE, MIN_MEMORY, DiskDevice, Latency, Machine, MachineError, SwapDevice
 from kmemd.mm.params import memparse
+from kmemd.mm.units import PAGE_SIZE
 
 MAX_NODES = 64
 MAX_CPUS = 8192
@@ -36,9 +41,16 @@ _SIZE = re.compile(r"\d+[KMGT]?")
 CPU_FEATURES = ("pdpe1gb",)
 _KEYS = (
     *("description", "arch", "cpus", "cpu_features", "soft_dirty", "distances", "cmdline", "node", "swap", "latency"),
+    "disk",
 )
 _NODE_KEYS = ("memory", "cpus")
 _SWAP_KEYS = ("path", "size", "kind", "priority", "active")
+_DISK_LATENCIES = ("read_latency", "write_latency")
+_DISK_BANDWIDTHS = ("read_bandwidth", "write_bandwidth")
+_DISK_KEYS = ("path", *_DISK_LATENCIES, *_DISK_BANDWIDTHS)
+MAX_LATENCY_US, MAX_BANDWIDTH = 10**9, 1 << 40
+NS_PER_US = 1000
+_DISK_PATH = re.compile(r"/dev/[A-Za-z0-9_-]+")
 
 
 class _Reader:
@@ -114,6 +126,7 @@ def load_machine(path: Path) -> Machine:
         latency=_latency(reader, table.get("latency", {})),
         cpu_features=_cpu_features(reader, arch, table.get("cpu_features", [])),
         soft_dirty=_soft_dirty(reader, arch, table.get("soft_dirty", False)),
+        disks=_disks(reader, table.get("disk", [])),
     )
 
 
@@ -211,6 +224,30 @@ def _swap(reader: _Reader, value: object) -> tuple[SwapDevice, ...]:
             )
         )
     return tuple(devices)
+
+
+def _disks(reader: _Reader, value: object) -> tuple[DiskDevice, ...]:
+    devices: dict[str, DiskDevice] = {}
+    for number, table in enumerate(reader.tables("disk", value)):
+        key = f"disk[{number}]"
+        reader.known(key, table, _DISK_KEYS)
+        path = table.get("path")
+        if not isinstance(path, str) or not _DISK_PATH.fullmatch(path):
+            raise reader.bad(f"{key}.path", path, 'the path of a disk such as "/dev/ram0"')
+        if path in devices:
+            raise reader.bad(f"{key}.path", path, "another disk than those before")
+        speed = {
+            name: reader.integer(f"{key}.{name}", table[name], 0, MAX_LATENCY_US) * NS_PER_US
+            for name in _DISK_LATENCIES
+            if name in table
+        }
+        speed |= {
+            name: reader.size(f"{key}.{name}", table[name], PAGE_SIZE, MAX_BANDWIDTH)
+            for name in _DISK_BANDWIDTHS
+            if name in table
+        }
+        devices[path] = DiskDevice(path, **speed)
+    return tuple(devices.values())
 
 
 def _latency(reader: _Reader, value: object) -> Latency:

@@ -61,7 +61,7 @@ class PageReclaim:
             user.block.flushers.wakeup_flusher_threads,
             stats.ZONES_PER_NODE,
         )
-        self.list_scan.drop_clean = CleanEviction(
+        clean = CleanEviction(
             kernel.pages,
             kernel.zones,
             vmstat,
@@ -71,6 +71,7 @@ class PageReclaim:
             kernel.page_alloc,
             user.pageout.dropped_clean,
         )
+        self.list_scan.drop_clean, self.list_scan.deactivate_unmapped = clean, clean.deactivate
         self.reclaim = kernel.vmscan.reclaim = Reclaim(
             kernel.nodes,
             kernel.buddy,

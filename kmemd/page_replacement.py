@@ -16,7 +16,7 @@ from kmemd.mm.lru_gen_debugfs import LruGenFiles
 from kmemd.mm.lru_gen_evict import GenEviction
 from kmemd.mm.lru_gen_walk import PageTableWalk
 from kmemd.mm.mm_types import Mm, Vma
-from kmemd.mm.page_alloc import Request
+from kmemd.mm.page_request import Request
 from kmemd.mm.replacement import OneList, Replacement
 from kmemd.mm.vmscan import LRU_GEN_CAPS, LRU_GEN_CORE
 from kmemd.mm.vmscan_balance import Balance

@@ -18,6 +18,7 @@ from kmemd.mm.gfp import GFP_KERNEL
 from kmemd.mm.kstrtox import kstrtouint
 from kmemd.mm.printk import KERN_ALERT
 from kmemd.mm.ratelimit import RateLimit
+from kmemd.mm.shrinker import Shrinker
 from kmemd.mm.swap_area import SwapArea
 from kmemd.mm.swap_device import DiskSwap, SwapDevice
 from kmemd.mm.swap_header import make_header
@@ -69,6 +70,7 @@ class SwapStorage:
     def __init__(self, kernel: Kernel, user: Any) -> None:
         self._kernel, self._user = kernel, user
         self.zsmalloc: list[Zsmalloc] = []
+        self._shrinkers: dict[Zsmalloc, Shrinker] = {}
         self.zsmalloc_loaded = False
         compression = Compression(kernel.pages, user.contents)
         self.zswap: Zswap = Zswap(
@@ -129,6 +131,7 @@ class SwapStorage:
         """Swap finds its devices here, and tells them of slots that are free."""
         kernel, io = self._kernel, self._user.swap_io
         files = kernel.swap.files
+        io.account_read = self._user.block.accounts.read_from_disk
         io.frontswap, io.area_of, io.device_of, io.report = self.zswap, files.area, self.device, self._report
         files.on_free, files.on_end, files.on_swapon = self._freed, self._ended, lambda area: self.device(area)
         for path, device in kernel.swap.devices.items():
@@ -239,7 +242,23 @@ class SwapStorage:
         pool = Zsmalloc(name, kernel.page_alloc, slabs, bits)
         self.zsmalloc = [*self.pools(), pool]
         self.zsmalloc_loaded = True
+        self.register_shrinkers()
         return pool
+
+    def register_shrinkers(self) -> None:
+        """Pools can be compacted when memory is short (``zs_register_shrinker``), once there is reclaim."""
+        reclaim = getattr(self._user, "page_reclaim", None)
+        if reclaim is None:
+            return
+        for pool in [pool for pool in self._shrinkers if pool not in self.zsmalloc]:
+            reclaim.shrinkers.unregister(self._shrinkers.pop(pool))
+        for pool in self.zsmalloc:
+            if pool not in self._shrinkers:
+                self._shrinkers[pool] = reclaim.shrinkers.register(
+                    f"mm-zspool:{pool.name}",
+                    lambda nid, pool=pool: pool.freeable,
+                    lambda nid, pages, pool=pool: pool.compact(),
+                )
 
     def pools(self) -> list[Zsmalloc]:
         """The zsmalloc pools that are in use."""

@@ -19,6 +19,7 @@ from kmemd.core.lru import Lru
 from kmemd.core.mmu import READ, Mmu
 from kmemd.core.pages import PG_HEAD
 from kmemd.core.ptes import PteRanges
+from kmemd.core.swap_fault import SwapFaults
 from kmemd.errors import KernelError
 from kmemd.huge_pages import make_khugepaged
 from kmemd.memory_pressure import PageReclaim
@@ -64,6 +65,7 @@ from kmemd.mm.rmap import Rmap
 from kmemd.mm.sched import max_threads
 from kmemd.mm.shmem import Shmem
 from kmemd.mm.signals import Signal
+from kmemd.mm.swap_fault import SwapAccess
 from kmemd.mm.swap_state import SwapState
 from kmemd.mm.swapfile import slots_of
 from kmemd.mm.swapoff import SwapOff
@@ -130,7 +132,7 @@ class UserMemory:
             bits,
             LEVELS_LA57 if self.la57 else levels,
             self._kernel_data_pfn(),
-            (stats.PGFAULT, stats.NR_ANON_MAPPED),
+            (stats.PGFAULT, stats.NR_ANON_MAPPED, stats.PGREUSE),
             (latency.tlb_hit, latency.tlb_walk, latency.minor_fault, latency.dram_local, latency.dram_remote),
         )
         self.ptes = PteRanges(self.mmu, kernel.pages, zones, vmstat, rss_items, vmstat.hpage_pmd_nr)
@@ -187,6 +189,7 @@ class UserMemory:
             self.contents,
             self._swap_pages,
             self.swap_io,
+            self._swap_faults,
         )
 
     def io_waited(self, ns: int) -> None:
@@ -200,6 +203,13 @@ class UserMemory:
             kernel.psi.thrashing(task, ns)
         else:
             kernel.psi.iostall(task, ns)
+
+    def _swap_faults(self, room: Any, windows: Any) -> SwapFaults:
+        """The loop of faults on swap."""
+        kernel = self._kernel
+        zones = [(zone.nid, zone.start_pfn, zone.end_pfn) for zone in kernel.zones]
+        items = stats.NR_ANON_MAPPED, stats.NR_FILE_PAGES, stats.NR_SWAPCACHE, stats.SWAP_RA_HIT
+        return SwapFaults(self.mmu, kernel.pages, zones, kernel.vmstat, self.lru, items, room, windows)
 
     def _swap_pages(self, task: Any, vma: Vma | None, vpn: int, n: int) -> PFNs:
         """Pages to read swap slots into."""
@@ -315,6 +325,7 @@ class UserMemory:
             kernel.machine.latency.dram_local,
             kernel.memcg,
         )
+        self.swap_access = SwapAccess(self.memory, self.swap_state, self.swap_state.faults)
         self.remote_vm = RemoteVm(self.memory, self.contents)
 
     # -- files in memory and on disks --------------------------------------------------------------------
@@ -395,6 +406,7 @@ class UserMemory:
             lambda: bool((task := kernel.tasks.current()) is not None and task.killed),
         )
         self.page_reclaim: PageReclaim = PageReclaim(kernel, self, self._counts)
+        self.swap_storage.register_shrinkers()
         self.file_reads = FileReads(
             Machinery(
                 *(kernel.pages, kernel.context, kernel.zones, kernel.vmstat, self.lru),
@@ -465,6 +477,7 @@ class UserMemory:
                 lambda mm, vma, start, end: self.khugepaged.madvise_collapse(mm, vma, start, end),
                 self.khugepaged_slots.enter,
                 lambda mm: None,
+                lambda: self.swap_io.compresses,
             ),
         )
         self.vmas = VmaList(self.rmap, lambda: kernel.mmap.max_map_count, self.vma_pages.split_huge)

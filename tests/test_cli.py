@@ -140,6 +140,17 @@ def test_ctl_without_a_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == f"kmemd ctl: {tmp_path}/kmemd/ctl: No such file or directory\n"
 
 
+def test_ctl_says_so_when_the_model_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "kmemd").mkdir()
+    (tmp_path / "kmemd/ctl").touch()
+    monkeypatch.setattr("kmemd.daemon.mountpoint.find", lambda at: at)
+    monkeypatch.setattr("kmemd.cli._give", lambda descriptor, line: False)
+    assert main(["ctl", "--at", str(tmp_path), "sync"]) == 1
+    assert "the model failed" in capsys.readouterr().err
+
+
 def test_umount_of_what_is_not_mounted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["umount", str(tmp_path)]) == 1
     assert capsys.readouterr().err == f"kmemd umount: {tmp_path} is not a mounted machine\n"

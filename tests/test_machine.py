@@ -90,6 +90,20 @@ BAD = {
     "latency": ('[[node]]\nmemory = "1G"\n[latency]\nlight = 1', ["latency.light", "unknown key", "minor_fault"]),
     "soft dirty": ('soft_dirty = 1\n[[node]]\nmemory = "1G"', ["soft_dirty", "1", "true or false"]),
     "soft dirty on i386": ('arch = "i386"\nsoft_dirty = true\n[[node]]\nmemory = "1G"', ["soft_dirty", "x86_64"]),
+    "disk without a path": ('[[node]]\nmemory = "1G"\n[[disk]]\nread_latency = 1', ["disk[0].path", "/dev/ram0"]),
+    "disk twice": (
+        '[[node]]\nmemory = "1G"\n[[disk]]\npath = "/dev/vdb"\n[[disk]]\npath = "/dev/vdb"',
+        ["disk[1].path", "another disk"],
+    ),
+    "disk latency": (
+        '[[node]]\nmemory = "1G"\n[[disk]]\npath = "/dev/vdb"\nread_latency = -1',
+        ["disk[0].read_latency", "-1", "from 0 to 1000000000"],
+    ),
+    "disk bandwidth": (
+        '[[node]]\nmemory = "1G"\n[[disk]]\npath = "/dev/vdb"\nwrite_bandwidth = "fast"',
+        ["disk[0].write_bandwidth", "'fast'", '"512M"'],
+    ),
+    "disk key": ('[[node]]\nmemory = "1G"\n[[disk]]\nspeed = 1', ["disk[0].speed", "unknown key", "read_bandwidth"]),
     "toml": ("cpus = = 1", ["not TOML"]),
 }
 

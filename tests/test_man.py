@@ -60,6 +60,6 @@ def test_every_option_is_told_of() -> None:
 
 
 def test_every_key_of_a_machine_is_told_of() -> None:
-    keys = {*machine_file._KEYS, *machine_file._NODE_KEYS, *machine_file._SWAP_KEYS}
+    keys = {*machine_file._KEYS, *machine_file._NODE_KEYS, *machine_file._SWAP_KEYS, *machine_file._DISK_KEYS}
     keys |= {field.name for field in dataclasses.fields(Latency)}
-    assert words(MAN / "kmemd-machine.5", "Cm") | {"node", "swap", "latency"} == keys
+    assert words(MAN / "kmemd-machine.5", "Cm") | {"node", "swap", "disk", "latency"} == keys

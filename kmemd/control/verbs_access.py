@@ -34,6 +34,8 @@ PIECE = 1 << 13
 """Accesses before others may get in."""
 SLOW_PIECE = 32
 """As many while they are faults on files, swapped or huge pages."""
+SWAP_SHARE = 16
+"""So many faults on pages of the swap cache take as long as one of these."""
 FILL_PIECE = 64
 """Pages that are filled at once, before reclaim may take them."""
 ZIPF_PAGES = 1 << 24
@@ -166,7 +168,9 @@ def _paced(kernel: Kernel, accesses: Iterator[Vpns]) -> Iterator[Vpns]:
 
 def _slow_faults(kernel: Kernel) -> int:
     """Faults that the core left to Python so far, and allocations that went into the slow path."""
-    slow = int(kernel.mmu.stats[core.HUGE_FAULTS : core.HINT_FAULTS + 1].sum())
+    stats = kernel.mmu.stats
+    slow = int(stats[core.HUGE_FAULTS : core.SWAP_FAULTS].sum() + stats[core.SWAP_READS : core.HINT_FAULTS + 1].sum())
+    slow += int(stats[core.SWAP_FAULTS]) // SWAP_SHARE
     return slow + SLOW_PIECE * kernel.page_alloc.slow_paths
 
 

@@ -145,6 +145,7 @@ def write_file(
 def fadvise(kernel: Kernel, path: Text, advice: Text, *, offset: Size = 0, n: Size = 0) -> Slices:
     """Say how a range of a file will be used: WILLNEED reads it, DONTNEED writes it and drops what is clean.
 
+    WILLNEED reads as much as the disk takes at once at most. What DONTNEED cannot drop is the next to be reclaimed.
     SEQUENTIAL doubles the readahead window, RANDOM turns readahead off, NORMAL takes both back. Without n= the range
     goes to the end. pages= says how many pages were read, or dropped.
     """
@@ -155,6 +156,18 @@ def fadvise(kernel: Kernel, path: Text, advice: Text, *, offset: Size = 0, n: Si
     file = files.vfs.lookup(path)
     pages = yield from files.fadvise(file, word, offset, n)
     return Reply({"path": path, "pages": pages})
+
+
+@verb
+def readahead(kernel: Kernel, path: Text, offset: Size, length: Size) -> Reply:
+    """Read a range of a file into memory before it is needed (readahead(2)), as much as the disk takes at once at most.
+
+    pages= says how many pages were read. A tmpfs has nothing to read ahead.
+    """
+    files = kernel.user.files
+    file = files.vfs.lookup(path)
+    end = min((offset + length + PAGE_SIZE - 1) >> PAGE_SHIFT, file.pages)
+    return Reply({"path": path, "pages": files.force_readahead(file, offset >> PAGE_SHIFT, end)})
 
 
 @verb

@@ -31,6 +31,7 @@ _DIRECT = cython.declare(cython.longlong, 12)
 _POINTERS_SHIFT = cython.declare(cython.int, 10)
 _SIZE = cython.declare(cython.int, 15)
 _PENDING = cython.declare(cython.longlong, 1 << 62)
+_AHEAD = cython.declare(cython.Py_ssize_t, 32)
 
 _NOW = cython.declare(cython.int, 0)
 _REFERENCED = cython.declare(cython.uint, 1 << 1)
@@ -47,6 +48,9 @@ _UNEVICTABLE = cython.declare(cython.uint, 1 << 20)
 _BUSY = cython.declare(
     cython.uint, 0x1 | 1 << 3 | 1 << 9 | 1 << 10 | 1 << 13 | 1 << 15 | 1 << 16 | 1 << 19 | 1 << 20 | 1 << 21
 )
+
+# huge, unevictable, mlocked: what becomes of such a page is not for its flags alone to say
+_ASKED = cython.declare(cython.uint, 1 << 16 | 1 << 20 | 1 << 21)
 
 # columns of ``state``: what workingset knows of the root's lruvec of a node
 AGE, ANON_COST, FILE_COST = range(3)
@@ -124,6 +128,7 @@ class ReadLoop:
     _next: cython.longlong
     _after: cython.longlong
     _window: cython.longlong
+    _loaded: cython.longlong
     _read_ns: cython.longlong
     _copy_ns: cython.longlong
     _items: cython.longlong[::1]
@@ -161,6 +166,7 @@ class ReadLoop:
         self._nid_bits, self._memcg_bits, self._flag_bits, self._age_mask = shifts
         self._copy_ns = copy_ns
         self._zone = self._adds = self._activates = self._touches = 0
+        self._loaded = 0
         self.why = self.misses = self.done = 0
         self.waited_ns = self.thrashing_ns = self.free_at = self.bytes = 0
         self.prev_pos = -1
@@ -226,8 +232,12 @@ class ReadLoop:
         now: cython.longlong = self._ctx[_NOW]
         free: cython.longlong = self.free_at
         prev_pos: cython.longlong = self.prev_pos
+        ahead: cython.Py_ssize_t = start
         self.misses = self.why = 0
         while i < n:
+            if i == ahead:
+                ahead = min(i + _AHEAD, n)
+                self._load(indices, i, ahead)
             index = indices[i]
             entry = self._slots[index]
             if entry <= 0:
@@ -254,6 +264,40 @@ class ReadLoop:
             prev_pos = min((index + 1) << 12, self._size)
             i += 1
         return i
+
+    def next_alone(self, indices: cython.longlong[::1], at: cython.Py_ssize_t) -> bool:
+        """Whether the page of the next read is missing and is read alone, with its place at hand."""
+        index: cython.longlong = indices[at]
+        return self._slots[index] <= 0 and self._alone(index, self.prev_pos >> 12) and self._has_place(index)
+
+    def touch_place(self, index: cython.longlong) -> None:
+        """The place of a missing page is looked up."""
+        self._use_place(index)
+        self._flush_touched()
+        self._flush_activates()
+
+    @cython.cfunc
+    def _use_place(self, index: cython.longlong) -> object:
+        if index >= _DIRECT:
+            if (index - _DIRECT) >> _POINTERS_SHIFT:
+                self._mark_accessed(self._blocks[self._root] - 1)
+            self._mark_accessed(self._blocks[self._leaves[(index - _DIRECT) >> _POINTERS_SHIFT]] - 1)
+        return None
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _load(self, indices: cython.longlong[::1], start: cython.Py_ssize_t, stop: cython.Py_ssize_t) -> cython.void:
+        """Have the processor fetch what some reads look at together, instead of one after the other."""
+        i: cython.Py_ssize_t
+        entry: cython.longlong
+        entries: cython.longlong = 0
+        flags: cython.uint = 0
+        for i in range(start, stop):
+            entries |= self._slots[indices[i]]
+        for i in range(start, stop):
+            entry = self._slots[indices[i]]
+            flags |= self._flags[entry - 1 if 0 < entry < _PENDING else 0]
+        self._loaded = entries | flags
 
     @cython.cfunc
     @cython.exceptval(check=False)
@@ -328,10 +372,8 @@ class ReadLoop:
     def _read(self, index: cython.longlong, pfn: cython.longlong, shadow: cython.longlong) -> object:
         """A missing page gets its frame and is waited for."""
         start: cython.longlong
-        if index >= _DIRECT and not self._mapped:
-            if (index - _DIRECT) >> _POINTERS_SHIFT:
-                self._mark_accessed(self._blocks[self._root] - 1)
-            self._mark_accessed(self._blocks[self._leaves[(index - _DIRECT) >> _POINTERS_SHIFT]] - 1)
+        if not self._mapped:
+            self._use_place(index)
         self._mapped = False
         self._slots[index] = pfn + 1
         self._mapping[pfn] = -self._file
@@ -491,13 +533,10 @@ class CleanPages:
         self._nid_bits, self._memcg_bits, self._flag_bits, self._age_mask = shifts
 
     def part(self, pfns: cython.longlong[::1], clean: cython.longlong[::1], rest: cython.longlong[::1]) -> tuple:
-        """Part pages into those that can be dropped and the others, in their order: how many of each, and the number of
-        the file that all clean ones are of, 0 when there are several.
-        """
+        """Part pages into those that can be dropped and the others, in their order: how many of each."""
         i: cython.Py_ssize_t
         dropped: cython.Py_ssize_t = 0
         kept: cython.Py_ssize_t = 0
-        owner: cython.int = 0
         pfn: cython.longlong
         for i in range(pfns.shape[0]):
             pfn = pfns[i]
@@ -505,13 +544,27 @@ class CleanPages:
                 rest[kept] = pfn
                 kept += 1
                 continue
-            if not dropped:
-                owner = self._mapping[pfn]
-            elif owner != self._mapping[pfn]:
-                owner = 0
             clean[dropped] = pfn
             dropped += 1
-        return dropped, kept, -owner
+        return dropped, kept
+
+    def run_of(self, pfns: cython.longlong[::1], start: cython.Py_ssize_t) -> tuple:
+        """The number of the file that ``pfns[start]`` is of, and how far the pages behind it are of the same."""
+        owner: cython.int = self._mapping[pfns[start]]
+        stop: cython.Py_ssize_t = start + 1
+        while stop < pfns.shape[0] and self._mapping[pfns[stop]] == owner:
+            stop += 1
+        return -owner, stop
+
+    def deactivate(self, pfns: cython.longlong[::1]) -> bool:
+        """Pages that left the active list are inactive if nobody maps or locks any of them, whether that is so."""
+        i: cython.Py_ssize_t
+        for i in range(pfns.shape[0]):
+            if self._flags[pfns[i]] & _ASKED or self._mapcount[pfns[i]] > 0:
+                return False
+        for i in range(pfns.shape[0]):
+            self._flags[pfns[i]] = self._flags[pfns[i]] & ~_ACTIVE | _WORKINGSET
+        return True
 
     def drop(self, slots: Any, pfns: cython.longlong[::1], memcg: cython.longlong, ages: cython.longlong[::1]) -> None:
         """Isolated pages leave a file's table, a shadow takes the place of each (__remove_mapping);

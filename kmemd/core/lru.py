@@ -24,8 +24,8 @@ import numpy as np
 
 from kmemd.core.pages import lazy_zeros
 
-ADD, ACTIVATE, DEACTIVATE, LAZYFREE, MLOCK, ROTATE = range(6)
-BATCHES = 6
+ADD, ACTIVATE, DEACTIVATE, LAZYFREE, MLOCK, ROTATE, DEACTIVATE_FILE = range(7)
+BATCHES = 7
 PAGEVEC_SIZE = 15
 
 LRU_INACTIVE_ANON, LRU_ACTIVE_ANON, LRU_INACTIVE_FILE, LRU_ACTIVE_FILE, LRU_UNEVICTABLE = range(5)
@@ -50,7 +50,8 @@ _DEACTIVATE = cython.declare(cython.int, 2)
 _LAZYFREE = cython.declare(cython.int, 3)
 _MLOCK = cython.declare(cython.int, 4)
 _ROTATE = cython.declare(cython.int, 5)
-_BATCHES = cython.declare(cython.int, 6)
+_FILE = cython.declare(cython.int, 6)
+_BATCHES = cython.declare(cython.int, 7)
 _LISTS = cython.declare(cython.int, 5)
 _SIZE = cython.declare(cython.int, 15)
 _CPU = cython.declare(cython.int, 1)
@@ -468,6 +469,8 @@ class Lru:
             self._move(pfn, (flags | _ACTIVE), 0)
         elif kind == _DEACTIVATE and (flags & _ACTIVE or self._words[0] == _MGLRU):
             self._move(pfn, flags & ~(_ACTIVE | _REFERENCED), 1)
+        elif kind == _FILE:
+            self._deactivate_file(pfn, flags)
         elif kind == _LAZYFREE and self._mapping[pfn] > 0 and flags & _SWAPBACKED and not flags & _SWAPCACHE:
             self._move(pfn, flags & ~(_ACTIVE | _REFERENCED | _SWAPBACKED), 2)
 
@@ -488,6 +491,23 @@ class Lru:
             self._flags[pfn] &= ~_ACTIVE
             self._put(pfn, True)
             self._events[self._event[8]] += self._pages(pfn)
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _deactivate_file(self, pfn: cython.longlong, flags: cython.uint) -> cython.void:
+        """lru_deactivate_file_fn: a page that could not be dropped goes next, or once it has been written."""
+        if self._mapcount[pfn] > 0:
+            return
+        self._take(pfn)
+        self._flags[pfn] &= ~(_ACTIVE | _REFERENCED)
+        if flags & (_DIRTY | _WRITEBACK):
+            self._put(pfn, False)
+            self._flags[pfn] |= _RECLAIM
+        else:
+            self._put(pfn, True)
+            self._events[self._event[8]] += self._pages(pfn)
+        if flags & _ACTIVE:
+            self._events[self._event[1]] += self._pages(pfn)
 
     @cython.cfunc
     @cython.exceptval(check=False)
@@ -639,6 +659,15 @@ class Lru:
                 continue
             self._push(kind, pfns[i], 0)
 
+    def deactivate_file(self, pfns: cython.longlong[::1]) -> None:
+        """Pages of files of which somebody said that they are not needed, and that could not be dropped, are reclaimed
+        first (deactivate_file_folio).
+        """
+        i: cython.Py_ssize_t
+        for i in range(pfns.shape[0]):
+            if not self._flags[pfns[i]] & _UNEVICTABLE:
+                self._push(_FILE, pfns[i], 0)
+
     def mlock(self, pfns: cython.longlong[::1], tag: cython.int) -> None:
         """Lock pages in memory, new ones or ones on a list, or unlock them (mlock_folio, mlock_new_page,
         munlock_page).
@@ -664,9 +693,14 @@ class Lru:
 
     def drain(self, cpu: cython.int) -> None:
         """Empty the batches of one CPU (lru_add_drain_cpu, mlock_page_drain)."""
-        kind: cython.int
-        for kind in range(_BATCHES):
-            self._flush(cpu * _BATCHES + kind, kind)
+        first: cython.int = cpu * _BATCHES
+        self._flush(first + _ADD, _ADD)
+        self._flush(first + _ROTATE, _ROTATE)
+        self._flush(first + _FILE, _FILE)
+        self._flush(first + _DEACTIVATE, _DEACTIVATE)
+        self._flush(first + _LAZYFREE, _LAZYFREE)
+        self._flush(first + _ACTIVATE, _ACTIVATE)
+        self._flush(first + _MLOCK, _MLOCK)
 
     def drain_local(self) -> None:
         """Empty the executing CPU's batches (lru_add_drain)."""

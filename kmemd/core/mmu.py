@@ -166,7 +166,8 @@ class Mmu:
     ``supply(row, vpns)`` gives pages for faults in a row of the table of mappings, fewer when memory runs out;
     ``make_table(mm, vpn)`` makes the missing tables of an address; ``copied(old, new)`` hears of pages whose content
     is known.
-    Both callables belong to ``mm/memory.py``, which sets them when it is made.
+    These callables belong to ``mm/memory.py``, which sets them when it is made. ``swap`` handles faults on swap entries
+    (core/swap_fault.py); without it they are the caller's.
     """
 
     words = cython.declare(object, visibility="readonly")
@@ -184,6 +185,7 @@ class Mmu:
     supply = cython.declare(object, visibility="public")
     make_table = cython.declare(object, visibility="public")
     copied = cython.declare(object, visibility="public")
+    swap = cython.declare(object, visibility="public")
     lru = cython.declare(object, visibility="readonly")
 
     _words: cython.ulonglong[::1]
@@ -211,6 +213,7 @@ class Mmu:
     _mask: cython.longlong
     _level: cython.int
     _pgfault: cython.int
+    _pgreuse: cython.int
     _nr_anon: cython.int
     _cost_hit: cython.longlong
     _cost_walk: cython.longlong
@@ -237,6 +240,7 @@ class Mmu:
     _has_huge: cython.uchar[::1]
 
     _fault_slot: cython.longlong
+    _swap_row: cython.Py_ssize_t
     _seen: cython.ulonglong
     _near_mm: cython.int
     _near_block: cython.longlong
@@ -277,11 +281,13 @@ class Mmu:
         self._cpu_node = _view(np.array(cpu_nodes, dtype=np.int64))
         self._ncpus = len(cpu_nodes)
         self._zone = 0
-        self._pgfault, self._nr_anon = items
+        self._pgfault, self._nr_anon, self._pgreuse = items
         self._cost_hit, self._cost_walk, self._cost_fault, self._cost_local, self._cost_remote = costs
         self._init_spaces(pages.max_pfn)
         self._init_tlb()
         self._pend = 0
+        self.swap = None
+        self._swap_row = -1
         self._pend_vpns = np.zeros(BATCH, dtype=np.int64)
         self._pend_vpn = _view(self._pend_vpns)
         self._pend_slot, self._pend_at = _view(np.zeros(BATCH, dtype=np.int64)), _view(np.zeros(BATCH, dtype=np.int64))
@@ -921,6 +927,7 @@ class Mmu:
         got: cython.int
         self.why = _DONE
         self.row = 0
+        self._swap_row = -1
         while i < n:
             tag = tags | vpns[i]
             k = (cpu * 16 + (tag & 15)) * 4
@@ -1199,6 +1206,8 @@ class Mmu:
         entry = self._words[slot]
         if entry & _PRESENT:
             return self._wp_fault(mm, vpn, slot, entry, vmas, row, at)
+        if entry and not entry & _PROTNONE and self.swap is not None and vmas[row, 3]:
+            return self._swap_fault(mm, vpn, slot, op, vmas, row)
         if entry or (op == _WRITE and not vmas[row, 3]):
             return _SLOW
         self._tick(mm)
@@ -1216,6 +1225,31 @@ class Mmu:
         self._stats[_S_NEW] += 1
         self._rss_task[mm * 4 + _MM_ANON] += 1
         return self._put_off(mm, vpn, slot, 0, vmas, row, at)
+
+    @cython.cfunc
+    def _swap_fault(
+        self,
+        mm: cython.int,
+        vpn: cython.longlong,
+        slot: cython.longlong,
+        op: cython.int,
+        vmas: cython.longlong[:, ::1],
+        row: cython.Py_ssize_t,
+    ) -> cython.int:
+        """A fault on a swap entry: core/swap_fault.py does it, or the caller."""
+        fresh: cython.bint = row != self._swap_row
+        failed: cython.longlong
+        if self._pend:
+            failed = self._commit(mm, vmas)
+            if failed >= 0:
+                self.at = failed
+                return _NO_MEMORY
+        self._swap_row = row
+        index: cython.longlong = vpn + vmas[row, 4]
+        if self.swap.handle(mm, row, vpn, slot, op, vmas[row, 2], vmas[row, 3], index, vmas[row, 5], fresh):
+            return _DONE
+        self._swap_row = -1
+        return _SLOW
 
     @cython.cfunc
     def _wp_fault(
@@ -1252,6 +1286,7 @@ class Mmu:
                 self._mapping[pfn] = cython.cast(cython.int, vmas[row, 3])
             self._words[slot] = entry | _RW | _DIRTY | _SOFT_DIRTY | _ACCESSED
             self._stats[_S_REUSE] += 1
+            self._events[self._pgreuse] += 1
             return _DONE
         self._stats[_S_COPY] += 1
         return self._put_off(mm, vpn, slot, entry, vmas, row, at)

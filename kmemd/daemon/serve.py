@@ -23,6 +23,8 @@ MAX_TASKS = 4000
 """Each reader that waits holds one task of pyfuse3; when all are held the mount answers nothing."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FULL_COLLECTION = 1000
+"""So many collections of the middle generation come before a full one."""
 
 log = logging.getLogger("kmemd.daemon")
 
@@ -83,11 +85,16 @@ async def _main(system: Machine, path: str, options: Options) -> None:
 
 
 def _settle() -> None:
-    """Allow a descriptor for each waiting reader, and keep the garbage collector off what was booted."""
+    """Allow a descriptor for each waiting reader, and keep the garbage collector off what was booted.
+
+    Its full collections go over all objects of the model, 20 ms and more of them: they are made rare.
+    """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     gc.collect()
     gc.freeze()
+    young, middle, _ = gc.get_threshold()
+    gc.set_threshold(young, middle, FULL_COLLECTION)
 
 
 async def _stop_on_signal(received: AsyncIterator[int], scope: trio.CancelScope) -> None:

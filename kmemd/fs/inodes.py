@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pyfuse3 import ROOT_INODE, EntryAttributes, InodeT
@@ -52,21 +52,25 @@ class Watch:
     """The known entries of one directory that come from one pattern, and what the pattern listed last.
 
     Invariants: after ``vanished``, and as long as ``keys`` are listed again and ``unlisted`` is False,
-    all ``inodes`` exist. ``unlisted``: an entry exists that no listing has (``Pattern.has``).
+    all ``inodes`` exist. ``unlisted``: an entry exists that no listing has (``Pattern.has``). ``nr_removed``: how many
+    keys had gone then, where the pattern counts them (``Pattern.removed``).
     """
 
-    __slots__ = ("directory", "inodes", "keys", "pattern", "unlisted")
+    __slots__ = ("directory", "inodes", "keys", "nr_removed", "pattern", "unlisted")
 
     def __init__(self, directory: Inode, pattern: Pattern) -> None:
         self.directory = directory
         self.pattern = pattern
         self.inodes: dict[int, Inode] = {}
         self.keys: list[Any] | None = None
+        self.nr_removed: int | None = None
         self.unlisted = False
 
     def vanished(self, kernel: Any) -> list[Inode]:
         """The entries that are gone since the last time."""
         outer = self.directory.node.parameters
+        if self.pattern.removed is not None:
+            return self._removed(kernel, *self.pattern.removed(kernel, *outer))
         keys = list(self.pattern.keys(kernel, *outer)) if self.pattern.keys is not None else []
         if keys == self.keys and not self.unlisted:
             return []
@@ -76,6 +80,19 @@ class Watch:
         gone = [inode for inode in others if not self._has(kernel, inode)]
         self.unlisted = len(others) > len(gone)
         return gone
+
+    def _removed(self, kernel: Any, nr_removed: int, last: Sequence[Any]) -> list[Inode]:
+        """The entries of keys that were removed since the last time; all are looked at when nobody knows which."""
+        before, self.nr_removed = self.nr_removed, nr_removed
+        if before == nr_removed:
+            return []
+        if before is None or nr_removed - before > len(last):
+            candidates = list(self.inodes.values())
+        else:
+            names = map(self.pattern.name, last[before - nr_removed :])
+            found = [self.directory.entries.get(name) for name in dict.fromkeys(names)]
+            candidates = [inode for inode in found if inode is not None and inode.number in self.inodes]
+        return [inode for inode in candidates if not self._has(kernel, inode)]
 
     def _has(self, kernel: Any, inode: Inode) -> bool:
         if self.pattern.has is None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -107,7 +107,8 @@ class DiskStats:
 
 
 class Disk:
-    """One block device. ``log(text)`` writes a limited kernel message of level error.
+    """One block device. ``log(text)`` writes a limited kernel message of level error; ``usual_speed`` is the one of
+    disks of which nobody said how fast they are.
 
     Invariants: ``queue[0]`` is the request in service while there is one; its end is an event.
     """
@@ -122,7 +123,7 @@ class Disk:
         self.bad: tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]] = ([], [])
         self.queue: deque[Request] = deque()
         self.nr_requests = NR_REQUESTS
-        self.speed = speed
+        self.speed = self.usual_speed = speed
         self._io, self._log = io, log
         self._free_at = 0
 
@@ -135,6 +136,17 @@ class Disk:
     def device(self) -> str:
         """``major:minor`` as /proc/PID/maps has it."""
         return f"{self.major:02x}:{self.minor:02x}"
+
+    @property
+    def has_own_speed(self) -> bool:
+        """Whether somebody said how fast it is."""
+        return self.speed != self.usual_speed
+
+    def cost(self, op: int, requests: int, pages: int) -> int:
+        """ns that it takes for so many requests with so many pages in all."""
+        speed = self.speed
+        each, page = (speed.read, speed.read_page) if op == OP_READ else (speed.write, speed.write_page)
+        return each * requests + page * pages
 
     @property
     def congested(self) -> bool:
@@ -242,22 +254,27 @@ AnyDisk = TypeVar("AnyDisk", bound=Disk)
 
 
 class Disks:
-    """The disks that hold file systems, by path, made when they are first mounted."""
+    """The disks that hold file systems, by path, made when they are first mounted. ``own`` are the speeds of those that
+    are not as fast as others."""
 
-    def __init__(self, io: IoClock, speed: DiskSpeed, log: Callable[[str], None]) -> None:
+    def __init__(
+        self, io: IoClock, speed: DiskSpeed, log: Callable[[str], None], own: Mapping[str, DiskSpeed] | None = None
+    ) -> None:
         self._io, self._speed, self._log = io, speed, log
+        self._own = own or {}
         self.by_path: dict[str, Disk] = {}
 
     def get(self, path: str) -> Disk:
         """The disk at a path. ENODEV."""
         disk = self.by_path.get(path)
         if disk is None:
-            disk = self.by_path[path] = Disk(path, disk_number(path), self._io, self._speed, self._log)
+            disk = self.add(path, disk_number(path), Disk)
         return disk
 
     def add(self, path: str, number: tuple[int, int], kind: type[AnyDisk]) -> AnyDisk:
         """A disk of another kind, or whose name says nothing of its number."""
         disk = self.by_path[path] = kind(path, number, self._io, self._speed, self._log)
+        disk.speed = self._own.get(path, self._speed)
         return disk
 
     def check(self) -> None:

@@ -12,6 +12,7 @@ counts tasks in and below a group; ``memcg`` of a group is its own memory cgroup
 from __future__ import annotations
 
 import errno
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, Protocol
 
@@ -23,6 +24,8 @@ from kmemd.mm.signals import SIGKILL
 INT_MAX = (1 << 31) - 1
 MEMORY = "memory"
 ROOT_CGROUP_INO = 1
+REMEMBERED = 64
+"""Names of children that were removed, for those who have looked since."""
 MOUNT_OPTIONS = ("nsdelegate", "favordynmods", "memory_localevents", "memory_recursiveprot")
 """In the order in which they are shown; the first two change nothing here."""
 
@@ -61,6 +64,8 @@ class Cgroup:
         self.frozen = False
         self.dead = False
         self.events_version = 0
+        self.nr_removed = 0
+        self.last_removed: deque[str] = deque(maxlen=REMEMBERED)
 
     def __str__(self) -> str:
         """The name of the directory."""
@@ -227,6 +232,8 @@ class Cgroups:
             raise KernelError(errno.EBUSY, f"{group.path} has groups below it")
         group.dead = True
         del group.parent.children[group.name]
+        group.parent.nr_removed += 1
+        group.parent.last_removed.append(group.name)
         group.parent.threaded_children -= group.threaded
         for above in group.parent.upwards():
             above.nr_descendants -= 1

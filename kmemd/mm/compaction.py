@@ -81,18 +81,10 @@ class Compaction(Tuned):
         for node in self._nodes:
             yield from self._compact_node(node)
 
-    def compact_nodes(self) -> None:
-        """``compact_nodes_steps`` at once."""
-        finish(self.compact_nodes_steps(self.compact_memory))
-
     def compact_node_steps(self, nid: int) -> Steps[None]:
         """Compact one node (``echo 1 > /sys/devices/system/node/nodeN/compact``)."""
         self._drain_lru()
         yield from self._compact_node(self._nodes[nid])
-
-    def compact_node(self, nid: int) -> None:
-        """``compact_node_steps`` at once."""
-        finish(self.compact_node_steps(nid))
 
     def _drain_lru(self) -> None:
         movers = self._movers()

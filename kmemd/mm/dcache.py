@@ -9,7 +9,6 @@ counts, inodes of deleted files that are mapped still.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from kmemd.core.names import Dentry, Inode
 from kmemd.mm import gfp as g
 from kmemd.mm.filemap import File
 from kmemd.mm.inode import InodeLru
+from kmemd.mm.name_tables import NameTable, Queue
 from kmemd.mm.units import PAGE_SHIFT
 from kmemd.steps import Steps
 
@@ -63,9 +63,9 @@ class SuperBlock:
     mount: FileSystem
     inode_cache: str
     inodes: InodeLru
-    dentries: dict[str, Dentry] = field(default_factory=dict)
-    by_path: dict[str, Inode] = field(default_factory=dict)
-    lru: dict[int, OrderedDict[Dentry, None]] = field(default_factory=dict)
+    dentries: NameTable[Dentry] = field(default_factory=NameTable)
+    by_path: NameTable[Inode] = field(default_factory=NameTable)
+    lru: dict[int, Queue[Dentry]] = field(default_factory=dict)
     shrinker: Any = None
 
 
@@ -88,7 +88,10 @@ class Dcache:
         unregister: Callable[[Any], None],
         invalidate: Callable[[File], int],
         stolen: Callable[[int], None],
+        *,
+        highmem: bool = False,
     ) -> None:
+        self._highmem = highmem
         self._slab, self._kernel_data, self._nid_of, self._pressure = slab, kernel_data, nid_of, pressure
         self._register, self._unregister, self._invalidate, self._stolen = register, unregister, invalidate, stolen
         self.supers: dict[str, SuperBlock] = {}
@@ -100,7 +103,12 @@ class Dcache:
     def mounted(self, mount: FileSystem, kind: str) -> None:
         """A file system can be looked into: its shrinker is registered (``alloc_super``)."""
         cache = "shmem_inode_cache" if mount.is_shmem else "ext2_inode_cache"
-        inodes = InodeLru(lambda inode: self._evict(block, inode), self._steal, mount.files.get)
+        inodes = InodeLru(
+            lambda inode: self._evict(block, inode),
+            self._steal,
+            mount.files.get,
+            shrinkable=self._highmem and not mount.is_shmem,
+        )
         block = self.supers[mount.point] = SuperBlock(mount, cache, inodes)
         name = f"sb-{kind}"
         block.shrinker = self._register(
@@ -292,17 +300,18 @@ class Dcache:
             if dentry.inode is None:
                 self._kill(block, dentry)
             return
-        lru = block.lru.setdefault(dentry.nid, OrderedDict())
+        lru = block.lru.get(dentry.nid)
+        if lru is None:
+            lru = block.lru[dentry.nid] = Queue()
         if dentry in lru:
             dentry.referenced = True
         else:
-            lru[dentry] = None
+            lru.append(dentry)
             self.nr_unused += 1
 
     def _unlist(self, block: SuperBlock, dentry: Dentry) -> None:
         lru = block.lru.get(dentry.nid)
-        if lru is not None and dentry in lru:
-            del lru[dentry]
+        if lru is not None and lru.remove(dentry):
             self.nr_unused -= 1
 
     # -- names and inodes go -----------------------------------------------------------------------------
@@ -310,7 +319,7 @@ class Dcache:
     def _kill(self, block: SuperBlock, dentry: Dentry) -> None:
         """A name that nothing is cached below goes (``__dentry_kill``); its parent may be unused then."""
         self._unlist(block, dentry)
-        block.dentries.pop(dentry.path, None)
+        block.dentries.pop(dentry.path)
         self.nr_dentry -= 1
         self._dead.setdefault("dentry", []).append(dentry.address)
         if dentry.inode is None:
@@ -328,7 +337,7 @@ class Dcache:
     def _evict(self, block: SuperBlock, inode: Inode) -> None:
         """An inode leaves memory (``evict``); its file is on the disk still."""
         block.inodes.remove(inode)
-        block.by_path.pop(inode.path, None)
+        block.by_path.pop(inode.path)
         self._free_inode(block, inode)
 
     def _free_inode(self, block: SuperBlock, inode: Inode) -> None:
@@ -355,7 +364,7 @@ class Dcache:
         block = self.supers.get(mount.point)
         if block is None:
             return
-        dentry, inode = block.dentries.get(path), block.by_path.pop(path, None)
+        dentry, inode = block.dentries.get(path), block.by_path.pop(path)
         if inode is not None:
             block.inodes.remove(inode)
             self._free_inode(block, inode)
@@ -394,13 +403,13 @@ class Dcache:
 
     def _prune(self, block: SuperBlock, nid: int, scan: int) -> int:
         """Look at names, the oldest first (``prune_dcache_sb``); those used since have a second chance."""
-        lru, freed = block.lru.get(nid, OrderedDict()), 0
+        lru, freed = block.lru.get(nid, Queue[Dentry]()), 0
         gone: list[Dentry] = []
         for _ in range(min(scan, len(lru))):
-            dentry, _ = lru.popitem(last=False)
+            dentry = lru.popleft()
             if dentry.referenced:
                 dentry.referenced = False
-                lru[dentry] = None
+                lru.append(dentry)
             else:
                 self.nr_unused -= 1
                 gone.append(dentry)

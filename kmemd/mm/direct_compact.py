@@ -11,7 +11,7 @@ from kmemd.core import stats
 from kmemd.mm.compaction import Compaction
 from kmemd.mm.compaction_zone import Priority, Result
 from kmemd.mm.mmzone import PAGE_ALLOC_COSTLY_ORDER, Zone
-from kmemd.mm.page_alloc import Request
+from kmemd.mm.page_request import Request
 from kmemd.mm.vmstat import VmStat
 
 MAX_COMPACT_RETRIES = 16

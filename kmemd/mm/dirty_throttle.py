@@ -2,7 +2,7 @@
 
 Models: the polling interval of a task, the free run below the middle of both thresholds, the position ratio and rate
 limit by which a task pauses above it, and the estimates behind them, in jiffies and pages as the kernel reckons. Left
-out: memory cgroups, strict limits, asynchronous writers.
+out: thresholds of control groups, which kernels with an io controller have, strict limits, asynchronous writers.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ RATIO_PERIOD, PAUSE_PERIOD = 256, 32
 """roundup_pow_of_two of HZ, and of 1 + HZ / 8."""
 TICK_NS = NSEC_PER_SEC // HZ
 MIN_RATELIMIT_PAGES = 16
+WB_STAT_BATCH = 8
+"""Pages that a CPU counts for itself, times the binary digits of the number of CPUs."""
 
 
 class Limits(Protocol):
@@ -92,6 +94,7 @@ class DirtyThrottle:
         self.ratelimit_pages = MIN_RATELIMIT_PAGES
         self.pauses = 0
         self.paused_ns = 0
+        self._stat_error = cpus * WB_STAT_BATCH * cpus.bit_length()
 
     def set_ratelimit(self) -> None:
         """The thresholds were changed (``writeback_set_ratelimit``)."""
@@ -205,7 +208,7 @@ class DirtyThrottle:
             pause = most
         self._sleep(pause)
         task.paused_when, task.nr_dirtied, task.nr_dirtied_pause = now + pause, 0, interval
-        return bool(ratelimit) or control.wb_dirty <= 0
+        return bool(ratelimit) or control.wb_dirty <= self._stat_error
 
     @staticmethod
     def _go_on(task: TaskDirty, now: int, pause: int, period: int, pages: int) -> None:

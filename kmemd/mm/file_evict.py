@@ -21,6 +21,8 @@ from kmemd.mm.mmzone import Zone
 from kmemd.mm.vmstat import VmStat
 from kmemd.mm.workingset import Workingset
 
+NONE: PFNs = np.empty(0, dtype=np.int64)
+
 
 class CleanEviction:
     """``charge(pages)`` takes the time that dropping clean pages costs."""
@@ -38,31 +40,42 @@ class CleanEviction:
     ) -> None:
         self._cache, self._lruvecs, self._workingset = cache, lruvecs, workingset
         self._page_alloc, self._charge = page_alloc, charge
-        self._nodes = len(vmstat.node_stat)
+        self._lru, self._nodes = cache.lru, len(vmstat.node_stat)
+        self._ages = np.zeros(self._nodes, dtype=np.int64)
         rows = [(zone.nid, zone.start_pfn, zone.end_pfn) for zone in zones]
         self._core = CleanPages(pages, rows, vmstat, stats.NR_FILE_PAGES, SHIFTS)
         self._clean, self._rest = (np.empty(0, dtype=np.int64) for _ in range(2))
 
     def __call__(self, pfns: PFNs) -> tuple[int, PFNs]:
-        """Drop what can be dropped of isolated pages: how many, and the others.
-
-        Pages of several files are left to those who part them.
-        """
+        """Drop what can be dropped of isolated pages, in their order: how many, and the others."""
         if len(self._clean) < len(pfns):
             self._clean, self._rest = (np.empty(len(pfns), dtype=np.int64) for _ in range(2))
-        count, kept, owner = self._core.part(pfns, self._clean, self._rest)
-        file = self._cache.files.get(owner) if owner else None
-        if file is None or self._cache.pinned:
+        if self._cache.pinned:
             return 0, pfns
-        clean = self._clean[:count]
+        count, kept = self._core.part(pfns, self._clean, self._rest)
+        if not count:
+            return 0, pfns
+        clean = self._clean[:count].copy()
         memcg = self._workingset.target_memcg
-        ages = np.array([self._lruvecs.get(memcg, nid).nonresident_age for nid in range(self._nodes)], dtype=np.int64)
-        before = ages.tolist()
+        before = [self._lruvecs.get(memcg, nid).nonresident_age for nid in range(self._nodes)]
+        self._ages[:] = before
         self._charge(count)
-        self._core.drop(file.slots.array, clean, memcg, ages)
-        for nid, age in enumerate(ages.tolist()):
+        start = 0
+        while start < count:
+            owner, stop = self._core.run_of(clean, start)
+            file = self._cache.files[owner]
+            self._core.drop(file.slots.array, clean[start:stop], memcg, self._ages)
+            file.nrpages -= stop - start
+            start = stop
+        for nid, age in enumerate(self._ages.tolist()):
             if age != before[nid]:
                 self._lruvecs.age(memcg, nid, age - before[nid])
-        file.nrpages -= count
-        self._page_alloc.free_pages_bulk(clean.copy(), 0)
-        return count, self._rest[:kept].copy()
+        self._page_alloc.free_pages_bulk(clean, 0)
+        return count, self._rest[:kept].copy() if kept else NONE
+
+    def deactivate(self, pfns: PFNs) -> bool:
+        """Pages that were taken off an active list become inactive if nobody maps or locks any; whether that was so."""
+        if not self._core.deactivate(pfns):
+            return False
+        self._lru.putback(pfns)
+        return True

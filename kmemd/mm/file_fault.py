@@ -156,8 +156,7 @@ class FileFaults:
         bits = np.uint64(self._protection(memory, vma, write=False))
         words[slots] = pfns.astype(np.uint64) << np.uint64(PFN_SHIFT) | bits
         memory.mmu.rss_task[mm.id * 4 + self._counter(vma)] += len(pfns)
-        for pfn in pfns.tolist():
-            memory.rmap.add_file(pfn)
+        self._cache.mapped(pfns)
         self._mlock(memory, vma, pfns)
         file.ra.mmap_miss = max(0, file.ra.mmap_miss - len(pfns))
         return bool(words[base + vpn])

@@ -205,13 +205,15 @@ class FileIo:
             if index in file.data:
                 self._contents.write(self._cache.find_get_page(file, index), 0, file.data[index])
 
-    def _up_to_date(self, file: File, index: int, pfn: int) -> None:
-        """A page whose reading failed is read again, alone (``filemap_read_folio``). EIO."""
+    def _up_to_date(self, file: File, index: int, pfn: int, *, shrink: bool = True) -> None:
+        """A page whose reading failed is read again, alone (``filemap_read_folio``). EIO, after which less is read
+        ahead with ``shrink``."""
         if self._pages.flags[pfn] & _UPTODATE:
             return
         self._pages.flags[pfn] &= ~_ERROR
         self._submit_read(file, np.array([index], dtype=np.int64), np.array([pfn], dtype=np.int64), 0)
         if not self._pages.flags[pfn] & _UPTODATE:
+            file.ra.errors += shrink
             raise KernelError(errno.EIO, f"page {index} of {file.path} cannot be read")
 
     def get_page(self, file: File, index: int, vm_flags: int = 0) -> tuple[int, bool]:
@@ -320,7 +322,7 @@ class FileIo:
         if pfn < 0:
             raise KernelError(errno.ENOMEM, f"no page to read {file.path} into")
         with self._cache.pin([pfn]):
-            self._up_to_date(file, index, pfn)
+            self._up_to_date(file, index, pfn, shrink=False)
         return pfn
 
     def _grow(self, file: File, end: int) -> None:
@@ -426,15 +428,23 @@ class FileIo:
 
     def invalidate(self, file: File, start: int = 0, end: int = 1 << 62) -> int:
         """Drop pages that are clean and that nobody maps (``invalidate_mapping_pages``). How many."""
+        return self.try_invalidate(file, start, end)[0]
+
+    def try_invalidate(self, file: File, start: int, end: int) -> tuple[int, int]:
+        """``invalidate``; how many pages went, and how many could not, which are to be reclaimed first
+        (``invalidate_mapping_pagevec``)."""
         if file.is_shmem:
-            return 0
+            return 0, 0
         indices, pfns = self._cache.find_get_pages(file, start, end)
         idle = (self._pages.mapcount[pfns] == 0) & (self._pages.flags[pfns] & _BUSY == 0)
         queued = self._pages.flags[pfns] & flag(PG_LRU) == 0
         idle &= ~queued  # the batch's reference keeps a page
         self._cache.delete_bulk(file, indices[idle], pfns[idle])
         self._cache.forget_shadows(file, start, end)
-        return int(idle.sum())
+        left = pfns[~idle]
+        if len(left):
+            self._cache.lru.deactivate_file(left)
+        return len(pfns) - len(left), len(left)
 
     def truncate_pages(self, file: File, start: int, end: int = 1 << 62) -> int:
         """Unmap and drop all pages of ``[start, end)`` (``unmap_mapping_range``, ``truncate_inode_pages_range``)."""

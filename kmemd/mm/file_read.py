@@ -36,8 +36,11 @@ from kmemd.steps import Steps
 NEVER = 1 << 62
 MARGIN_NS = 1_000_000
 """More than what taking the pages of one call from the free lists costs."""
-AT_ONCE = 2048
+AT_ONCE = 1024
 """Pages that are read from the disk before others may run."""
+LEAST = 64
+"""Missing pages of one call at least, where fewer are free."""
+NO_PAGES: PFNs = np.empty(0, dtype=np.int64)
 COST, BATCH_COST = 100, 20
 """A read that takes the ordinary way counts as so many of the loop's pages, and so does a call of the loop."""
 NODE_ITEMS = (
@@ -102,6 +105,7 @@ class FileReads:
         self._m, self._cache, self._files, self._parts = machinery, cache, files, parts
         self._free_pages, self._swap_left = free_pages, swap_left
         self._pointers: dict[int, _Pointers] = {}
+        self._short, self._most, self._since = False, MOST, 0
         zones = [(zone.nid, zone.start_pfn, zone.end_pfn) for zone in machinery.zones]
         self._loop = ReadLoop(
             *(machinery.pages, machinery.context, zones, machinery.vmstat, machinery.lru, self),
@@ -142,33 +146,63 @@ class FileReads:
         if file.wb.disk.bad[0]:
             return 0
         self._begin(file)
-        stop = self._loop.scan(indices, at, MOST, self._deadline())
-        why, wanted = self._loop.why, self._loop.misses
-        pfns = self._pages_for(wanted)
-        if stop == at or (wanted and not len(pfns) and self._loop.missing[0] == indices[at]):
+        if self._short and self._loop.next_alone(indices, at):
+            return self._slow_path(file, indices, at, done)
+        stop = self._loop.scan(indices, at, self._most, self._deadline())
+        why = self._loop.why
+        pfns = self._pages_for(0)
+        if stop == at and why:
             self._loop.end()
-            return 0 if why == READAHEAD and stop == at else self._first_missing(file, indices, at, done)
+            return 0 if why == READAHEAD else self._first_missing(file, indices, at, done)
+        if self._loop.misses and not len(pfns) and self._loop.missing[0] == indices[at]:
+            return self._slow_path(file, indices, at, done)
         return self._run(file, indices, at, stop, pfns, done)
 
+    def _slow_path(self, file: File, indices: Indices, at: int, done: Reads) -> int:
+        """The page at ``indices[at]`` is missing, and so are free pages: one comes by the allocator's slow path, in
+        which kswapd catches up, and those that follow may find some free again. How many reads. ENOMEM, EIO."""
+        io, loop = self._files.io, self._loop
+        done.effort += COST
+        self._take_state()
+        loop.touch_place(int(indices[at]))
+        self._give_state()
+        loop.end()
+        pfns = io.alloc(GFP_READAHEAD, 1)
+        if not len(pfns):
+            return self._without_page(file, int(indices[at]))
+        self._begin(file)
+        loop.mapped()
+        stop = loop.scan(indices, at, self._most, self._deadline())
+        if not loop.misses:
+            return self._given_back(file, int(indices[at]), pfns)
+        return self._run(file, indices, at, stop, self._pages_for(1, pfns), done)
+
+    def _without_page(self, file: File, index: int) -> int:
+        """There is no page for readahead; the read itself tries harder. ENOMEM, EIO."""
+        if not self._files.io.read_pages(file, index, index + 1, GFP_FILE):
+            raise KernelError(errno.ENOMEM, f"no page to read {file.path} into")
+        return 0
+
+    def _given_back(self, file: File, index: int, pfns: PFNs) -> int:
+        """The loop cannot have the page that it needed any more: the ordinary way puts it in."""
+        self._loop.end()
+        self._files.io.put_in(file, np.array([index], dtype=np.int64), pfns, REQ_RAHEAD)
+        return 0
+
     def _first_missing(self, file: File, indices: Indices, at: int, done: Reads) -> int:
-        """The page at ``indices[at]`` is missing and is read alone, but its place must be read before, or its frame
-        takes more than a look at the free lists. ENOMEM, EIO."""
+        """The page at ``indices[at]`` is missing and is read alone, but its place must be read before. ENOMEM, EIO."""
         io, index = self._files.io, int(indices[at])
         done.effort += COST
         io.map_blocks(file, index, index + 1)
         pfns = io.alloc(GFP_READAHEAD, 1)
         if not len(pfns):
-            if not io.read_pages(file, index, index + 1, GFP_FILE):
-                raise KernelError(errno.ENOMEM, f"no page to read {file.path} into")
-            return 0
+            return self._without_page(file, index)
         self._begin(file)
         self._loop.mapped()
-        stop = self._loop.scan(indices, at, 1, self._deadline())
-        if self._loop.misses:
-            return self._run(file, indices, at, stop, pfns, done)
-        self._loop.end()
-        io.put_in(file, np.array([index], dtype=np.int64), pfns, REQ_RAHEAD)
-        return 0
+        stop = self._loop.scan(indices, at, self._most, self._deadline())
+        if not self._loop.misses:
+            return self._given_back(file, index, pfns)
+        return self._run(file, indices, at, stop, self._pages_for(1, pfns), done)
 
     def _run(self, file: File, indices: Indices, at: int, stop: int, pfns: PFNs, done: Reads) -> int:
         """The reads that were looked at, as far as there are pages. How many."""
@@ -182,14 +216,24 @@ class FileReads:
         done.missed += self._loop.done
         return reads
 
-    def _pages_for(self, wanted: int) -> PFNs:
-        """Frames for the missing pages; the places of those that get none are given back."""
-        pfns: PFNs = np.empty(0, dtype=np.int64)
+    def _pages_for(self, have: int, first: PFNs = NO_PAGES) -> PFNs:
+        """Frames for the missing pages, of which ``have`` are there already; the places of those that get none are
+        given back. How far the loop looks follows from how many there were."""
+        loop, wanted = self._loop, self._loop.misses
+        pfns = first
         try:
-            if wanted:
-                pfns = np.ascontiguousarray(self._free_pages(GFP_READAHEAD, wanted))
+            if wanted > have:
+                more = self._free_pages(GFP_READAHEAD, wanted - have)
+                pfns = np.concatenate((first, more)) if have else np.ascontiguousarray(more)
         finally:
-            self._loop.undo(len(pfns))
+            loop.undo(len(pfns))
+        self._short = len(pfns) < wanted
+        self._since += len(pfns)
+        if self._short:
+            self._most = min(max(LEAST, self._since + self._since // 2), MOST)
+            self._since = 0
+        elif wanted == self._most:
+            self._most = min(2 * self._most, MOST)
         return pfns
 
     def _begin(self, file: File) -> None:
@@ -254,8 +298,9 @@ class FileReads:
         accounts.read_from_disk(loop.done)
         file.wb.disk.read_alone(loop.done, loop.waited_ns, loop.free_at)
         for ns, thrashing in ((loop.waited_ns - loop.thrashing_ns, False), (loop.thrashing_ns, True)):
-            self._m.workingset.thrashing = thrashing and ns > 0
-            self._parts.io.slept(ns)
+            if ns:
+                self._m.workingset.thrashing = thrashing
+                self._parts.io.slept(ns)
         if file.data:
             self._files.io.fill(file, missing)
 

@@ -126,13 +126,6 @@ class FileWriter:
         while file.in_flight:
             yield from self._io.sleep_steps(file.wb.disk.drained_by())
 
-    def wait_page(self, pfn: int) -> None:
-        """Sleep until a page of a file is not under write-back (``folio_wait_writeback``)."""
-        file = self._cache.owner(pfn)
-        if file is not None and file.in_flight:
-            index = int(self._pages.index[pfn])
-            self.wait(file, index, index + 1)
-
 
 def runs(file: File, indices: Indices) -> Iterator[tuple[int, int, int]]:
     """Runs of pages that are neighbours on the disk, as bios take them: first, behind the last, sector."""

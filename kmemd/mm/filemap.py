@@ -73,7 +73,8 @@ class FileOperations(Protocol):
 class ReadaheadState:
     """What a file remembers of how it is read (``struct file_ra_state``), in pages; ``prev_pos`` in bytes.
 
-    ``factor`` is what fadvise makes of the device's window (SEQUENTIAL: 2), ``random`` FMODE_RANDOM.
+    ``factor`` is what fadvise makes of the device's window (SEQUENTIAL: 2), ``random`` FMODE_RANDOM, ``errors`` how
+    often the window was made smaller since, because a page could not be read.
     """
 
     start: int = 0
@@ -82,6 +83,7 @@ class ReadaheadState:
     mmap_miss: int = 0
     prev_pos: int = -1
     factor: int = 1
+    errors: int = 0
     random: bool = False
 
 
@@ -318,6 +320,12 @@ class PageCache:
         window = file.slots.window(start, end)
         beyond = np.arange(start + len(window), end, dtype=np.int64)
         return np.concatenate((np.flatnonzero(window <= 0) + start, beyond))
+
+    def mapped(self, pfns: PFNs) -> None:
+        """One more entry maps each of some small pages (``page_add_file_rmap``)."""
+        mapcount = self._pages.mapcount
+        mapcount[pfns] += 1
+        self._counts.move(pfns[mapcount[pfns] == 1], 1, (stats.NR_FILE_MAPPED,))
 
     def mark_accessed(self, pfns: PFNs) -> None:
         """Pages were used by a system call: at the second time they become active (``folio_mark_accessed``)."""

@@ -120,7 +120,7 @@ class Files:
         start = offset >> PAGE_SHIFT
         end = file.pages if not count else (offset + count + PAGE_SIZE - 1) >> PAGE_SHIFT
         if advice == "WILLNEED":
-            return (yield from self._read_ahead(file, start, min(end, file.pages)))
+            return self.force_readahead(file, start, min(end, file.pages))
         if advice == "DONTNEED":
             first = (offset + PAGE_SIZE - 1) >> PAGE_SHIFT
             last = file.pages if not count or offset + count >= file.size else (offset + count) >> PAGE_SHIFT
@@ -128,16 +128,11 @@ class Files:
                 return 0
             self.io.writer.write_range(file, start, end, flags=0)
             yield
-            self._lru.drain_all()  # the batches of all CPUs hold references
-            dropped = 0
-            for at in range(first, min(last, file.slots.end), SLICE):
-                dropped += self.io.invalidate(file, at, min(at + SLICE, last))
-                yield
-            return dropped
+            return (yield from self._drop(file, first, min(last, file.slots.end)))
         if advice in ("NORMAL", "SEQUENTIAL", "RANDOM"):
             file.ra.random = advice == "RANDOM"
             if advice != "RANDOM":
-                file.ra.factor = 2 if advice == "SEQUENTIAL" else 1
+                file.ra.factor, file.ra.errors = 2 if advice == "SEQUENTIAL" else 1, 0
             return 0
         if advice == "NOREUSE":
             return 0
@@ -145,13 +140,30 @@ class Files:
             errno.EINVAL, f"{advice} is no advice: NORMAL, RANDOM, SEQUENTIAL, WILLNEED, DONTNEED, NOREUSE"
         )
 
-    def _read_ahead(self, file: File, start: int, end: int) -> Steps[int]:
-        """force_page_cache_readahead."""
-        done = 0
-        for at in range(start, end if not file.is_shmem else start, SLICE):
-            done += self.io.read_pages(file, at, min(at + SLICE, end))
-            yield
-        return done
+    def _drop(self, file: File, first: int, last: int) -> Steps[int]:
+        """Drop pages that are clean and not mapped; when some stay, the batches of other CPUs may hold them, and it is
+        tried once more. How many went."""
+        dropped = 0
+        self._lru.drain_local()
+        for _ in range(2):
+            stayed = 0
+            for at in range(first, last, SLICE):
+                went, left = self.io.try_invalidate(file, at, min(at + SLICE, last))
+                dropped, stayed = dropped + went, stayed + left
+                yield
+            if not stayed:
+                break
+            self._lru.drain_all()
+        return dropped
+
+    def force_readahead(self, file: File, start: int, end: int) -> int:
+        """Read pages of a range of a file on a disk, as many as the disk takes at once at most
+        (``force_page_cache_readahead``). How many were read."""
+        if file.is_shmem or file.wb is None or start >= end:
+            return 0
+        before = file.nrpages
+        self.io.readahead.force(file, start, end - start)
+        return max(file.nrpages - before, 0)
 
     def fsync(self, file: File, start: int = 0, end: int = 1 << 62) -> int:
         """Write what is dirty, with the inode, and wait (``vfs_fsync_range``); offsets in pages. How many pages.
@@ -220,7 +232,7 @@ class Files:
             self._swapin(mm, vma, first, last)
         if file is not None and file.kind is FileKind.DISK:
             start = vma.index_of(first)
-            self.io.read_pages(file, start, min(start + last - first, file.pages))
+            self.force_readahead(file, start, min(start + last - first, file.pages))
         elif file is not None and file.is_shmem:
             window = -file.slots.window(vma.index_of(first), vma.index_of(last))
             self._read_slots(np.ascontiguousarray(window[window > 0]))

@@ -19,9 +19,16 @@ from kmemd.steps import Steps
 class IoClock:
     """Events by time. Invariants: those that are due run in order of their time, then of their making."""
 
-    def __init__(self, clock: Clock, context: Context, waited: Callable[[int], None] = lambda ns: None) -> None:
-        """``waited(ns)`` hears how long the executing task has waited."""
-        self._waited = waited
+    def __init__(
+        self,
+        clock: Clock,
+        context: Context,
+        waited: Callable[[int], None] = lambda ns: None,
+        arrived: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``waited(ns)`` hears how long the executing task has waited; ``arrived()`` lets end what other devices, those
+        of swap, have done until now."""
+        self._waited, self._arrived = waited, arrived
         self._clock, self._context = clock, context
         self._events: list[tuple[int, int, Callable[[int], None]]] = []
         self._order = count()
@@ -65,8 +72,10 @@ class IoClock:
         start = self.now
         while not self._running and self._events and self._events[0][0] <= when:
             self._context.now = max(self.now, self._events[0][0])
+            self._others_arrive()
             self.run_due()
         self._context.now = max(self.now, when)
+        self._others_arrive()
         self._waited(self.now - start)
 
     def slept(self, ns: int) -> None:
@@ -78,10 +87,17 @@ class IoClock:
         start = self.now
         while not self._running and self._events and self._events[0][0] <= when:
             self._context.now = max(self.now, self._events[0][0])
+            self._others_arrive()
             self.run_due()
             yield
         self._context.now = max(self.now, when)
+        self._others_arrive()
         self._waited(self.now - start)
+
+    def _others_arrive(self) -> None:
+        """Pages on their way to swap are counted as being written: who waits for fewer of these must see them go."""
+        with self._elsewhere():
+            self._arrived()
 
     @contextmanager
     def _elsewhere(self) -> Iterator[None]:

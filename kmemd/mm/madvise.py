@@ -41,6 +41,9 @@ class PageAdvice(Protocol):
     def cold(self, mm: Mm, vma: Vma, start: int, end: int) -> None:
         """MADV_COLD: pages that only this task maps look unused."""
 
+    def pageout_bytes(self) -> int:
+        """How much of it is done in one go."""
+
     def pageout(self, mm: Mm, vma: Vma, start: int, end: int) -> None:
         """MADV_PAGEOUT: such pages are reclaimed."""
 
@@ -183,7 +186,8 @@ class Madvise:
             return
         if advice in (mman.MADV_FREE, mman.MADV_COLD, mman.MADV_PAGEOUT):
             pages.begin()
-        for first, last in slices(start, end):
+        part = pages.pageout_bytes() if advice == mman.MADV_PAGEOUT else SLICE_BYTES
+        for first, last in slices(start, end, part):
             act(mm, vma, first, last)
             yield
 
@@ -216,9 +220,9 @@ class Madvise:
             yield
 
 
-def slices(start: int, end: int) -> Iterator[tuple[int, int]]:
-    """A range in parts that do not cross what one table maps."""
+def slices(start: int, end: int, size: int = SLICE_BYTES) -> Iterator[tuple[int, int]]:
+    """A range in parts of at most ``size`` bytes that do not cross what one table maps."""
     while start < end:
-        last = min((start // SLICE_BYTES + 1) * SLICE_BYTES, end)
+        last = min((start // size + 1) * size, end)
         yield start, last
         start = last

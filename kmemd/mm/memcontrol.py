@@ -199,13 +199,6 @@ class MemControl(MemcgTree):
         memcg = self.page_group(pfn)
         return f"{'' if memcg.online else 'offline '}memcg {memcg.cgroup.name or '/'}"
 
-    def count_pages(self, pfns: PFNs, name: str) -> None:
-        """``count`` for each page's group."""
-        if self.groups and len(pfns):
-            numbers, counts = np.unique(self._memcg[pfns], return_counts=True)
-            for number, n in zip(numbers.tolist(), counts.tolist(), strict=True):
-                self.count(self.of_number(number).id, name, n)
-
     # -- charging ----------------------------------------------------------------------------------------
 
     def charge(self, memcg: MemCgroup, n: int, gfp: int = g.GFP_KERNEL, *, exact: bool = False) -> int:
@@ -374,6 +367,9 @@ class MemControl(MemcgTree):
     def ran(self, task: Any, ns: int, stalled_ns: int) -> None:
         """A task took ``ns``, since when it was told that tasks had waited ``stalled_ns``."""
         self._psi.ran(task, ns - (self._psi.told_ns - stalled_ns))
+        memcg = self.of(task) if self._over_high else None
+        if memcg is not None:
+            self._resume_user_mode(memcg)
 
     def _handle_over_high(self, memcg: MemCgroup) -> None:
         """Reclaim what is above memory.high, and slow down who goes on charging (``mem_cgroup_handle_over_high``)."""
@@ -445,7 +441,14 @@ class MemControl(MemcgTree):
         if not self.stock.take_all(memcg, pages) and not self._try_charge(memcg, gfp, pages):
             return False
         self._commit(memcg, np.array([pfn], dtype=np.int64), pages)
+        self._resume_user_mode(memcg)
         return True
+
+    def _resume_user_mode(self, memcg: MemCgroup) -> None:
+        """A task goes back to its program: what it charged above a high mark and could not wait for is settled now
+        (``resume_user_mode_work``)."""
+        if self._over_high and not self._reclaiming:
+            self._handle_over_high(memcg)
 
     def move(self, src: int, dst: int, order: int) -> None:
         """A page's charge goes to the page that takes its place (``mem_cgroup_migrate``)."""

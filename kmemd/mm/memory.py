@@ -66,6 +66,8 @@ FAULT_FRAMES = (
 )
 PATIENCE, SLOW_PAGES = 8, 64
 """A slice of accesses is over after so many slow faults and steps of reclaim; pages are asked for in parts."""
+FAULT_EVENTS = {"pgfault": stats.PGFAULT, "pgmajfault": stats.PGMAJFAULT, "thp_fault_alloc": stats.THP_FAULT_ALLOC}
+"""What a program's faults count for its control group, too, by the name in memory.stat."""
 ROOMY = 4
 """A control group that may have so many times the pages of a batch of faults has others to reclaim for them."""
 CHARGE_FRAMES = ("mem_cgroup_charge.constprop.0", *FAULT_FRAMES[2:])
@@ -171,7 +173,7 @@ class Memory:
         start_ns, stalled_ns = self._context.now, self._memcg.stalled_ns
         waited_ns = self._context.waited_ns
         counted = self._memcg.of(task) if self._memcg.active else None
-        faults = self._fault_counts() if counted is not None else (0, 0)
+        faults = self._fault_counts() if counted is not None else []
         done = 0
         user = self._user.begin(mm, vpns, write=op == core.WRITE, execute=op == core.EXEC, span=span, task=task)
         try:
@@ -369,19 +371,39 @@ class Memory:
         finally:
             self._context.site = outer
 
-    def _fault_counts(self) -> tuple[int, int]:
-        return int(self._vmstat.events[stats.PGFAULT]), int(self._vmstat.events[stats.PGMAJFAULT])
+    def _fault_counts(self) -> list[int]:
+        return [int(self._vmstat.events[item]) for item in FAULT_EVENTS.values()]
 
-    def _count_faults(self, memcg: MemCgroup, before: tuple[int, int]) -> None:
+    def _count_faults(self, memcg: MemCgroup, before: list[int]) -> None:
         """The faults of a program are its control group's (``count_memcg_event_mm``)."""
-        faults, major = self._fault_counts()
-        memcg.counts["pgfault"] += faults - before[0]
-        memcg.counts["pgmajfault"] += major - before[1]
+        for name, count, was in zip(FAULT_EVENTS, self._fault_counts(), before, strict=True):
+            memcg.counts[name] += count - was
 
     def _came_to(self, vpn: int) -> None:
         """The program is at this page, for reports to say so."""
         if self._user.access is not None:
             self._user.access.come_to(vpn)
+
+    # -- faults on swap, for mm/swap_fault.py -------------------------------------------------------------
+
+    @property
+    def task(self) -> Task | None:
+        """Who accesses memory now."""
+        return self._task
+
+    def executing(self, row: int) -> tuple[Mm, Vma]:
+        """The address space that is accessed, and the mapping in a row of its table."""
+        assert self._task is not None, "somebody accesses memory"
+        assert self._task.mm is not None, "somebody accesses memory"
+        return self._task.mm, self._vmas[row]
+
+    def go_on(self, vpn: int, *, tired: bool) -> bool:
+        """The program comes to a page that takes long; whether the slice is not over."""
+        if self._task is None or self._task.killed or self._out_of_patience:
+            return False
+        self._came_to(vpn)
+        self._tire(tired)
+        return True
 
     # -- one fault ---------------------------------------------------------------------------------------
 
@@ -390,7 +412,7 @@ class Memory:
         self._came_to(vpn)
         write = op == core.WRITE
         if vma.flags & VM_HUGETLB:
-            self._count(mm, core.HUGETLB_FAULTS)
+            self.count_step(mm, core.HUGETLB_FAULTS)
             self._parts.hugetlb.fault(task, mm, vma, vpn, write)
             return
         slot, level = self.mmu.leaf(mm.id, vpn)
@@ -399,18 +421,18 @@ class Memory:
         if slot >= 0 and level:
             entry = int(self.mmu.words[slot])
             if not entry & PRESENT and entry & PROTNONE:
-                self._count(mm, core.HINT_FAULTS)
+                self.count_step(mm, core.HINT_FAULTS)
                 self._parts.numa.numa_fault(task, mm, vma, vpn)
                 return
-            self._count(mm, core.HUGE_FAULTS)
+            self.count_step(mm, core.HUGE_FAULTS)
             if not self._parts.huge.wp_fault(task, mm, vma, vpn):
                 self._parts.huge.split_range(mm, vpn, vpn + 1)
             return
-        with self._lru_fault(vma):
+        with self.lru_fault(vma):
             self.handle_pte_fault(task, mm, vma, vpn, write)
 
     @contextmanager
-    def _lru_fault(self, vma: Vma) -> Iterator[None]:
+    def lru_fault(self, vma: Vma) -> Iterator[None]:
         """What comes to the LRU lists is in use, unless the mapping is read once, from one end to the other, or at
         random (``lru_gen_enter_fault``)."""
         words = self.lru.words
@@ -426,10 +448,10 @@ class Memory:
             return False
         if not self._parts.huge.fault(task, mm, vma, vpn, write):
             return False
-        self._count(mm, core.HUGE_FAULTS)
+        self.count_step(mm, core.HUGE_FAULTS)
         return True
 
-    def _count(self, mm: Mm, step: int) -> None:
+    def count_step(self, mm: Mm, step: int) -> None:
         """A fault, and what it has to do: a step of the translation path."""
         self.mmu.count_fault(mm.id)
         self.mmu.stats[step] += 1
@@ -444,11 +466,11 @@ class Memory:
         if not entry:
             self._missing_page(task, mm, vma, vpn, slot, write)
         elif not entry & (PRESENT | PROTNONE):
-            self._count(mm, core.SWAP_FAULTS)
+            self.count_step(mm, core.SWAP_FAULTS)
             with self._major(core.SWAP_CACHE_HITS, core.SWAP_READS):
                 self._parts.swap.do_swap_page(self, task, mm, vma, vpn, entry, write)
         elif not entry & PRESENT:
-            self._count(mm, core.HINT_FAULTS)
+            self.count_step(mm, core.HINT_FAULTS)
             self._parts.numa.numa_fault(task, mm, vma, vpn)
         else:
             self.mmu.count_fault(mm.id)
@@ -461,7 +483,7 @@ class Memory:
             self.mmu.count_fault(mm.id)
             self._special_fault(mm, vma, vpn, slot)
             return
-        self._count(mm, core.FILE_FAULTS)
+        self.count_step(mm, core.FILE_FAULTS)
         with self._major(core.CACHE_HITS, core.DISK_READS):
             vma.file.fault(self, task, mm, vma, vpn, write)
 
@@ -520,6 +542,8 @@ class Memory:
         return not flags >> PG_SWAPCACHE & 1 or bool(self._parts.swap.free_swap(np.array([pfn], dtype=np.int64))[0])
 
     def _make_writable(self, mm: Mm, vpn: int, slot: int) -> None:
+        """The page that is mapped takes writes from now on (wp_page_reuse)."""
+        self._vmstat.count(stats.PGREUSE)
         self.mmu.words[slot] |= np.uint64(RW | DIRTY | ACCESSED | SOFT_DIRTY)
         self.mmu.flush_range(mm.id, vpn, vpn + 1)
 

@@ -30,11 +30,10 @@ from kmemd.mm.blk_mq import OP_READ, OP_WRITE
 from kmemd.mm.clock import Clock
 from kmemd.mm.filemap import PFNs, ZoneCounts, flag
 from kmemd.mm.swap_area import SwapArea
-from kmemd.mm.swap_device import SwapDevice
+from kmemd.mm.swap_device import SwapDevice, requests
 from kmemd.mm.vmstat import VmStat
 
 SECTORS_PER_PAGE = 8
-PAGES_PER_REQUEST = 256
 OFFSET_MASK = (1 << SWP_OFFSET_BITS) - 1
 _WRITEBACK, _RECLAIM, _DIRTY = flag(PG_WRITEBACK), flag(PG_RECLAIM), flag(PG_DIRTY)
 _ERROR, _UPTODATE = flag(PG_ERROR), flag(PG_UPTODATE)
@@ -44,6 +43,10 @@ Mask = npt.NDArray[np.bool_]
 class Frontswap(Protocol):
     """What gets pages before a device does (mm/frontswap.c)."""
 
+    enabled: bool
+
+    @property
+    def stored_pages(self) -> int: ...
     def store(self, pfns: PFNs, slots: PFNs) -> Mask: ...
     def load(self, slots: PFNs) -> Mask: ...
 
@@ -91,15 +94,22 @@ class SwapIo:
         self.area_of: Callable[[int], SwapArea] | None = None
         self.device_of: Callable[[SwapArea], SwapDevice | None] = lambda area: None
         self.report: Callable[[str, str], None] = lambda function, text: None
+        self.account_read: Callable[[int], None] = lambda pages: None
 
     # -- reading -----------------------------------------------------------------------------------------
 
     def read(self, slots: PFNs, pfns: PFNs) -> None:
         """Somebody waits for slots to be read into pages (``swap_readpage``). What cannot be read is not up to date."""
-        if self.frontswap is not None:
+        if self.frontswap is not None and self.frontswap.stored_pages:
             loaded = self.frontswap.load(slots)
             if loaded.any():
                 slots, pfns = slots[~loaded], pfns[~loaded]
+        if not len(slots):
+            return
+        few = slots.tolist()
+        if min(few) >> SWP_OFFSET_BITS == max(few) >> SWP_OFFSET_BITS:
+            self._read(few[0], slots & OFFSET_MASK, pfns)
+            return
         types = slots >> SWP_OFFSET_BITS
         for number in dict.fromkeys(types.tolist()):
             mine = types == number
@@ -116,6 +126,7 @@ class SwapIo:
         if device is None or not device.synchronous:
             self._waited(cost)
             self._vmstat.count(stats.PGPGIN, SECTORS_PER_PAGE * len(offsets))
+            self.account_read(len(offsets))
         if device is not None:
             failed = device.read(offsets, count, cost)
             if failed.any():
@@ -131,6 +142,11 @@ class SwapIo:
             self.report(function, f"{what}-error on swap-device ({major}:{minor}:{sector})")
 
     # -- writing -----------------------------------------------------------------------------------------
+
+    @property
+    def compresses(self) -> bool:
+        """Whether pages are compressed on their way to swap, one by one."""
+        return self.frontswap is not None and self.frontswap.enabled
 
     def write(self, pfns: PFNs, slots: PFNs, area: SwapArea) -> Mask:
         """Pages go to slots of an area (``swap_writepage``): they are clean, and under write-back until that is done.
@@ -213,9 +229,16 @@ class SwapIo:
         if ns:
             first = next(iter(self._under_way.values()), None)
             self._context.now = start + ns if first is None else max(start, min(first.when, start + ns))
-        for number in [number for number, found in self._under_way.items() if found.when <= self._context.now]:
-            self._arrived(number)
+        self.arrive()
         return self._context.now - start
+
+    def arrive(self) -> None:
+        """What the device has done until now is over. It does one thing after the other: the first ends first."""
+        while self._under_way:
+            number, first = next(iter(self._under_way.items()))
+            if first.when > self._context.now:
+                return
+            self._arrived(number)
 
     def _end(self, pfns: PFNs) -> None:
         """Pages are not under write-back any more; those that reclaim waits for go to the end of their list."""
@@ -233,12 +256,3 @@ class SwapIo:
         marked = pfns[flags[pfns] & _RECLAIM != 0]
         flags[marked] &= ~_RECLAIM
         self._lru.rotate(np.ascontiguousarray(marked))
-
-
-def requests(slots: PFNs) -> int:
-    """How many requests a device gets for these slots or offsets: runs, of at most 1 MiB."""
-    if len(slots) < 2:
-        return len(slots)
-    edges = np.flatnonzero(np.diff(slots) != 1)
-    bounds = np.concatenate(([-1], edges, [len(slots) - 1]))
-    return int((-(-np.diff(bounds) // PAGES_PER_REQUEST)).sum())

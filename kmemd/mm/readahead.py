@@ -55,9 +55,10 @@ class Readahead:
 
     @staticmethod
     def ra_pages(file: File) -> int:
-        """The largest window of a file, 0 for none (``ra->ra_pages``)."""
+        """The largest window of a file, 0 for none (``ra->ra_pages``): with each page that cannot be read it is a
+        quarter of what it was (``shrink_readahead_size_eio``)."""
         pages: int = file.wb.disk.ra_pages * file.ra.factor
-        return pages
+        return pages >> 2 * file.ra.errors
 
     def _most(self, file: File, wanted: int) -> int:
         """The largest window for a request: one that is longer may take what the disk takes at once."""

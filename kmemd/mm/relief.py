@@ -17,7 +17,7 @@ from kmemd.mm.clock import NSEC_PER_SEC, Clock
 from kmemd.mm.direct_compact import DirectCompaction
 from kmemd.mm.mmzone import Node
 from kmemd.mm.oom_kill import OomKill
-from kmemd.mm.page_alloc import MAX_RECLAIM_RETRIES, SUSPENDED, Request
+from kmemd.mm.page_request import MAX_RECLAIM_RETRIES, SUSPENDED, Request
 from kmemd.mm.vmscan_balance import SWAP_CLUSTER_MAX, ScanControl
 from kmemd.mm.vmscan_kswapd import Kswapd
 from kmemd.mm.vmscan_reclaim import Pauses, Reclaim

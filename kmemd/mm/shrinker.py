@@ -33,8 +33,9 @@ class Shrinker:
 
 
 class Shrinkers:
-    """All shrinkers. ``reclaimed`` tells the pages that slabs gave back since it was last set to 0; whoever frees a
-    slab for a shrinker adds to it."""
+    """All shrinkers. ``reclaimed`` tells the pages that shrinkers freed themselves since it was last set to 0: those of
+    inodes. Objects of slabs are freed after a grace period, when their pages are nobody's success
+    (``reclaim_state``)."""
 
     def __init__(self, vmstat: VmStat) -> None:
         self._vmstat = vmstat

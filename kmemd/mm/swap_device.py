@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +15,9 @@ Numbers = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 REQ_SWAP = 0x2000000
+PAGES_PER_REQUEST = 256
+FEW = 64
+"""So many slots are looked at one by one; they are less than a request may have."""
 
 
 class SwapDevice(Protocol):
@@ -86,8 +90,21 @@ class DiskSwap:
         return failed
 
     def cost(self, op: int, offsets: Numbers, pfns: Numbers | None) -> int | None:
-        """It follows from the number of requests."""
-        return None
+        """It follows from the number of requests, unless somebody said how fast the disk is."""
+        if not self.disk.has_own_speed:
+            return None
+        sectors = np.sort(self.sectors(offsets)) if op == OP_WRITE else self.sectors(offsets)
+        return self.disk.cost(op, requests(sectors // SECTORS_PER_PAGE), len(offsets))
 
     def freed(self, offsets: Numbers) -> None:
         """Disks are not told."""
+
+
+def requests(slots: Numbers) -> int:
+    """How many requests a device gets for these slots or offsets: runs, of at most 1 MiB."""
+    if len(slots) <= FEW:
+        few: list[int] = slots.tolist()
+        return len(few) - sum(after == slot + 1 for slot, after in pairwise(few))
+    edges = np.flatnonzero(np.diff(slots) != 1)
+    bounds = np.concatenate(([-1], edges, [len(slots) - 1]))
+    return int((-(-np.diff(bounds) // PAGES_PER_REQUEST)).sum())

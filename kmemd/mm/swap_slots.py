@@ -74,6 +74,14 @@ class SwapSlots:
             self._free(list(islice(mine, surplus)))
             del mine[:surplus]
 
+    def give_one(self, cpu: int, slot: int) -> None:
+        """``give_back`` of one slot."""
+        mine = self.returned[cpu]
+        if self.enabled and self.active and len(mine) < SWAP_SLOTS_CACHE_SIZE:
+            mine.append(slot)
+        else:
+            self.give_back(cpu, [slot])
+
     def held(self) -> int:
         """How many slots all CPUs keep."""
         return sum(len(mine) for mine in (*self.slots, *self.returned))

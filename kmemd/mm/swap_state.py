@@ -2,7 +2,7 @@
 
 Models: pages that have a slot and are in memory, their leaving when the slot has no other user, readahead by slots
 and by addresses, swap-in with the rules for who may write at once. Page-out is in mm/pageout.py, slots in
-mm/swapfile.py. Left out: KSM, shadow entries of evicted pages, zswap.
+mm/swapfile.py. Faults that need no more than an entry are the loop's in core/swap_fault.py. Left out: KSM.
 
 A page of the swap cache has PG_swapcache, and its slot in ``PageMap.private``; an anonymous one keeps its owner in
 ``mapping``, one of tmpfs has none while it is there.
@@ -11,7 +11,7 @@ A page of the swap cache has PG_swapcache, and its slot in ``PageMap.private``; 
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,6 +45,7 @@ from kmemd.core.pte import (
     swap_offset,
     swap_type,
 )
+from kmemd.core.swap_fault import HITS, HITS_MOST, PREVIOUS, SwapFaults
 from kmemd.errors import KernelError
 from kmemd.mm.contents import Content, Contents
 from kmemd.mm.filemap import PageCache, PFNs, ZoneCounts, flag
@@ -60,7 +61,7 @@ from kmemd.mm.vmstat import VmStat
 
 SWAP_RA_ORDER_CEILING = {64: 5, 32: 3}
 REMEMBERED = 1 << 12
-FIRST_HITS, HITS_MOST = 4, 0x3F
+FIRST_HITS = 4
 _SWAPCACHE, _WRITEBACK, _DIRTY = flag(PG_SWAPCACHE), flag(PG_WRITEBACK), flag(PG_DIRTY)
 _AHEAD, _LRU, _EXCLUSIVE = flag(PG_RECLAIM), flag(PG_LRU), flag(PG_ANON_EXCLUSIVE)
 _FRESH, _UPTODATE = flag(PG_SWAPBACKED, PG_UPTODATE), flag(PG_UPTODATE)
@@ -80,15 +81,6 @@ class Shadows(Protocol):
     def refault(self, pfns: PFNs, shadows: Slots) -> None: ...
 
 
-@dataclass
-class _Window:
-    """What readahead remembers of a mapping (``vma->swap_readahead_info``), or of all (by slots)."""
-
-    previous: int = 0
-    pages: int = 0
-    hits: int = 0
-
-
 class SwapState:
     """The swap cache of a machine.
 
@@ -106,16 +98,29 @@ class SwapState:
         contents: Contents,
         alloc: SwapPages,
         io: SwapIo,
+        make_faults: Callable[[Slots, Slots], SwapFaults],
     ) -> None:
+        """``make_faults(room, windows)`` makes the loop of faults (core/swap_fault.py)."""
         self._swap, self.files = swap, swap.files
         self._pages, self._counts, self._vmstat = pages, counts, vmstat
         self._cache, self._contents = cache, contents
         self._alloc, self.io = alloc, io
-        self._by_slots = _Window(hits=FIRST_HITS)
-        self._by_vma: dict[tuple[int, int], _Window] = {}
+        self.windows = np.zeros((REMEMBERED + 1, 3), dtype=np.int64)
+        self.windows[0, HITS] = FIRST_HITS
+        self._by_vma: dict[tuple[int, int], int] = {}
+        self._wanted = np.zeros(1, dtype=np.int64)
         self._data: dict[int, Content] = {}
         self.files.reclaim = self._try_to_reclaim
+        self.faults = make_faults(self.files.room, self.windows)
+        self.files.changed = self._areas_changed
+        self._areas_changed()
         self.workingset: Shadows | None = None
+
+    def _areas_changed(self) -> None:
+        """The loop of faults knows the areas."""
+        self.faults.forget_areas()
+        for area in self.files.areas:
+            self.faults.add_area(area.number, area.count, area.cache)
 
     # -- the cache ---------------------------------------------------------------------------------------
 
@@ -227,15 +232,17 @@ class SwapState:
 
     def _new_pages(self, slots: Slots, task: Any, vma: Vma | None, vpn: int) -> PFNs:
         """New pages of the cache for slots, before they are read (``__read_swap_cache_async``)."""
-        pfns = self._charged(slots, self._alloc(task, vma, vpn, len(slots)))
+        if not len(slots):
+            return slots
+        pfns = np.ascontiguousarray(self._charged(slots, self._alloc(task, vma, vpn, len(slots))))
         slots = slots[: len(pfns)]
         if not len(pfns):
             return pfns
         self._pages.flags[pfns] |= _FRESH
-        self._pages.mapping[pfns] = 0
         self._refault(slots, pfns)
-        self.add_to_swap_cache(pfns, slots)
-        self._cache.lru.add_bulk(np.ascontiguousarray(pfns))
+        self.faults.enter(pfns, slots)
+        self.files.charge_slots(slots, pfns)
+        self._cache.lru.add_bulk(pfns)
         return pfns
 
     def write_back(self, slot: int) -> bool:
@@ -283,32 +290,31 @@ class SwapState:
         if pfn < 0:
             return -1
         flags = self._pages.flags
-        ahead = int(flags[pfn]) & (1 << PG_RECLAIM | 1 << PG_WRITEBACK) == 1 << PG_RECLAIM
-        by_vma = mm is not None and vma is not None and self._use_vma_readahead()
+        ahead = int(flags[pfn]) >> PG_RECLAIM & 1  # PG_readahead is the same bit: pages under write-back are hits, too
+        row = self.window_row(mm, vma) if mm is not None and vma is not None else 0
         if ahead:
             flags[pfn] &= ~_AHEAD
             self._vmstat.count(stats.SWAP_RA_HIT)
-            if not by_vma:
-                self._by_slots.hits += 1
-        if by_vma and mm is not None and vma is not None:
-            window = self._window(mm, vma)
-            window.previous = vpn
-            window.hits = min(window.hits + ahead, HITS_MOST)
+        window = self.windows[row]
+        window[HITS] += ahead
+        if row:
+            window[PREVIOUS] = vpn
+            window[HITS] = min(window[HITS], HITS_MOST)
         return pfn
 
     def readahead(self, slot: int, task: Any = None, mm: Mm | None = None, vma: Vma | None = None, vpn: int = 0,
                   memory: Memory | None = None) -> int:  # fmt: skip
         """Read a slot, and others that may be wanted next (``swapin_readahead``). Its page, -1 without memory."""
-        if mm is not None and vma is not None and memory is not None and self._use_vma_readahead():
-            wanted = self._around_address(slot, mm, vma, vpn, memory)
+        row = self.window_row(mm, vma) if mm is not None and vma is not None and memory is not None else 0
+        if row and mm is not None and vma is not None and memory is not None:
+            wanted = self._around_address(row, slot, mm, vma, vpn, memory)
         else:
             wanted = self._around_slot(slot)
-        wanted = wanted[self.files.cached(wanted) < 0]
+        alone = wanted is None
+        wanted = np.array([slot], dtype=np.int64) if wanted is None else wanted
         pfns = self.read_slots(wanted, task, vma, vpn)
-        others = pfns[wanted[: len(pfns)] != slot]
-        self._pages.flags[others] |= _AHEAD
-        self._vmstat.count(stats.SWAP_RA, len(others))
-        if len(wanted) > 1:
+        self._vmstat.count(stats.SWAP_RA, self.faults.ahead(pfns, wanted[: len(pfns)], slot))
+        if not alone:
             self._cache.lru.drain_local()
         found = self.files.cached_one(slot)
         if found < 0:
@@ -319,45 +325,55 @@ class SwapState:
     def _use_vma_readahead(self) -> bool:
         return self._swap.vma_ra_enabled and not self.files.rotating
 
-    def _window(self, mm: Mm, vma: Vma) -> _Window:
-        """What is remembered of a mapping, of the last ``REMEMBERED`` that were swapped in from."""
+    def window_row(self, mm: Mm, vma: Vma) -> int:
+        """Where readahead remembers how it did in a mapping: one of the last ``REMEMBERED`` that were swapped in from
+        (``vma->swap_readahead_info``). 0, which is for all, where it goes by slots."""
+        if not self._use_vma_readahead():
+            return 0
         key = (mm.id, vma.start)
-        found = self._by_vma.get(key)
-        if found is None:
-            if len(self._by_vma) >= REMEMBERED:
-                del self._by_vma[next(iter(self._by_vma))]
-            found = self._by_vma[key] = _Window(hits=FIRST_HITS)
+        found = self._by_vma.get(key, 0)
+        if not found:
+            full = len(self._by_vma) >= REMEMBERED
+            found = self._by_vma.pop(next(iter(self._by_vma))) if full else len(self._by_vma) + 1
+            self._by_vma[key] = found
+            self.windows[found] = 0, 0, FIRST_HITS
         return found
 
-    def _around_slot(self, slot: int) -> Slots:
-        """The aligned run of slots around one (``swap_cluster_readahead``)."""
+    def _room(self, slots: int) -> Slots:
+        """An array for the slots of a window."""
+        if len(self._wanted) < slots:
+            self._wanted = np.zeros(slots, dtype=np.int64)
+        return self._wanted
+
+    def _around_slot(self, slot: int) -> Slots | None:
+        """Those of the aligned run of slots around one that are to be read (``swap_cluster_readahead``); None for no
+        others."""
         offset = slot & ((1 << SWP_OFFSET_BITS) - 1)
-        most, window = 1 << self._swap.page_cluster, self._by_slots
+        most = 1 << self._swap.page_cluster
         if most <= 1:
-            return np.array([slot], dtype=np.int64)
-        hits, window.hits = window.hits, 0
-        size = swapin_nr_pages(window.previous, offset, hits, most, window.pages)
-        if not hits:
-            window.previous = offset
-        window.pages = size
+            return None
+        previous, pages, hits = self.windows[0].tolist()
+        size = swapin_nr_pages(previous, offset, hits, most, pages)
+        self.windows[0] = previous if hits else offset, size, 0
+        if size == 1:
+            return None
         area = self.files.area(slot)
         first = max(offset & -size, 1)
         end = min((offset | (size - 1)) + 1, area.max)
-        used = np.flatnonzero(area.count[first:end] > 0) + first
-        return used | (slot - offset)
+        out = self._room(end - first)
+        return out[: self.faults.wanted(area.number, first, end, out)].copy()
 
-    def _around_address(self, slot: int, mm: Mm, vma: Vma, vpn: int, memory: Memory) -> Slots:
-        """The slots of entries around one, within the mapping and the page table (``swap_vma_readahead``)."""
+    def _around_address(self, row: int, slot: int, mm: Mm, vma: Vma, vpn: int, memory: Memory) -> Slots | None:
+        """The slots to be read of entries around one, within the mapping and the page table
+        (``swap_vma_readahead``); None for no others."""
         most = 1 << min(self._swap.page_cluster, SWAP_RA_ORDER_CEILING[self._swap.long_bits])
-        alone = np.array([slot], dtype=np.int64)
         if most == 1:
-            return alone
-        window = self._window(mm, vma)
-        before = window.previous
-        size = window.pages = swapin_nr_pages(before, vpn, window.hits, most, window.pages)
-        window.previous, window.hits = vpn, 0
+            return None
+        before, pages, hits = self.windows[row].tolist()
+        size = swapin_nr_pages(before, vpn, hits, most, pages)
+        self.windows[row] = vpn, size, 0
         if size == 1:
-            return alone
+            return None
         if vpn == before + 1:
             low = vpn
         elif before == vpn + 1:
@@ -368,8 +384,8 @@ class SwapState:
         start = max(low, vma.vpn, table)
         end = min(low + size, vma.end >> PAGE_SHIFT, table + (1 << memory.mmu.bits))
         base = memory.mmu.slot(mm.id, vpn) - vpn
-        words = memory.mmu.words[base + start : base + end]
-        return slots_of(_swapped(words[(words != 0) & (words & np.uint64(1 | 1 << 8) == 0)]))
+        out = self._room(end - start)
+        return out[: self.faults.wanted_around(base + start, base + end, out)].copy()
 
     def read_for_file(self, slot: int) -> tuple[int, bool]:
         """A tmpfs file's page, out of the cache; whether it had to be read (``shmem_swapin_folio``). ENOMEM, EIO."""
@@ -397,16 +413,16 @@ class SwapState:
         slot = swap_type(entry) << SWP_OFFSET_BITS | swap_offset(entry)
         pfn = self.lookup(slot, mm, vma, vpn)
         if pfn < 0:
-            pfn = self._read_for_fault(memory, task, mm, vma, vpn, slot)
-        if not self._pages.flags[pfn] & _UPTODATE:
-            if not self._pages.flags[pfn] & _SWAPCACHE:
-                self.release(np.array([pfn], dtype=np.int64))
+            pfn = self.read_for_fault(memory, task, mm, vma, vpn, slot, write=write)
+        elif not self._pages.flags[pfn] & _UPTODATE:
             raise Signal(SIGBUS, BUS_ADRERR, vpn << PAGE_SHIFT, write=write)
         if write and not int(self._pages.flags[pfn]) >> PG_LRU & 1:
             self._cache.lru.drain_local()
         cached = bool(int(self._pages.flags[pfn]) >> PG_SWAPCACHE & 1)
         exclusive = bool(entry & SWP_EXCLUSIVE) or not cached
         self.files.free_one(slot)
+        if not cached:
+            self._forget_unused(np.array([slot], dtype=np.int64))
         if cached and self._should_free_swap(pfn, vma, write=write):
             cached = not self.free_swap(np.array([pfn], dtype=np.int64))[0]
         alone = not cached and not self._pages.mapcount[pfn] and bool(self._pages.flags[pfn] & _LRU)
@@ -414,8 +430,14 @@ class SwapState:
         if write and not (exclusive or alone):
             memory.do_wp_page(task, mm, vma, vpn)
 
-    def _read_for_fault(self, memory: Memory, task: Any, mm: Mm, vma: Vma, vpn: int, slot: int) -> int:
-        """The page is not in memory: a major fault. ENOMEM, SIGKILL."""
+    def lost_page(self, slot: int) -> None:
+        """Nothing is at a slot any more: a fault took it, or its page does not need it."""
+        self.files.unused_one(slot)
+        if self._data:
+            self._data.pop(slot, None)
+
+    def read_for_fault(self, memory: Memory, task: Any, mm: Mm, vma: Vma, vpn: int, slot: int, *, write: bool) -> int:
+        """The page is not in memory: a major fault. ENOMEM, SIGKILL; SIGBUS when it cannot be read."""
         area = self.files.area(slot)
         if area.synchronous and self.files.count_one(slot) == 1:
             pfns = self._charged(np.array([slot], dtype=np.int64), self._alloc(task, vma, vpn, 1))
@@ -431,6 +453,10 @@ class SwapState:
             memory.out_of_memory(task)
         self._vmstat.count(stats.PGMAJFAULT)
         task.maj_flt += 1
+        if not self._pages.flags[pfn] & _UPTODATE:
+            if not self._pages.flags[pfn] & _SWAPCACHE:
+                self.release(np.array([pfn], dtype=np.int64))
+            raise Signal(SIGBUS, BUS_ADRERR, vpn << PAGE_SHIFT, write=write)
         return pfn
 
     def _should_free_swap(self, pfn: int, vma: Vma, *, write: bool) -> bool:

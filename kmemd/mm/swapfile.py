@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from kmemd.core.context import Context
 from kmemd.core.pte import SWP_OFFSET_BITS, SWP_OFFSET_SHIFT, SWP_TYPE_SHIFT
+from kmemd.core.swap_fault import FREE, TOTAL
 from kmemd.errors import KernelError
 from kmemd.mm.printk import KERN_ERR, KERN_INFO, Printk
 from kmemd.mm.swap_area import BAD, RESERVED, SwapArea
@@ -66,9 +67,9 @@ class SwapCharging(Protocol):
 
 
 class SwapFiles:
-    """The areas and the slots in them.
+    """The areas and the slots in them. ``room`` has ``nr_swap_pages`` and ``total_swap_pages`` for the core.
 
-    Invariants: ``nr_swap_pages`` is the free slots of areas that may be written to; ``areas`` are in order of type.
+    Invariants: these two count the slots of areas that may be written to; ``areas`` are in order of type.
     """
 
     def __init__(
@@ -90,11 +91,12 @@ class SwapFiles:
         self._active: list[SwapArea] = []
         self._available: list[SwapArea] = []
         self._least_priority = -1
-        self.nr_swap_pages = 0
+        self.room = np.zeros(2, dtype=np.int64)
         self.reclaim: Callable[[SwapArea, int], bool] = lambda _area, _offset: False
         self.on_free: Callable[[SwapArea, Slots], None] = lambda _area, _offsets: None
         self.on_end: Callable[[SwapArea], None] = lambda _area: None
         self.on_swapon: Callable[[SwapArea], object] = lambda _area: None
+        self.changed: Callable[[], None] = lambda: None
         self.slots = SwapSlots(cpus, lambda: self.nr_swap_pages, self.get_swap_pages, self._swapcache_free_entries)
 
     # -- areas -------------------------------------------------------------------------------------------
@@ -120,9 +122,19 @@ class SwapFiles:
         return self.nr_swap_pages + sum(area.inuse_pages for area in self.areas if not area.write_ok)
 
     @property
+    def nr_swap_pages(self) -> int:
+        """Free slots of areas that may be written to."""
+        return int(self.room[FREE])
+
+    @nr_swap_pages.setter
+    def nr_swap_pages(self, pages: int) -> None:
+        self.room[FREE] = pages
+
+    @property
     def full(self) -> bool:
         """Whether more than half is in use, so that clean cached pages lose their slots (vm_swap_full)."""
-        return self.nr_swap_pages * 2 < sum(area.pages for area in self.areas if area.write_ok)
+        free, total = self.room.tolist()
+        return bool(free * 2 < total)
 
     def area(self, slot: int) -> SwapArea:
         """The area of a slot. EFAULT where there is none."""
@@ -163,6 +175,7 @@ class SwapFiles:
         )
         area.reclaim = lambda area, offset: self.reclaim(area, offset)
         self._by_type[number : number + 1] = [area]
+        self.changed()
         self.on_swapon(area)
         self._enable(area, priority)
         if log:
@@ -183,6 +196,7 @@ class SwapFiles:
     def _insert(self, area: SwapArea) -> None:
         """Let pages be swapped to it (_enable_swap_info)."""
         area.write_ok = True
+        self.room[TOTAL] += area.pages
         self.nr_swap_pages += area.pages - area.inuse_pages
         _plist_add(self._active, area)
         if area.highest_bit:
@@ -198,6 +212,7 @@ class SwapFiles:
             self._least_priority += 1
         self._active.remove(area)
         self.nr_swap_pages -= area.pages - area.inuse_pages
+        self.room[TOTAL] -= area.pages
         area.write_ok = False
         self.slots.disable()
 
@@ -214,6 +229,7 @@ class SwapFiles:
         assert not area.inuse_pages, f"{area.path}: {area.inuse_pages} slots are in use"
         self.on_end(area)
         self._by_type[area.number] = None
+        self.changed()
         self.slots.enabled = bool(self._active)
 
     # -- slots -------------------------------------------------------------------------------------------
@@ -265,6 +281,12 @@ class SwapFiles:
         if not left and area.cache[offset] <= 0:
             self._unused(area, np.array([offset], dtype=np.int64))
 
+    def unused_one(self, slot: int) -> None:
+        """Nothing is at a slot any more, which is marked as taken (free_swap_slot)."""
+        if self.memcg is not None and self.memcg.active:
+            self.memcg.free_slots(self.area(slot).memcg, np.array([slot & OFFSET_MASK], dtype=np.int64))
+        self.slots.give_one(self._context.cpu, slot)
+
     def cached_one(self, slot: int) -> int:
         """The page of the swap cache at one slot, -1 for none."""
         return max(int(self.area(slot).cache[slot & OFFSET_MASK]), 0) - 1
@@ -277,7 +299,12 @@ class SwapFiles:
         """Pages are in the swap cache under slots that were taken for it."""
         for area, offsets, where in self._groups(slots):
             area.cache[offsets] = pfns[where] + 1
-            if self.memcg is not None and self.memcg.charged:
+        self.charge_slots(slots, pfns)
+
+    def charge_slots(self, slots: Slots, pfns: npt.NDArray[np.int64]) -> None:
+        """The groups of pages pay for the slots that these got (mem_cgroup_swapout)."""
+        if self.memcg is not None and self.memcg.charged:
+            for area, offsets, where in self._groups(slots):
                 self.memcg.swap_slots(area.memcg, offsets, pfns[where])
 
     def drop_cache(self, slots: Slots) -> None:
@@ -357,6 +384,8 @@ class SwapFiles:
             area.check()
         free = sum(area.pages - area.inuse_pages for area in self.areas if area.write_ok)
         assert free == self.nr_swap_pages, f"{free} swap slots are free, nr_swap_pages is {self.nr_swap_pages}"
+        total = sum(area.pages for area in self.areas if area.write_ok)
+        assert total == self.room[TOTAL], f"{total} slots may be written to, total_swap_pages is {self.room[TOTAL]}"
 
     def in_nobodys_page(self) -> int:
         """How many slots are taken and neither referred to nor in the swap cache: those that CPUs keep at hand."""

@@ -245,6 +245,9 @@ class Vfs:
                     self._io.writeback(file, start, start + SLICE)
                     yield
                 self._io.write_inode(file)
+                for start in range(0, file.pages, SLICE):
+                    self._io.truncate_pages(file, start, start + SLICE)
+                    yield
             self._evict(file)
             yield
         yield from self.storage.dcache.unmounted(mount)

@@ -69,6 +69,10 @@ class HugetlbEntries(Protocol):
     def clear_reserves(self, vma: Vma) -> None: ...
 
 
+PAGEOUT_BYTES, COMPRESSED_BYTES = 512 << PAGE_SHIFT, 64 << PAGE_SHIFT
+"""Memory that is paged out in one go, to a device, and with pages that are compressed."""
+
+
 @dataclass(frozen=True)
 class Services:
     """Who does what is not done here.
@@ -77,7 +81,8 @@ class Services:
     ``free_swap(entries)`` gives swap entries back, ``free_swap_cache(pfns)`` what pages in memory have in swap;
     ``reclaim(pfns)`` pages out; ``willneed(mm, vma, first, last)`` and
     ``remove(file, first, last)`` read ahead and punch a hole, in pages of address and of file; ``collapse`` makes huge
-    pages of a range, ``enter_huge`` and ``enter_ksm`` tell khugepaged and ksmd.
+    pages of a range, ``enter_huge`` and ``enter_ksm`` tell khugepaged and ksmd; ``compresses()`` tells whether pages
+    are compressed on their way to swap, which takes long.
     """
 
     huge: HugeEntries
@@ -91,6 +96,7 @@ class Services:
     collapse: Callable[[Mm, Vma, int, int], None]
     enter_huge: Callable[[Mm, Vma], None]
     enter_ksm: Callable[[Mm], None]
+    compresses: Callable[[], bool]
 
 
 class VmaPages:
@@ -317,6 +323,10 @@ class VmaPages:
         pfns = self._age(mm, vma, start, end, clean=False)
         self._pages.flags[pfns] &= ~np.uint32(1 << PG_REFERENCED)
         self._lru.batch(DEACTIVATE, pfns)
+
+    def pageout_bytes(self) -> int:
+        """How much to reclaim before others may run."""
+        return COMPRESSED_BYTES if self._services.compresses() else PAGEOUT_BYTES
 
     def pageout(self, mm: Mm, vma: Vma, start: int, end: int) -> None:
         """MADV_PAGEOUT: pages that only this task maps are reclaimed."""

@@ -118,11 +118,12 @@ class Balance:
 
     def _file_is_tiny(self, node: Node, sc: ScanControl) -> bool:
         """Whether so few file pages are left that taking them all would not help."""
+        if sc.may_deactivate & DEACTIVATE_ANON or not node.stat(stats.NR_INACTIVE_ANON) >> sc.priority:
+            return False
         free = sum(zone.free_pages for zone in node.zones)
         file = node.stat(stats.NR_ACTIVE_FILE) + node.stat(stats.NR_INACTIVE_FILE)
         high = sum(zone.watermark_high + zone.boost for zone in node.zones if zone.managed)
-        idle = not sc.may_deactivate & DEACTIVATE_ANON and node.stat(stats.NR_INACTIVE_ANON) >> sc.priority
-        return file + free <= high and bool(idle)
+        return file + free <= high
 
     def scan_count(self, memcg: int, nid: int, sc: ScanControl) -> list[int]:
         """How many pages to scan of each list (``get_scan_count``)."""

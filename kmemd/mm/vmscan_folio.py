@@ -50,6 +50,7 @@ NONE: PFNs = np.zeros(0, dtype=np.int64)
 class ListScan:
     """Scans of single lists. ``wakeup_flushers()`` starts write-back; ``state`` has PGDAT_* by node;
     ``drop_clean(pfns)`` drops pages that need nothing else, and gives their number and the other pages.
+    ``deactivate_unmapped(pfns)`` makes isolated pages inactive if nobody has to be asked about any, and says whether.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class ListScan:
         self._out = np.empty(64, dtype=np.int64)
         self.state: dict[int, int] = {}
         self.drop_clean: Callable[[PFNs], tuple[int, PFNs]] = lambda pfns: (0, pfns)
+        self.deactivate_unmapped: Callable[[PFNs], bool] = lambda pfns: False
         # with generations, told of pages that were used and where they are mapped
         self.look_around: Callable[[Mm, Vma, PFNs, PFNs], None] | None = None
 
@@ -88,12 +90,12 @@ class ListScan:
         blocks, scanned, taken = self._lru.isolate(
             number, which, count, sc.reclaim_idx, sc.may_unmap, self._out, self._skipped
         )
-        if self._skipped.any():
+        if scanned != taken:
             for kind in np.flatnonzero(self._skipped).tolist():
                 self._vmstat.count(stats.PGSCAN_SKIP + kind, int(self._skipped[kind]))
             self._skipped[:] = 0
-        file = which >= LRU_INACTIVE_FILE
-        self._vmstat.node_stat[nid, stats.NR_ISOLATED_ANON + file] += taken
+        if taken:
+            self._vmstat.node_stat[nid, stats.NR_ISOLATED_ANON + (which >= LRU_INACTIVE_FILE)] += taken
         return self._out[:blocks].copy(), scanned, taken
 
     # -- references --------------------------------------------------------------------------------------
@@ -158,22 +160,26 @@ class ListScan:
         if not sc.cgroup:
             self._vmstat.count(stats.PGREFILL, scanned)
         self._lruvecs.count(memcg, nid, -stats.PGREFILL, scanned)
+        gone = taken if self.deactivate_unmapped(pfns) else self._deactivate(pfns)
+        self._vmstat.count(stats.PGDEACTIVATE, gone)
+        self._lruvecs.count(memcg, nid, -stats.PGDEACTIVATE, gone)
+        if taken:
+            self._vmstat.node_stat[nid, stats.NR_ISOLATED_ANON + (which >= LRU_INACTIVE_FILE)] -= taken
+
+    def _deactivate(self, pfns: PFNs) -> int:
+        """Isolated pages go to the inactive list unless they are locked, or program text that was used. How many go."""
         flags = self._pages.flags
         locked = flags[pfns] & _LOCKED_IN != 0
         if locked.any():
             self._lru.add_bulk(np.ascontiguousarray(pfns[locked]))
             pfns = pfns[~locked]
         counts, execs = self.referenced(pfns)
-        file = which >= LRU_INACTIVE_FILE
         stay = (counts > 0) & execs & (flags[pfns] & _SWAPBACKED == 0)
         old = np.ascontiguousarray(pfns[~stay])
         flags[old] = flags[old] & ~_ACTIVE | flag(PG_WORKINGSET)
         self._lru.putback(np.ascontiguousarray(pfns[stay]))
         self._lru.putback(old)
-        gone = taken if len(pfns) == len(old) and not locked.any() else self._size(old)
-        self._vmstat.count(stats.PGDEACTIVATE, gone)
-        self._lruvecs.count(memcg, nid, -stats.PGDEACTIVATE, gone)
-        self._vmstat.node_stat[nid, stats.NR_ISOLATED_ANON + file] -= taken
+        return self._size(old)
 
     def _size(self, pfns: PFNs) -> int:
         return int((np.int64(1) << self._pages.order[pfns].astype(np.int64)).sum())
@@ -188,8 +194,9 @@ class ListScan:
             self.count_scan(memcg, nid, which, scanned, 0, sc)
             return 0
         before, unqueued = self._pageout.written, sc.nr.unqueued_dirty
-        freed, kept = self.shrink_folio_list(pfns, nid, sc)
-        self.putback(kept)
+        freed, kept = self.shrink_folio_list(pfns, nid, sc, taken)
+        if len(kept):
+            self.putback(kept)
         self._vmstat.node_stat[nid, stats.NR_ISOLATED_ANON + file] -= taken
         self.count_scan(memcg, nid, which, scanned, freed, sc)
         self._lruvecs.note_cost(memcg, nid, self._pageout.written - before, file=file)
@@ -211,11 +218,13 @@ class ListScan:
         self._vmstat.count(stats.PGSCAN_ANON + file, scanned)
         self._vmstat.count(stats.PGSTEAL_ANON + file, freed)
 
-    def shrink_folio_list(self, pfns: PFNs, nid: int, sc: ScanControl, *, references: bool = True) -> tuple[int, PFNs]:
-        """Reclaim isolated pages: how many were freed, and which ones were not, for ``putback``. Without
-        ``references`` nobody is asked whether they were used."""
+    def shrink_folio_list(
+        self, pfns: PFNs, nid: int, sc: ScanControl, taken: int = -1, *, references: bool = True
+    ) -> tuple[int, PFNs]:
+        """Reclaim isolated pages, ``taken`` in all: how many were freed, and which ones were not, for ``putback``.
+        Without ``references`` nobody is asked whether they were used."""
         flags = self._pages.flags
-        sc.nr_scanned += self._size(pfns)
+        sc.nr_scanned += self._size(pfns) if taken < 0 else taken
         dropped, pfns = (0, pfns) if self.look_around is not None else self.drop_clean(pfns)
         if not len(pfns):
             return dropped, pfns

@@ -97,8 +97,11 @@ class Reclaim:
         nr = self.balance.scan_count(memcg, nid, sc)
         targets = list(nr)
         proportional = not sc.cgroup and not sc.kswapd and sc.priority == DEF_PRIORITY
-        reclaimed = 0
+        reclaimed, again = 0, False
         while nr[0] or nr[2] or nr[3]:
+            if again:
+                yield 0
+            again = True
             step = SWAP_CLUSTER_MAX
             if not nr[0] + nr[1] or not nr[2] + nr[3]:
                 missing = sum(nr) if proportional else sc.nr_to_reclaim - reclaimed
@@ -108,7 +111,6 @@ class Reclaim:
                 nr[which] -= part
                 if part:
                     reclaimed += self._shrink_list(memcg, nid, which, part, sc)
-            yield 0
             if reclaimed < sc.nr_to_reclaim or proportional:
                 continue
             if not nr[0] + nr[1] or not nr[2] + nr[3]:
@@ -163,9 +165,9 @@ class Reclaim:
                 memcgs.low_event(memcg)
             yield from self.shrink_lruvec(memcg, node.nid, sc)
             if memcg == 0:
+                self.shrinkers.reclaimed = 0
                 self.shrinkers.shrink_slab(node.nid, sc.priority)
                 sc.nr_reclaimed += self.shrinkers.reclaimed
-                self.shrinkers.reclaimed = 0
             yield 0
 
     def _throttle(self, node: Node, sc: ScanControl) -> Pauses[None]:

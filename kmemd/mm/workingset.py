@@ -30,6 +30,8 @@ NODES_SHIFT, MEM_CGROUP_ID_SHIFT, WORKINGSET_SHIFT = 10, 16, 1
 EVICTION_SHIFT = NODES_SHIFT + MEM_CGROUP_ID_SHIFT + WORKINGSET_SHIFT
 EVICTION_BITS = 62 - EVICTION_SHIFT
 EVICTION_MASK = (1 << EVICTION_BITS) - 1
+LRUVEC_MASK = (1 << NODES_SHIFT + MEM_CGROUP_ID_SHIFT) - 1
+OFFSET_MASK = (1 << SWP_OFFSET_BITS) - 1
 _WORKINGSET, _ACTIVE, _SWAPBACKED = flag(PG_WORKINGSET), flag(PG_ACTIVE), flag(PG_SWAPBACKED)
 _LISTS = (LRU_INACTIVE_ANON, LRU_ACTIVE_ANON, LRU_INACTIVE_FILE, LRU_ACTIVE_FILE)
 
@@ -98,7 +100,17 @@ class Workingset:
     def take_swapped(self, slots: PFNs) -> Shadows:
         """The shadows at slots that get a page again; 0 where there is none."""
         found = np.zeros(len(slots), dtype=np.int64)
-        for kind in np.unique(slots >> SWP_OFFSET_BITS).tolist() if self._swapped else ():
+        if not self._swapped or not len(slots):
+            return found
+        few = slots.tolist()
+        first, last = min(few), max(few)
+        if first >> SWP_OFFSET_BITS == last >> SWP_OFFSET_BITS:
+            offsets = slots & OFFSET_MASK
+            kept = self._of_type(last >> SWP_OFFSET_BITS, (last & OFFSET_MASK) + 1)
+            taken: Shadows = kept[offsets]
+            kept[offsets] = 0
+            return taken
+        for kind in np.unique(slots >> SWP_OFFSET_BITS).tolist():
             mine = slots >> SWP_OFFSET_BITS == kind
             offsets = slots[mine] & (1 << SWP_OFFSET_BITS) - 1
             kept = self._of_type(kind, int(offsets.max()) + 1)
@@ -119,10 +131,34 @@ class Workingset:
 
     def refault(self, pfns: PFNs, shadows: Shadows) -> None:
         """Pages come back whose shadows are known, 0 for those without (``workingset_refault``)."""
-        known = np.flatnonzero(shadows < 0)
+        known = [(pfn, shadow) for pfn, shadow in zip(pfns.tolist(), shadows.tolist(), strict=True) if shadow]
+        if len(known) > 1 and not (self.generations is not None and self.generations.enabled):
+            known = self._passed_by(pfns, known)
         sizes: Sizes = {}
-        for pfn, shadow in zip(pfns[known].tolist(), shadows[known].tolist(), strict=True):
+        for pfn, shadow in known:
             self._refault(pfn, shadow, sizes)
+
+    def _passed_by(self, pfns: PFNs, known: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Count pages that come back too late to be in the working set, all of one lruvec. The others, from the first
+        one on that is not so: what it does to the age of the lruvec counts for those behind it."""
+        file = not int(self._pages.flags[known[0][0]]) >> PG_SWAPBACKED & 1
+        mine = int(self._pages.memcg[known[0][0]])
+        if len(set(self._pages.memcg[pfns].tolist())) + len(set((self._pages.flags[pfns] & _SWAPBACKED).tolist())) > 2:
+            return known
+        lruvec = -1 - known[0][1] >> WORKINGSET_SHIFT & LRUVEC_MASK
+        nid, memcg = lruvec & (1 << NODES_SHIFT) - 1, lruvec >> NODES_SHIFT
+        age, size = self._lruvecs.get(memcg, nid).nonresident_age, self._size(memcg, nid, mine, file=file)
+        late = 0
+        for _, shadow in known:
+            packed = -1 - shadow >> WORKINGSET_SHIFT
+            if packed & LRUVEC_MASK != lruvec:
+                break
+            if age - (packed >> NODES_SHIFT + MEM_CGROUP_ID_SHIFT) & EVICTION_MASK <= size:
+                break
+            late += 1
+        if late:
+            self._count(mine, nid, stats.WORKINGSET_REFAULT_ANON + file, late)
+        return known[late:]
 
     def _refault(self, pfn: int, shadow: int, sizes: Sizes) -> None:
         packed = -1 - shadow
@@ -165,9 +201,9 @@ class Workingset:
                 size += pages(memcg, nid, LRU_INACTIVE_ANON)
         return size
 
-    def _count(self, memcg: int, nid: int, item: int) -> None:
-        self._vmstat.node_stat[nid, item] += 1
-        self._lruvecs.count(memcg, nid, item)
+    def _count(self, memcg: int, nid: int, item: int, pages: int = 1) -> None:
+        self._vmstat.node_stat[nid, item] += pages
+        self._lruvecs.count(memcg, nid, item, pages)
 
     def activation(self, pfns: PFNs) -> None:
         """Resident pages become active: the others are older by as much (``workingset_activation``)."""

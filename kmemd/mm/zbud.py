@@ -41,7 +41,7 @@ class Zbud:
     """One pool.
 
     Invariants: a page is on ``lru`` and has an object, but while it is reclaimed; ``free_chunks`` of a page that has a
-    place left names the list of ``unbuddied`` that it is on.
+    place left names the list of ``unbuddied`` that it is on; ``_used`` has a bit for each such list that is not empty.
     """
 
     type = "zbud"
@@ -54,6 +54,7 @@ class Zbud:
         self._supply, self._evict = supply, evict
         self.lru: OrderedDict[BuddiedPage, None] = OrderedDict()
         self.unbuddied: list[OrderedDict[BuddiedPage, None]] = [OrderedDict() for _ in range(NCHUNKS + 1)]
+        self._used = 0
         self.pages = 0
 
     def malloc(self, size: int, gfp: int, owner: int) -> Handle:
@@ -80,12 +81,13 @@ class Zbud:
 
     def _fitting(self, chunks: int) -> BuddiedPage | None:
         """The page with the least room that is enough, off its list."""
-        for items in self.unbuddied[chunks:]:
-            page = head(items)
-            if page is not None:
-                self._unlist(page)
-                return page
-        return None
+        used = self._used >> chunks
+        if not used:
+            return None
+        page = head(self.unbuddied[chunks + (used & -used).bit_length() - 1])
+        assert page is not None, "the list is in use"
+        self._unlist(page)
+        return page
 
     def _place(self, page: BuddiedPage, chunks: int) -> int:
         return 1 if page.parts[0] is not None else 0
@@ -98,10 +100,14 @@ class Zbud:
         page.free_chunks = self._room(page)
         if page.free_chunks is not None:
             push(self.unbuddied[page.free_chunks], page)
+            self._used |= 1 << page.free_chunks
 
     def _unlist(self, page: BuddiedPage) -> None:
         if page.free_chunks is not None:
-            self.unbuddied[page.free_chunks].pop(page, None)
+            items = self.unbuddied[page.free_chunks]
+            items.pop(page, None)
+            if not items:
+                self._used &= ~(1 << page.free_chunks)
             page.free_chunks = None
 
     def free(self, handle: Handle) -> None:
@@ -152,6 +158,8 @@ class Zbud:
 
     def check(self) -> None:
         """Pages hold what they say. AssertionError."""
+        used = sum(1 << at for at, items in enumerate(self.unbuddied) if items)
+        assert used == self._used, f"{self.name}: other lists are in use than is noted"
         assert len(self.lru) == self.pages, f"{self.name}: {len(self.lru)} pages, {self.pages} are counted"
         for page in self.lru:
             assert any(page.parts), f"{self.name}: page {page.pfn} is empty"

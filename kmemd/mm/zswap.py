@@ -216,11 +216,12 @@ class Zswap(Tuned):
     @property
     def is_full(self) -> bool:
         """Whether the pools are above their share of memory (``zswap_is_full``)."""
-        return self._totalram() * self.max_pool_percent // 100 < self.pool_pages
+        return self._limits()[0] < self.pool_pages
 
-    @property
-    def _can_accept(self) -> bool:
-        return self._totalram() * self.accept_percent // 100 * self.max_pool_percent // 100 > self.pool_pages
+    def _limits(self) -> tuple[int, int]:
+        """Pages above which the pools are full, and below which they take pages again (``zswap_can_accept``)."""
+        total, most = self._totalram(), self.max_pool_percent
+        return total * most // 100, total * self.accept_percent // 100 * most // 100
 
     # -- storing -----------------------------------------------------------------------------------------
 
@@ -233,9 +234,10 @@ class Zswap(Tuned):
             sizes = self._compression.sizes(pfns, pool.compressor).tolist()
             groups = self._groups_of(pfns) if self.groups is not None else None
             spare = self._entries.alloc(len(pfns)).tolist()
+            limits = self._limits()
             for at, (slot, size) in enumerate(zip(slots.tolist(), sizes, strict=True)):
                 group = groups[at] if groups is not None else 0
-                done[at] = self._may_store(group) and self._store(pool, slot, size, group, spare)
+                done[at] = self._may_store(group, *limits) and self._store(pool, slot, size, group, spare)
             self._entries.free(np.array(spare, dtype=np.uint64))
         stored = int(done.sum())
         self._vmstat.count(stats.ZSWPOUT, stored)
@@ -243,17 +245,18 @@ class Zswap(Tuned):
         self.counters.failed_stores += len(pfns) - stored
         return done
 
-    def _may_store(self, group: int) -> bool:
+    def _may_store(self, group: int, limit: int, accepting: int) -> bool:
         """Whether the group and the pool's limit allow another page; a full pool is shrunk."""
         if group and self.groups is not None and not self.groups.may_zswap(group):
             return False
-        if self.is_full:
+        pages = self.pool_pages
+        if limit < pages:
             self.counters.pool_limit_hit += 1
             self._reached_full = True
             self._queue_shrink(self.pools[-1])
             return False
         if self._reached_full:
-            if not self._can_accept:
+            if accepting <= pages:
                 return False
             self._reached_full = False
         return True

@@ -40,6 +40,12 @@ def _find(kernel: Kernel, *above_and_name: Any) -> Cgroup | None:
     return found
 
 
+def _removed(kernel: Kernel, *above: Cgroup) -> tuple[int, list[str]]:
+    """How many groups of a directory were removed, and the names of the last ones."""
+    parent = above[-1] if above else kernel.cgroups.root
+    return parent.nr_removed, list(parent.last_removed)
+
+
 def _mkdir(kernel: Kernel, *parent_and_name: Any) -> None:
     *above, name = parent_and_name
     directory = GROUP if above else TOP
@@ -61,7 +67,7 @@ def _rmdir(kernel: Kernel, *parent_and_name: Any) -> None:
 
 for _directory in (TOP, GROUP):
     _directory.mkdir, _directory.rmdir = _mkdir, _rmdir
-    _directory.patterns.append(Pattern("", "", "cgroup", GROUP, children, _find, outer=0))
+    _directory.patterns.append(Pattern("", "", "cgroup", GROUP, children, _find, outer=0, removed=_removed))
 
 
 def names_version(kernel: Kernel) -> int:

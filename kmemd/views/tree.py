@@ -23,7 +23,7 @@ from __future__ import annotations
 import errno
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -164,7 +164,8 @@ class Pattern:
     """``node{nid}``: the names that ``keys(kernel, *outer parameters)`` lists. ``fixed``: for good, at boot.
 
     ``outer``: how many of the outer parameters the entry keeps, None for all of them: a directory that holds more of
-    its kind keeps none, and its files have the innermost one.
+    its kind keeps none, and its files have the innermost one. ``removed(kernel, *outer parameters)``: how many keys
+    have gone so far, and the last of them, for places with so many that listing them all takes long.
     """
 
     prefix: str
@@ -176,6 +177,7 @@ class Pattern:
     fixed: bool = False
     takes_caller: bool = False
     outer: int | None = None
+    removed: Callable[..., tuple[int, Sequence[Any]]] | None = None
 
     def parameters(self, outer: tuple[Any, ...], key: Any) -> tuple[Any, ...]:
         """The parameters of the entry for a key."""

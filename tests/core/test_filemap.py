@@ -126,7 +126,11 @@ def test_evicted_pages_leave_shadows_and_come_back_active(module: ModuleType) ->
     made.pages.flags[51] |= 1 << PG_WORKINGSET
     made.pages.flags[52] |= 1 << PG_DIRTY
     clean, rest = (np.zeros(3, dtype=np.int64) for _ in range(2))
-    assert made.clean.part(np.array([50, 51, 52]), clean, rest) == (2, 1, 1)
+    assert made.clean.part(np.array([50, 51, 52]), clean, rest) == (2, 1)
+    assert made.clean.run_of(clean[:2], 0) == (1, 2)
+    made.pages.mapping[51] = -9
+    assert [made.clean.run_of(clean[:2], at) for at in range(2)] == [(1, 1), (9, 2)]
+    made.pages.mapping[51] = -1
     made.lru.drain_all()
     made.lru.remove_bulk(np.array([50, 51]))
     ages = np.array([7], dtype=np.int64)

@@ -2,9 +2,11 @@
 
 import errno
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
+from kmemd.machine import Machine
 from kmemd.mm.bdi import BANDWIDTH_PERIOD, BdiWriteback, Completions, Share
 from kmemd.mm.clock import HZ
 from kmemd.mm.dirty_throttle import Control, dirty_poll_interval, max_pause, polynomial, position_ratio
@@ -161,6 +163,20 @@ def test_a_writer_goes_as_fast_as_the_disk_once_much_is_dirty(box: Box) -> None:
     assert first < disk_ns / 4
     assert disk_ns / 2 < last < disk_ns * 2
     assert box.kernel.user.block.throttle.pauses > 0
+
+
+def test_a_throttled_writer_sees_swap_being_written(tmp_path: Path) -> None:
+    """Pages on their way to swap are part of what is being written: they arrive while the writer waits for fewer."""
+    file = tmp_path / "small.toml"
+    file.write_text('cpus = 2\n[[node]]\nmemory = "80M"\n[[swap]]\npath = "/dev/vdb"\nsize = "200M"\n')
+    box = Box(Machine.load(file))
+    box.run("w = spawn worker", "d = mmap w 66M", "create /mnt/f", "access w d 66M w", "access w d+40M 20M w")
+    for _ in range(2):
+        took = int(box.run("write_file /mnt/f n=8M")["ns"])
+        assert took < 2_000_000_000, "a disk of 400 MB/s takes 8 MiB"
+        box.run("access w d+40M 20M w")
+    stalled = box.system.read("/proc/pressure/io").decode().split("total=")[1].split()[0]
+    assert int(stalled) < 4_000_000
 
 
 def test_a_shared_mapping_is_throttled_too(box: Box) -> None:
@@ -385,6 +401,19 @@ def test_an_inode_with_pages_stays_until_they_are_gone(box: Box) -> None:
     assert box.run("read_file /mnt/f n=4K")["n"] == "4096"
 
 
+def test_with_high_memory_an_inode_takes_its_pages_along() -> None:
+    """Its object is in low memory, where there is less (``mapping_shrinkable``)."""
+    box = Box("highmem")
+    box.run("create /mnt/f 1M", "read_file /mnt/f")
+    box.kernel.lru.drain_all()
+    for _ in range(3):
+        box.system.write("/proc/sys/vm/drop_caches", "2")
+    box.system.check()
+    assert box.vmstat("pginodesteal", "kswapd_inodesteal", "drop_pagecache") == [256, 0, 0]
+    assert box.kernel.user.page_reclaim.shrinkers.reclaimed == 256  # a reclaim that did it has got these
+    assert box.kernel.user.block.dcache.nr_inodes == 0
+
+
 def test_pressure_scales_what_a_shrinker_offers(box: Box) -> None:
     box.run("lookup /mnt/d n=1000")
     dcache = box.kernel.user.block.dcache
@@ -508,6 +537,52 @@ def test_a_disk_may_be_slow(box: Box) -> None:
     assert box.run("disk_speed /dev/ram0")["write_latency"] == "5000"
     assert box.errno("disk_speed ram0 read_bandwidth=0") == errno.EINVAL
     assert box.errno("disk_speed tape") == errno.ENODEV
+
+
+SLOW_DISKS = """
+cpus = 2
+[[node]]
+memory = "80M"
+[[swap]]
+path = "/dev/vdb"
+size = "200M"
+[[disk]]
+path = "/dev/ram0"
+read_latency = 4000
+write_bandwidth = 8192000
+[[disk]]
+path = "/dev/vdb"
+read_latency = 5000
+read_bandwidth = "4M"
+"""
+
+
+def test_a_machine_says_how_fast_its_disks_are(tmp_path: Path) -> None:
+    file = tmp_path / "slow.toml"
+    file.write_text(SLOW_DISKS)
+    box = Box(Machine.load(file))
+    assert box.run("disk_speed ram0") == {
+        "device": "ram0",
+        "read_latency": "4000",
+        "write_latency": "70",
+        "read_bandwidth": str(512_000_000),
+        "write_bandwidth": "8192000",
+        "ns": "0",
+    }
+    took = int(box.run("create /mnt/f", "write_file /mnt/f n=4M sync=1")["ns"])
+    assert 500_000_000 <= took < 600_000_000, "4 MiB at 8.2 MB/s"
+    box.run("w = spawn worker", "d = mmap w 66M", "access w d 66M w", "access w d 66M w")
+    before, pages = box.system.read("/proc/pressure/io"), box.vmstat("pswpin")[0]
+    box.run("access w d 1M r")
+    read = box.vmstat("pswpin")[0] - pages
+    waited = total(box.system.read("/proc/pressure/io")) - total(before)
+    assert read > 0
+    assert waited >= read * 4096 * 1_000_000 // (4 << 20) + 5000, "a request and so many pages of swap"
+
+
+def total(pressure: bytes) -> int:
+    """Microseconds in which some task waited."""
+    return int(pressure.decode().split("total=")[1].split()[0])
 
 
 def test_requests_that_may_wait(box: Box) -> None:

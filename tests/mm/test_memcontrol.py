@@ -168,6 +168,54 @@ def test_above_high_who_charges_reclaims_and_waits() -> None:
     assert a.cgroup.psi.report("memory")[0][2] > 2_000_000
 
 
+def test_huge_pages_that_khugepaged_makes_are_the_groups() -> None:
+    world = World("cgroup.memory=nokmem")
+    a = world.group("a")
+    pid = world.spawn("a")
+    start = int(world.system.command(f"mmap {pid} 8M").split("addr=")[1].split()[0], 16)
+    world.system.command(f"access {pid} {start:#x} 8M w")
+    world.system.write("/sys/kernel/mm/transparent_hugepage/enabled", "always")
+    world.system.command(f"madvise {pid} {start:#x} 8M MADV_HUGEPAGE")
+    world.system.advance(60)
+    made = world.value("a/memory.stat", "thp_collapse_alloc")
+    assert made == world.value("a/memory.stat", "anon_thp") >> 21 > 0
+    assert made == world.value("memory.stat", "thp_collapse_alloc")
+    world.system.check()
+    assert a.pages >= made << 9
+
+
+def test_huge_pages_above_high_are_an_event_too() -> None:
+    """A fault's huge page is charged by who may not wait there: the group is looked at when the fault is over."""
+    world = World("cgroup.memory=nokmem")
+    world.system.write("/sys/kernel/mm/transparent_hugepage/enabled", "always")
+    a = world.group("a")
+    world.set("a/memory.high", "48M")
+    pid = world.spawn("a")
+    start = int(world.system.command(f"mmap {pid} 64M").split("addr=")[1].split()[0], 16)
+    aligned = (start + (2 << 20) - 1) & -(2 << 20)
+    world.system.command(f"access {pid} {aligned:#x} 48M w")
+    assert (a.events[HIGH], a.cgroup.psi.report("memory")[0][2]) == (0, 0)
+    world.system.command(f"access {pid} {aligned + (48 << 20):#x} 4M w")
+    assert world.value("a/memory.stat", "anon_thp") == 52 << 20
+    assert a.events[HIGH] >= 2
+    assert a.cgroup.psi.report("memory")[0][2] > 0
+    world.system.check()
+
+
+def test_a_writer_in_a_group_is_bound_by_the_thresholds_of_the_machine(world: World) -> None:
+    """There is no io controller, hence no write-back of groups: half of a small group may be dirty."""
+    world.group("a")
+    world.set("a/memory.max", "32M")
+    assert world.show("cgroup.controllers") == "memory\n"
+    world.system.command("create /mnt/data 16M")
+    pid = world.spawn("a")
+    world.system.command(f"f = mmap {pid} 16M file=/mnt/data flags=MAP_SHARED")
+    world.system.command(f"access {pid} f 16M w")
+    assert world.value("a/memory.stat", "file_dirty") == 16 << 20
+    assert world.kernel.user.block.throttle.pauses == 0
+    world.system.check()
+
+
 def test_charges_stay_where_they_were_made(world: World) -> None:
     a, b = world.group("a"), world.group("b")
     pid = world.hog("a", "1M")
@@ -210,6 +258,7 @@ def test_huge_pages_and_their_parts() -> None:
     huge = world.value("a/memory.stat", "anon_thp")
     assert huge >= 2 << 21
     assert a.pages >= huge // 4096
+    assert world.value("a/memory.stat", "thp_fault_alloc") == huge >> 21
     world.system.command(f"munmap {pid} m1 4K")
     world.system.check()
     world.system.command(f"exit {pid}")

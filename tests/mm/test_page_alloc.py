@@ -15,7 +15,7 @@ from kmemd.errors import KernelError
 from kmemd.kernel import Kernel
 from kmemd.machine import Machine
 from kmemd.mm.gfp import GFP_ATOMIC, GFP_HIGHUSER_MOVABLE, GFP_KERNEL, GFP_NOWAIT, F
-from kmemd.mm.page_alloc import Request
+from kmemd.mm.page_request import Request
 from kmemd.mm.printk import KERN_WARNING
 
 

@@ -228,3 +228,18 @@ def test_a_machine_can_swap_to_one() -> None:
     swapped(box)
     assert box.vmstat("pswpout", "nr_swapcached") == [PAGES, 0]
     assert int(box.system.read(DISK + "mm_stat").split()[0]) == (PAGES + 1) * 4096
+
+
+def test_pools_are_compacted_when_slab_caches_give_way(swap: ZramBox) -> None:
+    """zs_shrinker_scan: as compaction by hand, for every pool."""
+    swapped(swap)
+    for page in range(0, PAGES, 3):
+        swap.system.command(f"madvise p m+{page * 4096} 4K MADV_DONTNEED")
+    swap.run("sleep 1")
+    before = swap.figures("mm_stat")
+    swap.system.write("/proc/sys/vm/drop_caches", "2\n")
+    swap.system.check()
+    after = swap.figures("mm_stat")
+    assert swap.kernel.user.swap_storage.pools()[0].freeable == 0
+    assert after[6] > before[6] == 0, "pages_compacted"
+    assert after[2] == before[2] - (after[6] << 12), "mem_used_total"

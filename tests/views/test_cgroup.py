@@ -7,7 +7,7 @@ import select
 
 import pytest
 
-from kmemd.fs.inodes import InodeTable
+from kmemd.fs.inodes import InodeTable, Watch
 from kmemd.steps import finish
 from kmemd.system import System, SystemCallError
 from kmemd.views.tree import Caller, OpenFile
@@ -70,6 +70,34 @@ def test_inodes_of_files_that_went_are_told(system: System) -> None:
     system.rmdir(f"{ROOT}/a")
     assert table.vanished() == [inode]
     assert kept.dead
+
+
+def test_names_of_groups_that_went_are_told_without_looking_at_the_others(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = InodeTable(system.tree, 0, 0)
+    above = table.root
+    for name in ("sys", "fs", "cgroup"):
+        above = table.lookup(above, name)
+    for number in range(200):
+        system.mkdir(f"{ROOT}/g{number}")
+    inodes = {f"g{number}": table.lookup(above, f"g{number}") for number in range(200)}
+    assert table.vanished() == []
+    looked: list[str] = []
+    has = Watch._has
+    monkeypatch.setattr(
+        Watch, "_has", lambda self, kernel, inode: looked.append(inode.name) or has(self, kernel, inode)
+    )
+    system.mkdir(f"{ROOT}/other")
+    assert (table.vanished(), looked) == ([], [])
+    system.rmdir(f"{ROOT}/g7")
+    system.rmdir(f"{ROOT}/g8")
+    system.mkdir(f"{ROOT}/g8")
+    assert table.vanished() == [inodes["g7"], inodes["g8"]], "a name that came back is another group"
+    assert looked == ["g7", "g8"]
+    for number in range(10, 110):
+        system.rmdir(f"{ROOT}/g{number}")
+    assert {inode.name for inode in table.vanished()} == {f"g{number}" for number in range(10, 110)}
 
 
 def test_groups_nest(system: System) -> None:
