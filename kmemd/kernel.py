@@ -105,6 +105,7 @@ class Kernel:
         self._init_page_alloc()
         self.printk.log_all(boot_log.mm_init(machine, self.cmdline, self.boot_memory, self.page_alloc.zonelists))
         self._init_allocators()
+        self.init_mm = kernel_memory.make_init_mm(self)
         self._init_policies()
         self._init_huge_pages()
         self._init_limits()

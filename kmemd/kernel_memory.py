@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kmemd.boot.areas import percpu_groups
 from kmemd.debug.kmemleak import Kmemleak
+from kmemd.mm import memtype
 from kmemd.mm.descriptors import Descriptors
 from kmemd.mm.device_memory import DeviceMemory
-from kmemd.mm.percpu import Percpu
+from kmemd.mm.init_mm import InitMm
+from kmemd.mm.ioremap import FUNCTIONS
+from kmemd.mm.percpu import POPULATED_BY_BOOT, Percpu
 from kmemd.mm.slub import Slub
 from kmemd.mm.slub_machine import SlubCosts, SlubMachine
 from kmemd.mm.slub_report import ReportTools
 from kmemd.mm.swiotlb import region_of
 from kmemd.mm.units import KIB_PER_PAGE
-from kmemd.mm.vmalloc import Vmalloc
+from kmemd.mm.vmalloc import Vmalloc, VmStruct
 
 if TYPE_CHECKING:
     from kmemd.kernel import Kernel
@@ -128,3 +132,26 @@ def make_percpu(kernel: Kernel) -> Percpu:
     percpu = Percpu()
     percpu.boot(machine.arch, machine.cpu_nodes, kernel.page_alloc, kernel.context, kernel.depot)
     return percpu
+
+
+def make_init_mm(kernel: Kernel) -> InitMm:
+    """The kernel's page tables (paging_init, mark_rodata_ro)."""
+    machine, memtypes = kernel.machine, kernel.device_memory.memtypes
+    unit, groups = percpu_groups(kernel)
+
+    def cached(area: VmStruct) -> int:
+        """The memory type of what ioremap maps: what is tracked, or what was asked for."""
+        asked = FUNCTIONS.get(area.caller[1], memtype.UC_MINUS)
+        return memtypes.lookup(area.phys) if memtypes.enabled and area.phys is not None else asked
+
+    return InitMm(
+        kernel.layout,
+        [(region.start, region.end) for region in kernel.boot_memory.memblock.memory],
+        kernel.vmalloc.areas,
+        kernel.vmalloc.tables,
+        cached,
+        kernel.highmem.mapped_pages,
+        cpus=machine.cpus,
+        percpu=(unit, POPULATED_BY_BOOT[machine.arch], groups),
+        gbpages=machine.gbpages,
+    )

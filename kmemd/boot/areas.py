@@ -50,18 +50,23 @@ def units_per_allocation(kernel: Kernel) -> int:
     return min(MOST_UNITS, 1 << (most - 1).bit_length())
 
 
+def percpu_groups(kernel: Kernel) -> tuple[int, tuple[int, ...]]:
+    """The bytes between two CPUs' parts of a per-CPU chunk, and how many CPUs each of its areas is for."""
+    machine = kernel.machine
+    unit = PERCPU_UNIT[machine.arch]
+    if machine.arch != "x86_64":
+        return unit, (machine.cpus,)
+    return unit // units_per_allocation(kernel), tuple(len(node.cpus) for node in kernel.nodes if node.cpus)
+
+
 def _percpu_chunk(kernel: Kernel) -> None:
     """The second per-CPU chunk: its range for each group of CPUs, its maps, and the CPUs' interrupt stacks."""
     machine = kernel.machine
     units = units_per_allocation(kernel)
     word = kernel.layout.pointer_size
-    unit = PERCPU_UNIT[machine.arch]
-    groups = [len(node.cpus) for node in kernel.nodes if node.cpus]
-    if machine.arch == "x86_64":
-        unit //= units
-        sizes = [-(-cpus // units) * units * unit for cpus in groups]
-    else:
-        sizes = [machine.cpus * unit]
+    unit, groups = percpu_groups(kernel)
+    whole = units if machine.arch == "x86_64" else 1
+    sizes = [-(-cpus // whole) * whole * unit for cpus in groups]
     bits = unit // OBJECT_SIZE
     _site(kernel, "pcpu_mem_zalloc", "pcpu_create_chunk", "pcpu_alloc", "__alloc_percpu")
     for size in (bits // 8, bits // 8 + word, unit // 4096 * 32, bits * word):

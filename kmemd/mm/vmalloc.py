@@ -24,6 +24,7 @@ import numpy.typing as npt
 from kmemd.core.context import Context
 from kmemd.errors import KernelError
 from kmemd.mm import gfp as g
+from kmemd.mm.direct_map import LARGE_PAGE
 from kmemd.mm.dump_stack import DumpStack
 from kmemd.mm.layout import X86_64, Layout
 from kmemd.mm.leak_observer import LeakObserver, NullObserver
@@ -47,6 +48,7 @@ VM_STRUCT_ADDR, VM_STRUCT_PAGES = 8, 32
 VM_STRUCT_SIZE_32 = 36
 VM_STRUCT_ADDR_32, VM_STRUCT_PAGES_32 = 4, 16
 FRAMES = ("__vmalloc_node_range", "__vmalloc_node")
+PERCPU_CALLER = "pcpu_get_vm_areas"
 AREA_FRAMES = ("__get_vm_area_node", *FRAMES)
 
 SLICE_PAGES = 512
@@ -162,6 +164,9 @@ class Vmalloc:
         self._free = FreeSpace(layout.vmalloc_start, layout.vmalloc_end)
         self._lazy = Ranges()
         self._areas: dict[int, VmStruct] = {}
+        self.tables: set[int] = set()
+        """Regions that have a page table, by the number of the region: tables stay when areas go."""
+        self._table_size = LARGE_PAGE[layout.arch]
         self.numa = layout.arch == X86_64
 
     # -- allocation ------------------------------------------------------------------------------------------
@@ -233,6 +238,8 @@ class Vmalloc:
         if not gfp & (g.F.DMA | g.F.DMA32):
             gfp |= g.F.HIGHMEM
         area.order = order
+        if order < PMD_ORDER:
+            self._make_tables(area)
         yield from self._take_pages(area, gfp, count >> order, request, stack)
         if area.nr_pages < count:
             yield from self._drop_pages(area)
@@ -310,10 +317,17 @@ class Vmalloc:
 
     def _insert(self, area: VmStruct) -> VmStruct:
         self._areas[area.address] = area
+        if area.flags & (VM_MAP | VM_IOREMAP):
+            self._make_tables(area)
         if area.struct:
             offset = VM_STRUCT_ADDR if self._layout.pointer_size == 8 else VM_STRUCT_ADDR_32
             self._observer.store(area.struct + offset, area.address)
         return area
+
+    def _make_tables(self, area: VmStruct) -> None:
+        """Note the tables that small pages of an area need (``vmap_small_pages_range_noflush``)."""
+        last = area.end - PAGE_SIZE - 1
+        self.tables.update(range(area.address // self._table_size, last // self._table_size + 1))
 
     def _make_struct(self, gfp: int, nid: int, function: str) -> int:
         if self._slab is None:
@@ -362,7 +376,7 @@ class Vmalloc:
         address = self._free.allocate_top(size, align)
         if address < 0:
             raise KernelError(errno.ENOMEM, f"no room for {size} bytes of percpu memory")
-        caller = ("pcpu_get_vm_areas+0x0", "")
+        caller = (f"{PERCPU_CALLER}+0x0", "")
         return self._insert(VmStruct(address, size, VM_ALLOC, caller, struct)).address
 
     # -- freeing ---------------------------------------------------------------------------------------------
