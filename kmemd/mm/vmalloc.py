@@ -370,14 +370,20 @@ class Vmalloc:
         area.phys = phys - offset
         return area.address + offset
 
-    def pcpu_get_vm_area(self, size: int, align: int) -> int:
-        """The range of a percpu chunk, from the top of the area, without guard page. ENOMEM."""
-        struct = self._make_struct(g.GFP_KERNEL, NUMA_NO_NODE, "pcpu_get_vm_areas")
-        address = self._free.allocate_top(size, align)
-        if address < 0:
-            raise KernelError(errno.ENOMEM, f"no room for {size} bytes of percpu memory")
+    def pcpu_get_vm_areas(self, offsets: Sequence[int], sizes: Sequence[int], align: int) -> list[int]:
+        """The ranges of a percpu chunk, without guard pages: the last one at the top of the area, the others as far
+        below it as ``offsets``, which ascend, say. ENOMEM.
+        """
+        last = self._free.allocate_top(sizes[-1], align)
+        places = [last - (offsets[-1] - offset) for offset in offsets[:-1]]
+        for address, size in zip(places, sizes, strict=False):
+            if last < 0 or self._free.allocate(size, PAGE_SIZE, address, address + size) < 0:
+                raise KernelError(errno.ENOMEM, f"no room for {sum(sizes)} bytes of percpu memory")
         caller = (f"{PERCPU_CALLER}+0x0", "")
-        return self._insert(VmStruct(address, size, VM_ALLOC, caller, struct)).address
+        for address, size in zip([*places, last], sizes, strict=True):
+            struct = self._make_struct(g.GFP_KERNEL, NUMA_NO_NODE, PERCPU_CALLER)
+            self._insert(VmStruct(address, size, VM_ALLOC, caller, struct))
+        return [*places, last]
 
     # -- freeing ---------------------------------------------------------------------------------------------
 
