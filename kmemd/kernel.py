@@ -68,6 +68,7 @@ from kmemd.mm.psi import Psi
 from kmemd.mm.ratelimit import RateLimit
 from kmemd.mm.relief import MemoryPressure
 from kmemd.mm.sched import Task, TaskTable
+from kmemd.mm.set_memory import SetMemory
 from kmemd.mm.show_mem import ShowMem, hugetlb_lines
 from kmemd.mm.slab_flags import SLAB_RECLAIM_ACCOUNT
 from kmemd.mm.stackdepot import StackDepot
@@ -106,6 +107,8 @@ class Kernel:
         self.printk.log_all(boot_log.mm_init(machine, self.cmdline, self.boot_memory, self.page_alloc.zonelists))
         self._init_allocators()
         self.init_mm = kernel_memory.make_init_mm(self)
+        self.oops = kernel_memory.make_oops(self)
+        self.set_memory: SetMemory = SetMemory(self.init_mm, self.dump_stack)
         self._init_policies()
         self._init_huge_pages()
         self._init_limits()
@@ -542,6 +545,7 @@ class Kernel:
             self.kernel_sysctl,
             self.bad_area,
             self.file_table,
+            self.set_memory,
             *self.tuned_by_user,
         ]
         if machine.capture is not None and machine.is_twin:

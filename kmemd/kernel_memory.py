@@ -12,14 +12,18 @@ from kmemd.debug.kmemleak import Kmemleak
 from kmemd.mm import memtype
 from kmemd.mm.descriptors import Descriptors
 from kmemd.mm.device_memory import DeviceMemory
+from kmemd.mm.fork import INIT_PID
 from kmemd.mm.init_mm import InitMm
 from kmemd.mm.ioremap import FUNCTIONS
+from kmemd.mm.layout import PHYSICAL_START
+from kmemd.mm.oops import Oops
 from kmemd.mm.percpu import POPULATED_BY_BOOT, Percpu
+from kmemd.mm.signals import SIGSEGV
 from kmemd.mm.slub import Slub
 from kmemd.mm.slub_machine import SlubCosts, SlubMachine
 from kmemd.mm.slub_report import ReportTools
 from kmemd.mm.swiotlb import region_of
-from kmemd.mm.units import KIB_PER_PAGE
+from kmemd.mm.units import KIB_PER_PAGE, PAGE_SHIFT
 from kmemd.mm.vmalloc import Vmalloc, VmStruct
 
 if TYPE_CHECKING:
@@ -149,9 +153,43 @@ def make_init_mm(kernel: Kernel) -> InitMm:
         [(region.start, region.end) for region in kernel.boot_memory.memblock.memory],
         kernel.vmalloc.areas,
         kernel.vmalloc.tables,
+        kernel.vmalloc.changed,
         cached,
         kernel.highmem.mapped_pages,
         cpus=machine.cpus,
         percpu=(unit, POPULATED_BY_BOOT[machine.arch], groups),
         gbpages=machine.gbpages,
+    )
+
+
+def make_oops(kernel: Kernel) -> Oops:
+    """Faults of the kernel (trap_init)."""
+
+    def pgd() -> int:
+        task = kernel.tasks.current()
+        own = task.mm if task is not None else None
+        return PHYSICAL_START if own is None else kernel.mmu.pgd(own.id) << PAGE_SHIFT
+
+    def stack() -> int:
+        """Of the executing task; the shell that writes commands is no task of the model, and shows init's."""
+        task = kernel.tasks.current() or kernel.tasks.find(INIT_PID)
+        return task.stack_addr
+
+    def die() -> None:
+        """End the executing task, if it is a process that commands began (``make_task_dead``)."""
+        task = kernel.tasks.current()
+        if task is not None and not task.is_kthread and task.pid != INIT_PID:
+            task.killed = SIGSEGV
+
+    return Oops(
+        kernel.init_mm,
+        kernel.context,
+        kernel.depot,
+        kernel.printk,
+        kernel.dump_stack,
+        kernel.kallsyms.frame_text,
+        stack,
+        pgd,
+        lambda: (bool(kernel.kernel_sysctl.panic_on_oops), kernel.kernel_sysctl.oops_limit),
+        die,
     )

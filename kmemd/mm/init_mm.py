@@ -13,6 +13,9 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from kmemd.core.pte import ACCESSED, DIRTY, GLOBAL, NX, PRESENT, PROTNONE, PSE, RW
 from kmemd.mm import memtype
 from kmemd.mm.direct_map import ISA_END, LARGE_PAGE
@@ -75,10 +78,11 @@ class Leaf(NamedTuple):
 class InitMm:
     """The kernel's mappings.
 
-    ``memory`` are the ranges of memory in bytes, ``areas()`` those of vmalloc, ``tables`` the 2 MiB regions (4 MiB on
-    i386) of vmalloc that ever had a page, ``cached(area)`` the memory type of an area of ioremap, ``percpu`` the
-    bytes of a unit of per-CPU areas, the pages at its start that are there, and how many CPUs each area is for;
-    ``windows()`` the pages of high memory that have an address.
+    ``memory`` are the ranges of memory in bytes, ``areas()`` those of vmalloc, ``tables`` the 2 MiB regions (4 MiB
+    on i386) of vmalloc that ever had a page, ``changed`` the bits of small pages that were changed,
+    ``cached(area)`` the memory type of an area of ioremap, ``percpu`` the bytes of a unit of per-CPU areas, the
+    pages at its start that are there, and how many CPUs each area is for; ``windows()`` the pages of high memory
+    that have an address.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class InitMm:
         memory: Iterable[tuple[int, int]],
         areas: Callable[[], Iterator[VmStruct]],
         tables: set[int],
+        changed: dict[int, int],
         cached: Callable[[VmStruct], int],
         windows: Callable[[], Iterable[int]],
         *,
@@ -103,7 +108,7 @@ class InitMm:
         self._cpus, self._percpu = cpus, percpu
         self._gbpages = gbpages and self.long
         self._nx = 0 if self.long else NX
-        self._changed: dict[int, int] = {}
+        self._changed = changed
 
     # -- the whole -----------------------------------------------------------------------------------------
 
@@ -133,6 +138,15 @@ class InitMm:
             ranges += [(index * size, (index + 1) * size) for index in self._tables]
             ranges += [FIXMAP_TABLES] if self.long else FIXED_TABLES_32
         return merged(ranges)
+
+    def first_read_only(self, addresses: npt.NDArray[np.uint64]) -> int | None:
+        """The first of some addresses that are mapped and may not be written."""
+        ranges = [(leaf.start, leaf.end) for leaf in self.leaves() if not leaf.flags & RW and leaf.flags & PRESENT]
+        starts = np.array([start for start, _ in ranges], dtype=np.uint64)
+        ends = np.array([end for _, end in ranges], dtype=np.uint64)
+        place = np.searchsorted(starts, addresses, side="right")
+        found = (place > 0) & (addresses < ends[np.maximum(place, 1) - 1])
+        return int(addresses[found][0]) if found.any() else None
 
     # -- parts -----------------------------------------------------------------------------------------------
 
@@ -228,11 +242,6 @@ class InitMm:
             leaf = self.lookup(start)
             if leaf is not None:
                 self._changed[start] = leaf.flags & ~off & ~PSE | on
-
-    def forget(self, start: int, end: int) -> None:
-        """A range is not mapped any more: what comes there next has its own bits."""
-        for address in [page for page in self._changed if start <= page < end]:
-            del self._changed[address]
 
     def _with_changes(self, leaves: list[Leaf]) -> Iterator[Leaf]:
         pages = sorted(self._changed)

@@ -167,6 +167,8 @@ class Vmalloc:
         self.tables: set[int] = set()
         """Regions that have a page table, by the number of the region: tables stay when areas go."""
         self._table_size = LARGE_PAGE[layout.arch]
+        self.changed: dict[int, int] = {}
+        """Bits of pages whose protection was changed (``InitMm.change``): an area's go with it."""
         self.numa = layout.arch == X86_64
 
     # -- allocation ------------------------------------------------------------------------------------------
@@ -453,6 +455,8 @@ class Vmalloc:
     def _remove(self, area: VmStruct) -> Steps[None]:
         """Take an area out; its range waits for a purge (``free_vmap_area_noflush``)."""
         del self._areas[area.address]
+        for page in [page for page in self.changed if area.address <= page < area.end]:
+            del self.changed[page]
         self._lazy.add(area.address, area.end)
         self.nr_lazy += area.size >> PAGE_SHIFT
         if area.page_array and self._layout.is_vmalloc_addr(area.page_array):

@@ -27,6 +27,7 @@ from kmemd.mm.numa_balancing import NumaBalancing
 from kmemd.mm.oom_kill import OomKill
 from kmemd.mm.page_writeback import PageWriteback
 from kmemd.mm.printk import KERN_WARNING
+from kmemd.mm.set_memory import SetMemory
 from kmemd.mm.swap import Swap
 from kmemd.mm.sysctl_handlers import KMALLOC_MAX_SIZE
 from kmemd.mm.units import PAGE_SIZE
@@ -35,9 +36,10 @@ from kmemd.mm.vmstat_sysctl import VmStatSysctl
 from kmemd.mm.watermarks import Watermarks
 from kmemd.steps import Steps
 from kmemd.tunable import Tunable, Tuned
-from kmemd.views.tree import File, debugfs, proc, sysfs
+from kmemd.views.tree import File, debugfs, kmemd, proc, sysfs
 
 DEBUGFS = "sys/kernel/debug/"
+TREES = {"proc": proc, "sys": sysfs, "kmemd": kmemd}
 OWNERS: tuple[type[Tuned], ...] = (
     Watermarks,
     Vmscan,
@@ -56,6 +58,7 @@ OWNERS: tuple[type[Tuned], ...] = (
     KernelSysctl,
     BadArea,
     FileTable,
+    SetMemory,
 )
 
 
@@ -138,7 +141,7 @@ def _mount(owner: type[Tuned], row: Tunable) -> None:
     if debug:
         debugfs.add(row.path.removeprefix(DEBUGFS), file)
     else:
-        (proc if tree == "proc" else sysfs).add(name, file)
+        TREES[tree].add(name, file)
 
 
 def _listed(knob: tuple[type[Tuned], Tunable]) -> str:
