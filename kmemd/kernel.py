@@ -33,6 +33,7 @@ from kmemd.mm.direct_map import DirectMap, from_meminfo, map_memory
 from kmemd.mm.do_exit import DoExit
 from kmemd.mm.drop_caches import DropCaches
 from kmemd.mm.dump_stack import DumpStack
+from kmemd.mm.fault_inject import FailPageAlloc, FailSlab
 from kmemd.mm.file_table import FileTable
 from kmemd.mm.fork import ThreadStacks
 from kmemd.mm.handles import Handles
@@ -109,6 +110,7 @@ class Kernel:
         self.init_mm = kernel_memory.make_init_mm(self)
         self.oops = kernel_memory.make_oops(self)
         self.set_memory: SetMemory = SetMemory(self.init_mm, self.dump_stack)
+        self._init_fault_injection()
         self._init_policies()
         self._init_huge_pages()
         self._init_limits()
@@ -350,6 +352,12 @@ class Kernel:
         )
         self.cgroups.root.psi = self.psi
 
+    def _init_fault_injection(self) -> None:
+        """Failures made on purpose (fault_create_debugfs_attr)."""
+        parts = (self.context, self.tasks, self.rng, self.printk, self.dump_stack, self.cmdline)
+        self.fail_slab = self.slub.fail = FailSlab(*parts)
+        self.fail_page_alloc = self.page_alloc.fail = FailPageAlloc(*parts)
+
     def _executing(self) -> Task | None:
         """The task that executes: the one whose memory is being accessed, if any is."""
         access = self.user_mode.access
@@ -546,6 +554,8 @@ class Kernel:
             self.bad_area,
             self.file_table,
             self.set_memory,
+            self.fail_slab,
+            self.fail_page_alloc,
             *self.tuned_by_user,
         ]
         if machine.capture is not None and machine.is_twin:
