@@ -164,6 +164,7 @@ def make_init_mm(kernel: Kernel) -> InitMm:
 
 def make_oops(kernel: Kernel) -> Oops:
     """Faults of the kernel (trap_init)."""
+    features = kernel.machine.cpu_features
 
     def pgd() -> int:
         task = kernel.tasks.current()
@@ -192,4 +193,6 @@ def make_oops(kernel: Kernel) -> Oops:
         pgd,
         lambda: (bool(kernel.kernel_sysctl.panic_on_oops), kernel.kernel_sysctl.oops_limit),
         die,
+        smep="smep" in features and not kernel.cmdline.has("nosmep"),
+        smap="smap" in features and not kernel.cmdline.has("nosmap"),
     )

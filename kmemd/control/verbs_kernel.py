@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from kmemd.control.language import Reply, verb
 from kmemd.control.words import Address, Count
+from kmemd.core.pte import PFN_MASK, PRESENT
 from kmemd.errors import KernelError
+from kmemd.mm.init_mm import Leaf
 from kmemd.mm.oops import THREAD_SIZE, KernelAccess
-from kmemd.mm.units import PAGE_SIZE
+from kmemd.mm.units import PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
     from kmemd.kernel import Kernel
@@ -86,7 +88,22 @@ def set_memory_nx(kernel: Kernel, where: Address, pages: Count = 1) -> Reply:
 
 def _touch(kernel: Kernel, access: KernelAccess) -> None:
     """Make an access that may fault. EFAULT."""
-    code = kernel.oops.fault(access)
+    user = _user_leaf(kernel, access.address)
+    code = kernel.oops.fault(access) if user is None else kernel.oops.user_fault(access, user.flags)
     if code >= 0:
-        kernel.oops.page_fault(access, code)
+        kernel.oops.page_fault(access, code, user)
         raise KernelError(errno.EFAULT, f"{access.what} to {access.address:#x}: page fault {code:#x}")
+
+
+def _user_leaf(kernel: Kernel, address: int) -> Leaf | None:
+    """What maps an address for the executing task; None where it does not."""
+    task = kernel.tasks.current()
+    if task is None or task.mm is None or address >= task.mm.task_size:
+        return None
+    slot, level = kernel.mmu.leaf(task.mm.id, address >> PAGE_SHIFT)
+    entry = int(kernel.mmu.words[slot]) if slot >= 0 else 0
+    if not entry & PRESENT:
+        return None
+    size = PAGE_SIZE << kernel.mmu.bits * level
+    start = address & -size
+    return Leaf(start, start + size, size, entry & ~PFN_MASK, entry & PFN_MASK)

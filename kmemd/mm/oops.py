@@ -71,6 +71,9 @@ class Oops:
         pgd: Callable[[], int],
         panics: Callable[[], tuple[bool, int]],
         die: Callable[[], None],
+        *,
+        smep: bool = False,
+        smap: bool = False,
     ) -> None:
         self._mm = mm
         self._context = context
@@ -80,6 +83,7 @@ class Oops:
         self._symbolize = symbolize
         self._stack, self._pgd = stack, pgd
         self._panics, self._die = panics, die
+        self.smep, self.smap = smep, smap
         self.count = 0
         self._first: list[str] = []
         self._width = 16 if mm.long else 8
@@ -94,18 +98,34 @@ class Oops:
             return code | PF_PROT
         return -1
 
-    def page_fault(self, access: KernelAccess, code: int) -> None:
-        """Report a fault that nothing handles, and end the task (``page_fault_oops``, ``oops_end``)."""
-        leaf = self._mm.lookup(access.address)
+    def user_fault(self, access: KernelAccess, entry: int) -> int:
+        """The error code of an access to user memory that the task maps by ``entry``, -1 where it is allowed.
+
+        With SMAP the kernel reads and writes user memory through ``copy_from_user`` and its like alone, with SMEP it
+        never executes any.
+        """
+        guard = self.smep if access.execute else self.smap
+        code = PF_WRITE * access.write | PF_INSTR * access.execute | PF_PROT
+        forbidden = (access.write and not entry & RW) or (access.execute and entry & NX)
+        return code if guard or forbidden else -1
+
+    def page_fault(self, access: KernelAccess, code: int, user: Leaf | None = None) -> None:
+        """Report a fault that nothing handles, and end the task (``page_fault_oops``, ``oops_end``).
+
+        ``user`` is what maps the address for the task, where it is the task's.
+        """
+        leaf = self._mm.lookup(access.address) if user is None else user
         if access.execute and leaf is not None and leaf.flags & NX:
             self._printk.log(KERN_CRIT, "kernel tried to execute NX-protected page - exploit attempt? (uid: 0)")
+        elif access.execute and user is not None and self.smep:
+            self._printk.log(KERN_CRIT, "unable to execute userspace code (SMEP?) (uid: 0)")
         null = "kernel NULL pointer dereference, address" if access.address < PAGE_SIZE else ""
         what = null or "unable to handle page fault for address"
         self._printk.log(KERN_ALERT, f"BUG: {what}: {access.address:0{self._width}x}")
         self._printk.log(KERN_ALERT, f"#PF: supervisor {access.what} in kernel mode")
         why = "permissions violation" if code & PF_PROT else "not-present page"
         self._printk.log(KERN_ALERT, f"#PF: error_code({code:#06x}) - {why}")
-        self._printk.log(KERN_INFO, self._tables(access.address, leaf))
+        self._printk.log(KERN_INFO, self._tables(access.address, leaf, user=user is not None))
         self.die(f"Oops: {code:04x}", access)
 
     def stack_overflow(self) -> None:
@@ -193,11 +213,11 @@ class Oops:
         yield f"DS: 007b ES: 007b FS: 00d8 GS: 0000 SS: 0068 EFLAGS: {FLAGS:08x}"
         yield f"CR0: {CR0:08x} CR2: {access.address:08x} CR3: {self._pgd():08x} CR4: {CR4:08x}"
 
-    def _tables(self, address: int, leaf: Leaf | None) -> str:
+    def _tables(self, address: int, leaf: Leaf | None, *, user: bool) -> str:
         """The entries on the way to an address (``dump_pagetable``)."""
         words = []
         for size, name in REGIONS[self._mm.long]:
-            words.append((name, self._entry(address, size, leaf)))
+            words.append((name, self._entry(address, size, leaf, user=user)))
             if leaf is not None and leaf.size == size:
                 return self._shown(words, large=True)
             if not words[-1][1]:
@@ -210,13 +230,13 @@ class Oops:
             return " ".join(f"{name} {entry:x}" for name, entry in words) + (" " if large else "")
         return " ".join(f"*{name} = {entry:08x}" for name, entry in words) + " "
 
-    def _entry(self, address: int, size: int, leaf: Leaf | None) -> int:
+    def _entry(self, address: int, size: int, leaf: Leaf | None, *, user: bool) -> int:
         """An upper entry: the leaf's own, or one that leads to a table."""
         if leaf is not None and leaf.size == size:
             return self._leaf_entry(address, leaf)
         region = address & -size
         number = next((n for n, (low, high) in enumerate(self._mm.regions(size)) if low <= region < high), -1)
-        if number < 0:
+        if number < 0 and not user:
             return 0
         table = PHYSICAL_START + (IMAGE_END & -PAGE_SIZE) + (number + 1) * PAGE_SIZE
         return table | TABLE | (USER if size == 512 * GIB else 0)

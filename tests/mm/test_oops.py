@@ -7,6 +7,7 @@ import errno
 import pytest
 
 from kmemd import System
+from kmemd.machine import Machine
 from kmemd.system import SystemCallError
 
 LOG_BUG = "BUG: unable to handle page fault for address: "
@@ -154,3 +155,40 @@ def test_a_freed_area_leaves_no_protection_behind(system: System) -> None:
     system.kernel.vmalloc.purge()
     assert system.command("b = vmalloc 4K").split()[0] == reply.split()[0]
     system.command("WRITE_ONCE b 0")
+
+
+def guarded(*features: str, cmdline: str = "") -> tuple[System, str, str]:
+    """A machine with some features, a process, and the address of a page of it."""
+    machine = Machine.of_memory("guarded", "x86_64", 1, (1 << 30,), ((0,),), ((10,),), cpu_features=features)
+    system = System.boot(machine=machine, seed=1, cmdline=f"nokaslr {cmdline}", clock="manual")
+    pid = pid_of(system.command("spawn w image=tiny"))
+    address = system.command(f"mmap {pid} 4K prot=rwx").split("addr=")[1].split()[0]
+    system.command(f"access {pid} {address} 4K w")
+    return system, pid, address
+
+
+def test_smep_keeps_the_kernel_from_user_code() -> None:
+    system, pid, address = guarded("smep")
+    number, said = fails(system, f"call {address} pid={pid}")
+    assert number == errno.EFAULT
+    assert said[0] == "unable to execute userspace code (SMEP?) (uid: 0)"
+    assert "#PF: error_code(0x0011) - permissions violation" in said
+    system.check()
+
+
+def test_smap_keeps_the_kernel_from_user_data() -> None:
+    system, pid, address = guarded("smap")
+    number, said = fails(system, f"READ_ONCE {address} pid={pid}")
+    assert number == errno.EFAULT
+    assert said[0] == f"{LOG_BUG}{int(address, 16):016x}"
+    assert "#PF: error_code(0x0001) - permissions violation" in said
+
+
+@pytest.mark.parametrize(
+    ("features", "cmdline"), [((), ""), (("smep", "smap"), "nosmep nosmap")], ids=["without", "turned off"]
+)
+def test_without_them_the_kernel_may(features: tuple[str, ...], cmdline: str) -> None:
+    system, pid, address = guarded(*features, cmdline=cmdline)
+    system.command(f"READ_ONCE {address} pid={pid}")
+    system.command(f"call {address} pid={pid}")
+    assert system.read(f"/proc/{pid}/status")
