@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kmemd.boot.areas import percpu_groups
+from kmemd.core import stats
 from kmemd.debug.kmemleak import Kmemleak
 from kmemd.mm import memtype
 from kmemd.mm.descriptors import Descriptors
@@ -15,7 +16,7 @@ from kmemd.mm.device_memory import DeviceMemory
 from kmemd.mm.fork import INIT_PID
 from kmemd.mm.init_mm import InitMm
 from kmemd.mm.ioremap import FUNCTIONS
-from kmemd.mm.layout import PHYSICAL_START
+from kmemd.mm.layout import PHYSICAL_START, X86_64
 from kmemd.mm.oops import Oops
 from kmemd.mm.percpu import POPULATED_BY_BOOT, Percpu
 from kmemd.mm.signals import SIGSEGV
@@ -23,7 +24,7 @@ from kmemd.mm.slub import Slub
 from kmemd.mm.slub_machine import SlubCosts, SlubMachine
 from kmemd.mm.slub_report import ReportTools
 from kmemd.mm.swiotlb import region_of
-from kmemd.mm.units import KIB_PER_PAGE, PAGE_SHIFT
+from kmemd.mm.units import GIB, KIB_PER_PAGE, PAGE_SHIFT
 from kmemd.mm.vmalloc import Vmalloc, VmStruct
 
 if TYPE_CHECKING:
@@ -148,12 +149,19 @@ def make_init_mm(kernel: Kernel) -> InitMm:
         asked = FUNCTIONS.get(area.caller[1], memtype.UC_MINUS)
         return memtypes.lookup(area.phys) if memtypes.enabled and area.phys is not None else asked
 
+    def split(size: int) -> None:
+        """A large page of memory was made into small ones."""
+        kernel.direct_map = kernel.direct_map.split(size)
+        if kernel.machine.arch == X86_64:
+            kernel.vmstat.count(stats.DIRECT_MAP_LEVEL3_SPLIT if size >= GIB else stats.DIRECT_MAP_LEVEL2_SPLIT)
+
     return InitMm(
         kernel.layout,
         [(region.start, region.end) for region in kernel.boot_memory.memblock.memory],
         kernel.vmalloc.areas,
         kernel.vmalloc.tables,
         kernel.vmalloc.changed,
+        split,
         cached,
         kernel.highmem.mapped_pages,
         cpus=machine.cpus,

@@ -79,10 +79,10 @@ class InitMm:
     """The kernel's mappings.
 
     ``memory`` are the ranges of memory in bytes, ``areas()`` those of vmalloc, ``tables`` the 2 MiB regions (4 MiB
-    on i386) of vmalloc that ever had a page, ``changed`` the bits of small pages that were changed,
-    ``cached(area)`` the memory type of an area of ioremap, ``percpu`` the bytes of a unit of per-CPU areas, the
-    pages at its start that are there, and how many CPUs each area is for; ``windows()`` the pages of high memory
-    that have an address.
+    on i386) of vmalloc that ever had a page, ``changed`` the bits of small pages that were changed, ``split(size)``
+    hears of large ones that were split, ``cached(area)`` the memory type of an area of ioremap, ``percpu`` the
+    bytes of a unit of per-CPU areas, the pages at its start that are there, and how many CPUs each area is for;
+    ``windows()`` the pages of high memory that have an address.
     """
 
     def __init__(
@@ -92,6 +92,7 @@ class InitMm:
         areas: Callable[[], Iterator[VmStruct]],
         tables: set[int],
         changed: dict[int, int],
+        split: Callable[[int], None],
         cached: Callable[[VmStruct], int],
         windows: Callable[[], Iterable[int]],
         *,
@@ -108,7 +109,7 @@ class InitMm:
         self._cpus, self._percpu = cpus, percpu
         self._gbpages = gbpages and self.long
         self._nx = 0 if self.long else NX
-        self._changed = changed
+        self._changed, self._split = changed, split
 
     # -- the whole -----------------------------------------------------------------------------------------
 
@@ -240,8 +241,11 @@ class InitMm:
         """Clear and set bits of small pages; large ones are split (``change_page_attr_set_clr``)."""
         for start in range(address, address + pages * PAGE_SIZE, PAGE_SIZE):
             leaf = self.lookup(start)
-            if leaf is not None:
-                self._changed[start] = leaf.flags & ~off & ~PSE | on
+            if leaf is None:
+                continue
+            if leaf.size > PAGE_SIZE and not self.layout.is_vmalloc_addr(start):
+                self._split(leaf.size)
+            self._changed[start] = leaf.flags & ~off & ~PSE | on
 
     def _with_changes(self, leaves: list[Leaf]) -> Iterator[Leaf]:
         pages = sorted(self._changed)

@@ -192,3 +192,22 @@ def test_without_them_the_kernel_may(features: tuple[str, ...], cmdline: str) ->
     system.command(f"READ_ONCE {address} pid={pid}")
     system.command(f"call {address} pid={pid}")
     assert system.read(f"/proc/{pid}/status")
+
+
+def direct_map(system: System) -> dict[str, int]:
+    lines = system.read("/proc/meminfo").decode().splitlines()
+    return {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith("DirectMap")}
+
+
+def test_a_changed_page_splits_its_large_page_once(system: System) -> None:
+    before = direct_map(system)
+    address = system.kernel.layout.page_offset + (512 << 20)
+    for page in (0, 3, 511):
+        system.command(f"set_memory_ro {address + page * 4096:#x} 1")
+    after = direct_map(system)
+    assert after["DirectMap4k"] - before["DirectMap4k"] == 2048
+    assert before["DirectMap2M"] - after["DirectMap2M"] == 2048
+    assert b"\ndirect_map_level2_splits 1\n" in system.read("/proc/vmstat")
+    system.command("a = vmalloc 4K")
+    system.command("set_memory_ro a 1")
+    assert direct_map(system) == after
