@@ -514,6 +514,8 @@ class Kernel:
         self.accounting.also(self.mm_check.gauges)
         self.accounting.also(lambda: user.thp.gauges(user.mms.living.values()))
         self.tuned_by_user: list[Tuned] = [user.numa]
+        self.perf = kernel_memory.make_perf(self)
+        self.alloc_stacks = kernel_memory.make_alloc_stacks(self)
 
     def _init_settings(self) -> None:
         """Whoever has knobs, for ``views.sysctl`` to mount; a twin has the settings of its original."""

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 
 from kmemd.boot.areas import percpu_groups
 from kmemd.core import stats
+from kmemd.debug.alloc_stacks import AllocStacks
 from kmemd.debug.kmemleak import Kmemleak
+from kmemd.debug.perf_counters import Counters
+from kmemd.debug.perf_events import PerfEvents
 from kmemd.mm import memtype
 from kmemd.mm.descriptors import Descriptors
 from kmemd.mm.device_memory import DeviceMemory
@@ -82,6 +85,19 @@ def make_kmemleak(kernel: Kernel) -> Kmemleak:
         tasks=kernel.tasks,
         alloc_ns=latency.kmemleak_object,
         scan_ns=latency.kmemleak_scan_page,
+    )
+
+
+def make_perf(kernel: Kernel) -> PerfEvents:
+    """What ``kmemd perf`` counts and samples (perf_event_init)."""
+    counters = Counters(kernel.vmstat, kernel.mmu, kernel.clock, kernel.machine.cpu_model.mhz)
+    return PerfEvents(counters, kernel.context, kernel.depot, kernel.kallsyms)
+
+
+def make_alloc_stacks(kernel: Kernel) -> AllocStacks:
+    """Who holds memory, by what the instruments of the allocators know."""
+    return AllocStacks(
+        kernel.depot, kernel.owner, lambda: kernel.kmemleak.table, lambda: kernel.slub.reports.allocated.values()
     )
 
 

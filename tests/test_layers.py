@@ -36,6 +36,7 @@ RANKS = {
     "conformance": 9,
     "fs": 9,
     "daemon": 10,
+    "perf": 11,
     "cli": 11,
 }
 """A module may import what has the same or a lower rank."""

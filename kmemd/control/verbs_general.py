@@ -72,6 +72,7 @@ SECTIONS = {
     "verbs_files": "Files and swap",
     "verbs_numa": "NUMA placement of a process",
     "verbs_signals": "Signals",
+    "verbs_perf": "Sampling",
     "verbs_general": "Time, handles, the log",
 }
 """The modules with verbs, in the order in which these are listed, and what they are about."""
