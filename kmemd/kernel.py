@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-from kmemd import kernel_memory
+from kmemd import kernel_guards, kernel_memory
 from kmemd.boot import log as boot_log
 from kmemd.boot import populate
 from kmemd.command_state import CommandState
@@ -111,6 +111,9 @@ class Kernel:
         self.oops = kernel_memory.make_oops(self)
         self.set_memory: SetMemory = SetMemory(self.init_mm, self.dump_stack)
         self._init_fault_injection()
+        self.kfence = kernel_guards.make_kfence(self)
+        self.usercopy = kernel_guards.make_usercopy(self)
+        self.kernel_write = kernel_guards.make_kernel_write(self)
         self._init_policies()
         self._init_huge_pages()
         self._init_limits()
@@ -374,6 +377,7 @@ class Kernel:
     def _init_allocators(self) -> None:
         """What is built on pages, and the instruments that watch it (mm_init, fork_init)."""
         self.kmemleak = kernel_memory.make_kmemleak(self)
+        self.page_poison = self.page_alloc.poison = kernel_guards.make_page_poison(self)
         self.slub = kernel_memory.make_slub(self)
         self.percpu = kernel_memory.make_percpu(self)
         self.page_owner = PageOwner(
@@ -603,6 +607,7 @@ class Kernel:
         self.user.thp.check(self.mms.living.values())
         self.user.hugetlb_vm.check(self.mms.living.values())
         self.slub.check()
+        self.kfence.check()
         self.tasks.check()
         self.cgroups.check()
         MemcgCheck(self.memcg, self.pages)([area.memcg for area in self.swap.files.areas])

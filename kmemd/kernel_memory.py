@@ -24,6 +24,7 @@ from kmemd.mm.oops import Oops
 from kmemd.mm.percpu import POPULATED_BY_BOOT, Percpu
 from kmemd.mm.signals import SIGSEGV
 from kmemd.mm.slub import Slub
+from kmemd.mm.slub_harden import Hardening
 from kmemd.mm.slub_machine import SlubCosts, SlubMachine
 from kmemd.mm.slub_report import ReportTools
 from kmemd.mm.swiotlb import region_of
@@ -67,6 +68,13 @@ def make_slub(kernel: Kernel) -> Slub:
         kernel.cmdline,
         kernel.kmemleak,
         kernel.preempt,
+        Hardening(
+            kernel.cmdline,
+            kernel.rng,
+            lambda where, frames: kernel.oops.invalid_op(where, frames),
+            init_on_alloc=kernel.page_poison.init_on_alloc,
+            init_on_free=kernel.page_poison.init_on_free,
+        ),
     )
 
 

@@ -24,6 +24,7 @@ def READ_ONCE(kernel: Kernel, where: Address) -> Reply:
     The report ends the task that the line runs as (``pid=``), unless kernel.panic_on_oops is set.
     """
     _touch(kernel, KernelAccess(where.address))
+    kernel.kernel_write.touch(where.address, write=False)
     return Reply({"addr": f"{where.address:#x}"})
 
 

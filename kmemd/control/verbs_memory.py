@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 STORES = 1 << 14
 """Words written before others may get in."""
+GUARDED_STORES = 256
+"""As many while a guard keeps bytes."""
 
 
 @verb
@@ -41,6 +43,11 @@ def WRITE_ONCE(kernel: Kernel, where: Address, value: Address) -> Slices:
     for start in range(0, len(targets) if kernel.kmemleak.enabled else 0, STORES):
         kernel.kmemleak.store_bulk(targets[start : start + STORES], 0, values[start : start + STORES])
         yield
+    if kernel.kernel_write.watching:
+        for number, (target, word) in enumerate(zip(targets.tolist(), values.tolist(), strict=True)):
+            kernel.kernel_write.store(target, word.to_bytes(8, "little")[: kernel.layout.pointer_size], keep=False)
+            if number % GUARDED_STORES == 0:
+                yield
     return Reply({"addr": f"{int(targets[0]):#x}", "value": f"{int(values[0]):#x}", "n": len(targets)})
 
 

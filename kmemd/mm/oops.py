@@ -128,6 +128,12 @@ class Oops:
         self._printk.log(KERN_INFO, self._tables(access.address, leaf, user=user is not None))
         self.die(f"Oops: {code:04x}", access)
 
+    def invalid_op(self, where: str, frames: tuple[str, ...]) -> None:
+        """``BUG()`` in ``frames[0]`` at a file and line: report it, and end the task (``handle_bug``)."""
+        self.count += 1
+        self._dump_stack.bug(where, frames)
+        self._end()
+
     def stack_overflow(self) -> None:
         """Report that the task's stack ran into its guard page, and end the task (``handle_stack_overflow``)."""
         start = self._stack()

@@ -54,6 +54,7 @@ from kmemd.mm.dump_stack import DumpStack
 from kmemd.mm.fault_inject import FailPageAlloc
 from kmemd.mm.mmzone import PAGE_ALLOC_COSTLY_ORDER, Node, Zone
 from kmemd.mm.node_reclaim import NodeReclaim
+from kmemd.mm.page_poison import PagePoison
 from kmemd.mm.panic import TAINT_BAD_PAGE
 from kmemd.mm.preempt import Preempt
 from kmemd.mm.printk import KERN_ALERT, KERN_WARNING, Printk
@@ -180,6 +181,8 @@ class PageAllocator:
         self._wake = memoryview(buddy.kswapd_wake)
         self._plans: dict[tuple[int, int, int, int], tuple[int, int, int, int]] = {}
         self.slow_paths = 0
+        self.poison: PagePoison | None = None
+        """What fills and looks at pages, once it is known."""
         self.fail: FailPageAlloc | None = None
         """Failures made on purpose, once tasks exist."""
         self.zonelists = build_all_zonelists(nodes)
@@ -313,6 +316,8 @@ class PageAllocator:
 
     def _prepare(self, gfp: int, order: int, heads: int | PFNS, blocks: int) -> None:
         """Clear the pages and make compound ones of blocks (prep_new_page)."""
+        if self.poison is not None and self.poison.active:
+            self.poison.allocated(heads, order, zero=bool(gfp & g.F.ZERO))
         if gfp & g.F.ZERO:
             self._context.charge(self._zero_ns * blocks << order)
         if gfp & g.F.COMP and order:
@@ -561,6 +566,8 @@ class PageAllocator:
         Invariants: what is in a slab or on an LRU list never gets on a free list.
         """
         pages = self._buddy.pages
+        if self.poison is not None and self.poison.active:
+            self.poison.freed(1 << order)
         if 0 <= pfn < pages.max_pfn and pages.kind[pfn] == ALLOCATED and int(pages.flags[pfn]) & CHECK_AT_FREE:
             self._bad_page(pfn, "PAGE_FLAGS_CHECK_AT_FREE flag(s) set")
             raise KernelError(errno.EFAULT, f"pfn {pfn} is in use: in a slab, or on an LRU list")
@@ -575,6 +582,8 @@ class PageAllocator:
         blocks = np.ascontiguousarray(pfns, dtype=np.int64)
         if self._memcg is not None and self._memcg.charged:
             self._memcg.uncharge(blocks, order)
+        if self.poison is not None and self.poison.active:
+            self.poison.freed(len(blocks) << order)
         done, bad = 0, None
         while done < len(blocks):
             done += self._buddy.free_bulk(blocks[done:], order)
