@@ -73,6 +73,7 @@ SECTIONS = {
     "verbs_files": "Files and swap",
     "verbs_numa": "NUMA placement of a process",
     "verbs_signals": "Signals",
+    "verbs_kmemleak": "What kmemleak is told",
     "verbs_perf": "Sampling",
     "verbs_general": "Time, handles, the log",
 }
