@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from bench.result import Figure
 
-MODULES = ("pages", "faults", "slab", "owner", "leak", "slices", "boot", "fuse_open")
+MODULES = ("pages", "faults", "slab", "owner", "leak", "watched", "slices", "boot", "fuse_open")
 
 
 def figures(name: str) -> Iterable[Figure]:

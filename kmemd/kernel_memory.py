@@ -98,7 +98,7 @@ def make_kmemleak(kernel: Kernel) -> Kmemleak:
 
 def make_perf(kernel: Kernel) -> PerfEvents:
     """What ``kmemd perf`` counts and samples (perf_event_init)."""
-    counters = Counters(kernel.vmstat, kernel.mmu, kernel.clock, kernel.machine.cpu_model.mhz)
+    counters = Counters(kernel.vmstat, kernel.mmu, kernel.context, kernel.clock, kernel.machine.cpu_model.mhz)
     return PerfEvents(counters, kernel.context, kernel.depot, kernel.kallsyms)
 
 

@@ -28,6 +28,7 @@ RANKS = {
     "user_memory": 6,
     "block_storage": 6,
     "kernel_memory": 6,
+    "kernel_guards": 6,
     "huge_pages": 6,
     "memory_pressure": 6,
     "views": 7,

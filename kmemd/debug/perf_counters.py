@@ -15,6 +15,7 @@ import errno
 from collections.abc import Callable, Iterator
 
 from kmemd.core import mmu, stats
+from kmemd.core.context import NOW, Context
 from kmemd.core.mmu import STAT_NAMES, Mmu
 from kmemd.errors import KernelError
 from kmemd.mm.clock import Clock
@@ -47,9 +48,12 @@ class Counters:
     ``mhz`` is the frequency of the CPUs.
     """
 
-    def __init__(self, vmstat: VmStat, translation: Mmu, clock: Clock, mhz: float) -> None:
+    def __init__(self, vmstat: VmStat, translation: Mmu, context: Context, clock: Clock, mhz: float) -> None:
         self._vmstat = vmstat
         self._mmu = translation
+        # views, whose elements are read in no time: counters are read at every call while something is recorded
+        self._events, self._steps_done = memoryview(vmstat.events), memoryview(translation.stats)
+        self._words = memoryview(context.words)
         self._clock = clock
         self._khz = round(mhz * 1000)
         self._named: dict[str, Read] = {
@@ -96,16 +100,18 @@ class Counters:
 
     def _busy(self) -> int:
         """ns that were spent working, on whichever CPU."""
-        return self._clock.now - self._clock.idle_ns
+        return self._words[NOW] - self._clock.idle_ns
 
     def _vm(self, event: int) -> int:
-        return int(self._vmstat.events[event])
+        return self._events[event]
 
     def _event(self, event: int) -> Read:
-        return lambda: int(self._vmstat.events[event])
+        events = self._events
+        return lambda: events[event]
 
     def _steps(self, step: int) -> int:
-        return int(self._mmu.stats[step])
+        return self._steps_done[step]
 
     def _step(self, step: int) -> Read:
-        return lambda: int(self._mmu.stats[step])
+        steps = self._steps_done
+        return lambda: steps[step]

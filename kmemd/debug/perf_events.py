@@ -47,12 +47,12 @@ Stack = tuple[int, tuple[CodeType, ...]]
 
 @dataclass(slots=True)
 class Watch:
-    """One event that is counted. ``last`` is the count that samples have been taken for."""
+    """One event that is counted. ``next`` is the count at which a sample is due."""
 
     name: str
     read: Read
     period: int
-    last: int
+    next: int
     counted: int = 0
 
 
@@ -107,7 +107,8 @@ class PerfEvents:
 
     def _watch(self, name: str, period: int) -> Watch:
         read = self.counters.reader(name)
-        return Watch(name, read, period or (CLOCK_PERIOD_NS if name in CLOCKS else 1), read())
+        period = period or (CLOCK_PERIOD_NS if name in CLOCKS else 1)
+        return Watch(name, read, period, read() + period)
 
     def stop(self) -> None:
         """Close the watches. The samples stay."""
@@ -117,18 +118,24 @@ class PerfEvents:
             self._look(sys._getframe(1))
 
     def _profile(self, frame: FrameType, event: str, argument: Any) -> None:
-        if event == "call":
-            self._look(frame.f_back)
-        elif event == "return":
-            self._look(frame)
+        if event == "return":
+            at: FrameType | None = frame
+        elif event == "call":
+            at = frame.f_back
+        else:
+            return
+        for watch in self.watches:
+            if watch.read() >= watch.next:
+                self._look(at)
+                return
 
     def _look(self, frame: FrameType | None) -> None:
         """Take samples of what was counted since the last look, which ``frame`` did."""
         for watch in self.watches:
-            count = watch.read()
-            if count - watch.last >= watch.period:
-                events = (count - watch.last) // watch.period * watch.period
-                watch.last += events
+            over = watch.read() - watch.next
+            if over >= 0:
+                events = (over // watch.period + 1) * watch.period
+                watch.next += events
                 self._sample(watch, events, frame)
 
     def _sample(self, watch: Watch, events: int, frame: FrameType | None) -> None:
