@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from kmemd.control.language import Reply, Slices, invalid, verb
 from kmemd.control.verbs_access import places
 from kmemd.control.verbs_mm import run_as
@@ -40,11 +42,21 @@ def memset(kernel: Kernel, where: Address, byte: Number, length: Size) -> Slices
         count = min(length - done, PAGE_SIZE - at % PAGE_SIZE)
         until = _must_be_mapped(kernel, at, write=True) if at >= until else until
         kernel.kernel_write.store(at, bytes([byte & 0xFF]) * count)
+        if kernel.kmemleak.enabled:
+            _overwrite_pointers(kernel, at, byte & 0xFF, count)
         done += count
         yield
     if kernel.kmemleak.enabled:
-        kernel.kmemleak.memset(start, byte & 0xFF)
+        kernel.kmemleak.memset(start, byte, length)
     return Reply({"addr": f"{start:#x}", "n": length})
+
+
+def _overwrite_pointers(kernel: Kernel, start: int, byte: int, count: int) -> None:
+    """Words that objects hold are gone: kmemleak finds a pattern in their place."""
+    word = kernel.layout.pointer_size
+    words = np.arange(-(-start // word) * word, start + count - word + 1, word, dtype=np.uint64)
+    pattern = int.from_bytes(bytes([byte]) * word, "little")
+    kernel.kmemleak.store_bulk(words, 0, np.full(len(words), pattern, dtype=np.uint64))
 
 
 @verb

@@ -3,7 +3,7 @@
 All caches of one machine live in one ``SlabCore``: structures of arrays over caches, (cache, CPU) pairs,
 (cache, node) pairs and slabs. It models the per-cpu slab with its two free lists, the per-cpu partial list,
 the per-node partial and full lists, and takes objects and slabs in exactly the order in which Linux takes
-them without SLAB_FREELIST_RANDOM and SLAB_FREELIST_HARDENED. A page that is needed, or is given back, is
+them; ``shuffle`` stands for SLAB_FREELIST_RANDOM. A page that is needed, or is given back, is
 the caller's business: ``alloc`` returns short, ``discarded`` fills.
 
 Left out: pfmemalloc slabs, the RCU grace period before the pages of a SLAB_TYPESAFE_BY_RCU cache go back,

@@ -275,12 +275,16 @@ class Kmemleak:
         where = np.asarray(objects, dtype=np.uint64) + np.uint64(offset)
         return int(self.table.store_bulk(where, np.array(values, dtype=np.uint64)))
 
-    def memset(self, address: int, byte: int) -> bool:
-        """The object that begins at ``address`` was overwritten with one byte. Whether it is known."""
+    def memset(self, address: int, byte: int, length: int | None = None) -> bool:
+        """The object that begins at ``address`` was overwritten with one byte, all of it by default.
+
+        Whether it is known, and no longer than ``length``: of a part, words are stores.
+        """
         row = self._row(address)
-        if row >= 0:
+        whole = row >= 0 and (length is None or length >= int(self.table.size[row]))
+        if whole:
             self.table.set_fill(row, byte & 0xFF)
-        return row >= 0
+        return whole
 
     def contents(self, row: int, limit: int) -> bytearray:
         """The first ``limit`` bytes of an object."""

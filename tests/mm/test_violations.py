@@ -276,3 +276,18 @@ def test_other_places_that_are_not_given_away(command: str, says: str) -> None:
     said = play.run(command, fails=True)
     assert said[0] == f"usercopy: Kernel memory exposure attempt detected from {says}!"
     play.system.check()
+
+
+def test_memset_takes_pointers_away_from_the_leak_detector() -> None:
+    for size, leaks in ((8, True), (7, False)):
+        system = System.boot(machine="default", seed=1, cmdline="nokaslr kmemleak=on")
+        system.command("outer = kzalloc 192")
+        system.command("inner = kmalloc 96 by=lost+0x1[drv]")
+        system.command("WRITE_ONCE outer+64 inner")
+        system.command("forget inner")
+        system.command(f"memset outer+64 0x11 {size}")
+        system.advance(6)
+        for _ in range(2):
+            system.write("/sys/kernel/debug/kmemleak", "scan")
+        assert (b"lost+0x1" in system.read("/sys/kernel/debug/kmemleak")) is leaks
+        system.check()
