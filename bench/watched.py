@@ -1,8 +1,8 @@
 """What watching costs: the allocators with page_owner, with kmemleak, and while perf samples, against the plain ones.
 
 A run is of commands in the process itself, in CPU time. What the kernel's documents say of it: page_owner off leaves
-two unlikely branches in the allocator, patched out by static keys; kmemleak's "main drawback is the reduced performance of
-memory allocation and freeing" (mm/page_owner.rst, dev-tools/kmemleak.rst); neither gives a figure.
+two unlikely branches in the allocator, patched out by static keys; kmemleak's "main drawback is the reduced performance
+of memory allocation and freeing" (mm/page_owner.rst, dev-tools/kmemleak.rst); neither gives a figure.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from kmemd.core import mmu, stats
 from kmemd.core.context import NOW, Context
@@ -42,6 +43,11 @@ CLOCKS = ("task-clock", "cpu-clock")
 """Events whose unit is the nanosecond."""
 
 
+def _view(array: Any) -> memoryview:
+    """An array whose elements are Python's integers."""
+    return memoryview(array)
+
+
 class Counters:
     """What can be counted: ``reader(name)`` gives the function that reads an event, which never goes back for good.
 
@@ -52,8 +58,7 @@ class Counters:
         self._vmstat = vmstat
         self._mmu = translation
         # views, whose elements are read in no time: counters are read at every call while something is recorded
-        self._events, self._steps_done = memoryview(vmstat.events), memoryview(translation.stats)
-        self._words = memoryview(context.words)
+        self._events, self._steps_done, self._words = map(_view, (vmstat.events, translation.stats, context.words))
         self._clock = clock
         self._khz = round(mhz * 1000)
         self._named: dict[str, Read] = {
