@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 STORES = 1 << 14
 """Words written before others may get in."""
-GUARDED_STORES = 256
+GUARDED_STORES = 64
 """As many while a guard keeps bytes."""
 
 

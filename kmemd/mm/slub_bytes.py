@@ -108,6 +108,10 @@ class SlabBytes:
 
     # -- writing -------------------------------------------------------------------------------------------
 
+    def __bool__(self) -> bool:
+        """Whether anything was written anywhere."""
+        return bool(self._written)
+
     def __len__(self) -> int:
         """Bytes that are kept."""
         return sum(map(len, self._written.values()))
@@ -171,20 +175,22 @@ class SlabBytes:
         if self._zeroed:
             self._zeroed.difference_update(objects.tolist())
 
-    def note_zeroed(self, addresses: Iterable[int]) -> None:
-        """Objects that were allocated with __GFP_ZERO, of a cache that poisons."""
-        self._zeroed.update(addresses)
+    def allocated(self, cache: KmemCache, objects: npt.NDArray[np.uint64], *, zero: bool) -> None:
+        """The allocator writes objects that it gives, where the model keeps what stood there."""
+        if self._written:
+            for address in objects.tolist():
+                self.initialise(cache, self._lists.slab_at(address), address, zero=zero)
+        elif zero and cache.flags & sf.OBJECT_POISON:
+            self._zeroed.update(objects.tolist())
 
-    @property
-    def known(self) -> bool:
-        """Whether anything was written anywhere."""
-        return bool(self._written)
+    def written(self, slab: int) -> bool:
+        """Whether anything was written in a slab."""
+        return slab in self._written
 
-    def concerns(self, addresses: npt.NDArray[np.uint64]) -> bool:
-        """Whether anything was written in the slabs of some addresses."""
-        if not self._written:
-            return False
-        return bool(np.isin(self._lists.slabs_of(addresses), list(self._written)).any())
+    def concerns(self, addresses: npt.NDArray[np.uint64], *, suspects: bool = False) -> bool:
+        """Whether anything was written in the slabs of some addresses; ``suspects``: outside of objects in use."""
+        slabs = self.suspects if suspects else self._written
+        return bool(slabs) and bool(np.isin(self._lists.slabs_of(addresses), list(slabs)).any())
 
     def cache_of(self, slab: int) -> KmemCache:
         """The cache of a slab."""

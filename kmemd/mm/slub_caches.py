@@ -397,25 +397,10 @@ class SlabCaches:
         self._context.charge(self.machine.costs.alloc * len(out))
         if cache.flags & sf.SLAB_STORE_USER:
             self.reports.track_alloc(out, frames[-1:], cache.object_size if size is None else size)
-        zero = self._zeroed(cache, gfp)
+        zero = self.hardening.clears(cache, gfp)
         if (zero and cache.flags & sf.OBJECT_POISON) or self.bytes.concerns(out):
-            self._set_bytes(cache, out, zero=zero)
+            self.bytes.allocated(cache, out, zero=zero)
         return out
-
-    def _zeroed(self, cache: KmemCache, gfp: int) -> bool:
-        """Whether objects are cleared when they are allocated (``slab_want_init_on_alloc``)."""
-        if not self.hardening.init_on_alloc or cache.ctor or cache.flags & (sf.SLAB_TYPESAFE_BY_RCU | sf.SLAB_POISON):
-            return bool(gfp & F.ZERO)
-        return True
-
-    def _set_bytes(self, cache: KmemCache, objects: Addresses, *, zero: bool) -> None:
-        """The allocator writes objects that it gives, where the model keeps what stood there."""
-        if not self.bytes.known:
-            if zero and cache.flags & sf.OBJECT_POISON:
-                self.bytes.note_zeroed(objects.tolist())
-            return
-        for address in objects.tolist():
-            self.bytes.initialise(cache, self.lists.slab_at(address), address, zero=zero)
 
     def _take_carefully(self, cache: KmemCache, gfp: int, n: int, nid: int, frames: tuple[str, ...]) -> Addresses:
         """One object after the other, each looked at before it is taken."""
@@ -530,7 +515,9 @@ class SlabCaches:
         todo = np.ascontiguousarray(addresses, dtype=np.uint64)
         cpu, done, end = self._context.cpu, 0, len(todo)
         first: KernelError | None = None
-        careful = self._traced or self.bytes.concerns(todo)
+        careful = self._traced or self.bytes.concerns(todo, suspects=True)
+        if not careful and self.bytes.concerns(todo):
+            self.debugging.objects_freed(todo)
         while done < end:
             before = done
             stop = done + 1 if careful else end
@@ -594,7 +581,7 @@ class SlabCaches:
             end = start + 1
             while end < len(blocks) and blocks[end] & 15 == order:
                 end += 1
-            if self.reports.allocated or self.bytes.known:
+            if self.reports.allocated or self.bytes:
                 self._forget_tracks(blocks[start:end])
             self._context.stack = stack
             self._page_alloc.free_pages_bulk(np.array(blocks[start:end], dtype=np.int64) >> 4, order)

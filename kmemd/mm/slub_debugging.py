@@ -12,6 +12,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable
 
+import numpy as np
+import numpy.typing as npt
+
 from kmemd.core.slab import SlabCore
 from kmemd.core.slab_layout import FREE_OBJECT, NODE_COLUMNS, NR_PARTIAL, NR_SLABS, OBJECT
 from kmemd.core.slab_lists import SlabLists
@@ -54,7 +57,7 @@ class SlubDebugging:
         self._bytes = stored
         self._reports = reports
         self._word = word
-        self._wipes = init_on_free
+        self._init_on_free = init_on_free
         self.disabled: set[int] = set()
 
     def suspects(self, cache: KmemCache) -> bool:
@@ -98,12 +101,23 @@ class SlubDebugging:
             return None
         if cache.flags & sf.SLAB_TRACE:
             self._reports.trace(cache, slab, address, "free", (*FREE, *frames))
-        wipe = self._wipes and not cache.ctor and not cache.flags & (sf.SLAB_TYPESAFE_BY_RCU | sf.SLAB_POISON)
-        self._bytes.initialise(cache, slab, address, zero=wipe)
-        self._bytes.set_free_pointer(cache, slab, address)
+        self._write_free(cache, slab, address)
         if self._is_last(cache, slab):
             self.before_discard(cache, slab, address, frames)
         return None
+
+    def _write_free(self, cache: KmemCache, slab: int, address: int) -> None:
+        """What the allocator writes into an object that comes back."""
+        wipe = self._init_on_free and not cache.ctor and not cache.flags & (sf.SLAB_TYPESAFE_BY_RCU | sf.SLAB_POISON)
+        self._bytes.initialise(cache, slab, address, zero=wipe)
+        self._bytes.set_free_pointer(cache, slab, address)
+
+    def objects_freed(self, addresses: npt.NDArray[np.uint64]) -> None:
+        """Objects come back of slabs in which nothing was written but objects in use."""
+        slabs = self._lists.slabs_of(addresses).tolist()
+        for address, slab in zip(addresses.tolist(), slabs, strict=True):
+            if self._bytes.written(slab) and self._lists.locate(address)[0] == OBJECT:
+                self._write_free(self._bytes.cache_of(slab), slab, address)
 
     def _may_be_freed(self, cache: KmemCache, slab: int, address: int, used: bool, frames: Frames) -> bool:
         """The checks of a slab and of an object in use (``free_debug_processing``)."""

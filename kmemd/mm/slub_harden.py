@@ -12,6 +12,8 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING
 
+from kmemd.mm import slab_flags as sf
+from kmemd.mm.gfp import F
 from kmemd.mm.params import CommandLine
 
 if TYPE_CHECKING:
@@ -45,6 +47,12 @@ class Hardening:
         self._secrets: dict[int, int] = {}
         self._orders: dict[int, list[int]] = {}
         self.shuffle: Callable[[int, int], list[int]] | None = self._shuffle if self.random else None
+
+    def clears(self, cache: KmemCache, gfp: int) -> bool:
+        """Whether an object is cleared when it is allocated (``slab_want_init_on_alloc``)."""
+        if not self.init_on_alloc or cache.ctor or cache.flags & (sf.SLAB_TYPESAFE_BY_RCU | sf.SLAB_POISON):
+            return bool(gfp & F.ZERO)
+        return True
 
     def secret(self, cache: KmemCache) -> int:
         """The number that a cache's free pointers are kept with, 0 for none."""
