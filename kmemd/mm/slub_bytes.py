@@ -25,10 +25,10 @@ LINE = 64
 
 
 class SparseBytes:
-    """Bytes at offsets, in lines of 64 with a mask of those that are known."""
+    """Bytes at offsets, in lines of 64, each followed by 64 bytes that say which are known."""
 
     def __init__(self) -> None:
-        self._lines: dict[int, tuple[bytearray, bytearray]] = {}
+        self._lines: dict[int, bytearray] = {}
 
     def __bool__(self) -> bool:
         return bool(self._lines)
@@ -49,9 +49,11 @@ class SparseBytes:
     def write(self, start: int, data: bytes) -> None:
         """Keep bytes."""
         for line, offset, count, done in self._parts(start, len(data)):
-            values, mask = self._lines.setdefault(line, (bytearray(LINE), bytearray(LINE)))
-            values[offset : offset + count] = data[done : done + count]
-            mask[offset : offset + count] = b"\1" * count
+            found = self._lines.get(line)
+            if found is None:
+                found = self._lines[line] = bytearray(2 * LINE)
+            found[offset : offset + count] = data[done : done + count]
+            found[LINE + offset : LINE + offset + count] = b"\1" * count
 
     def clear(self, start: int, size: int) -> None:
         """Forget a range: something else was written there."""
@@ -60,14 +62,14 @@ class SparseBytes:
         for line, offset, count, _ in self._parts(start, size):
             found = self._lines.get(line)
             if found is not None:
-                found[1][offset : offset + count] = bytes(count)
-                if not any(found[1]):
+                found[LINE + offset : LINE + offset + count] = bytes(count)
+                if not any(found[LINE:]):
                     del self._lines[line]
 
     def known(self, start: int, size: int) -> bool:
         """Whether any byte of a range was written."""
         return any(
-            any(self._lines[line][1][offset : offset + count])
+            any(self._lines[line][LINE + offset : LINE + offset + count])
             for line, offset, count, _ in self._parts(start, size)
             if line in self._lines
         )
@@ -77,10 +79,9 @@ class SparseBytes:
         for line, offset, count, done in self._parts(start, len(data)):
             found = self._lines.get(line)
             if found is not None:
-                values, mask = found
                 for index in range(count):
-                    if mask[offset + index]:
-                        data[done + index] = values[offset + index]
+                    if found[LINE + offset + index]:
+                        data[done + index] = found[offset + index]
 
 
 class SlabBytes:
