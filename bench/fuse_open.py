@@ -87,9 +87,9 @@ def rate(function: Callable[[], None]) -> float:
 
 
 @contextlib.contextmanager
-def kmemd(path: Path) -> Iterator[Path]:
-    """The default machine, mounted."""
-    with server(path, "proc/buddyinfo", sys.executable, "-m", "kmemd", "mount", "{}") as mounted:
+def kmemd(path: Path, *options: str) -> Iterator[Path]:
+    """A machine, mounted: the default one without ``options``."""
+    with server(path, "proc/buddyinfo", sys.executable, "-m", "kmemd", "mount", *options, "{}") as mounted:
         yield mounted
 
 

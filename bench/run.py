@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from bench.result import Figure
 
 MODULES = (
-    *("pages", "faults", "slab", "owner", "leak", "slices", "boot", "fuse_open"),
+    *("pages", "faults", "slab", "owner", "leak", "watched", "slices", "boot", "fuse_open"),
     *("reclaim", "replay", "compaction", "cgroups", "latency"),
 )
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kmemd import __version__
 from kmemd.daemon.mountpoint import DEFAULT, ENVIRONMENT, MountError
+from kmemd.perf import options as perf_options
 
 if TYPE_CHECKING:
     from kmemd.system import System
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = command(options)
         sys.stdout.flush()  # here, where a reader that went away is no traceback
         return status
-    except (CommandError, MountError) as failure:
+    except (CommandError, MountError, perf_options.PerfError) as failure:
         print(f"kmemd {options.command}: {failure}", file=sys.stderr)
         return 1
     except BrokenPipeError:
@@ -168,6 +169,8 @@ def _add_showing(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     conformance = _command(commands, "conformance", _conformance, "compare the model with captures of a real kernel")
     conformance.add_argument("directory", metavar="DIR", help="a folder laid out like the captures")
     conformance.add_argument("--json", metavar="FILE", help="write the results there as well")
+    perf = _command(commands, "perf", _perf, "count and sample events, draw flame graphs", "See kmemd-perf(1).")
+    perf_options.add(perf, _add_machine_options)
 
 
 def _boot(options: argparse.Namespace, clock: str = "manual") -> System:
@@ -363,3 +366,10 @@ def _conformance(options: argparse.Namespace) -> int:
     from kmemd.conformance import runner
 
     return runner.main(directory, Path(options.json) if options.json else None)
+
+
+def _perf(options: argparse.Namespace) -> int:
+    from kmemd.perf import command
+
+    options.boot = _boot
+    return command.main(options)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-from kmemd import kernel_memory
+from kmemd import kernel_guards, kernel_memory
 from kmemd.boot import log as boot_log
 from kmemd.boot import populate
 from kmemd.command_state import CommandState
@@ -34,6 +34,7 @@ from kmemd.mm.direct_map import DirectMap, from_meminfo, map_memory
 from kmemd.mm.do_exit import DoExit
 from kmemd.mm.drop_caches import DropCaches
 from kmemd.mm.dump_stack import DumpStack
+from kmemd.mm.fault_inject import FailPageAlloc, FailSlab
 from kmemd.mm.file_table import FileTable
 from kmemd.mm.fork import ThreadStacks
 from kmemd.mm.handles import Handles
@@ -70,6 +71,7 @@ from kmemd.mm.psi import Monitor, Psi
 from kmemd.mm.ratelimit import RateLimit
 from kmemd.mm.relief import MemoryPressure
 from kmemd.mm.sched import Task, TaskTable
+from kmemd.mm.set_memory import SetMemory
 from kmemd.mm.show_mem import ShowMem, hugetlb_lines
 from kmemd.mm.slab_flags import SLAB_RECLAIM_ACCOUNT
 from kmemd.mm.stackdepot import StackDepot
@@ -110,6 +112,13 @@ class Kernel:
         zonelists, cma_pages = self.page_alloc.zonelists, self.cma.total_pages
         self.printk.log_all(boot_log.mm_init(machine, self.cmdline, self.boot_memory, zonelists, cma_pages))
         self._init_allocators()
+        self.init_mm = kernel_memory.make_init_mm(self)
+        self.oops = kernel_memory.make_oops(self)
+        self.set_memory: SetMemory = SetMemory(self.init_mm, self.dump_stack)
+        self._init_fault_injection()
+        self.kfence = kernel_guards.make_kfence(self)
+        self.usercopy = kernel_guards.make_usercopy(self)
+        self.kernel_write = kernel_guards.make_kernel_write(self)
         self._init_policies()
         self._init_huge_pages()
         self._init_limits()
@@ -374,6 +383,12 @@ class Kernel:
         """What cgroup_disable= names."""
         return [name for value in self.cmdline.all("cgroup_disable") for name in value.split(",")]
 
+    def _init_fault_injection(self) -> None:
+        """Failures made on purpose (fault_create_debugfs_attr)."""
+        parts = (self.context, self.tasks, self.rng, self.printk, self.dump_stack, self.cmdline)
+        self.fail_slab = self.slub.fail = FailSlab(*parts)
+        self.fail_page_alloc = self.page_alloc.fail = FailPageAlloc(*parts)
+
     def _executing(self) -> Task | None:
         """The task that executes: the one whose memory is being accessed, if any is."""
         access = self.user_mode.access
@@ -390,6 +405,7 @@ class Kernel:
     def _init_allocators(self) -> None:
         """What is built on pages, and the instruments that watch it (mm_init, fork_init)."""
         self.kmemleak = kernel_memory.make_kmemleak(self)
+        self.page_poison = self.page_alloc.poison = kernel_guards.make_page_poison(self)
         self.slub = kernel_memory.make_slub(self)
         self.percpu = kernel_memory.make_percpu(self)
         self.page_owner = PageOwner(
@@ -532,6 +548,8 @@ class Kernel:
         self.accounting.also(self.mm_check.gauges)
         self.accounting.also(lambda: user.thp.gauges(user.mms.living.values()))
         self.tuned_by_user: list[Tuned] = [user.numa]
+        self.perf = kernel_memory.make_perf(self)
+        self.alloc_stacks = kernel_memory.make_alloc_stacks(self)
 
     def _init_settings(self) -> None:
         """Whoever has knobs, for ``views.sysctl`` to mount; a twin has the settings of its original."""
@@ -572,6 +590,9 @@ class Kernel:
             self.bad_area,
             self.file_table,
             self.user.swap_storage.zswap,
+            self.set_memory,
+            self.fail_slab,
+            self.fail_page_alloc,
             *self.tuned_by_user,
         ]
         if machine.capture is not None and machine.is_twin:
@@ -619,6 +640,7 @@ class Kernel:
         self.user.thp.check(self.mms.living.values())
         self.user.hugetlb_vm.check(self.mms.living.values())
         self.slub.check()
+        self.kfence.check()
         self.tasks.check()
         self.cgroups.check()
         MemcgCheck(self.memcg, self.pages)([area.memcg for area in self.swap.files.areas])

@@ -29,6 +29,7 @@ RANKS = {
     "block_storage": 6,
     "swap_storage": 6,
     "kernel_memory": 6,
+    "kernel_guards": 6,
     "huge_pages": 6,
     "memory_pressure": 6,
     "page_replacement": 6,
@@ -38,6 +39,7 @@ RANKS = {
     "conformance": 9,
     "fs": 9,
     "daemon": 10,
+    "perf": 11,
     "cli": 11,
 }
 """A module may import what has the same or a lower rank."""

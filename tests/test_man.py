@@ -55,7 +55,7 @@ def test_every_subcommand_is_told_of() -> None:
 def test_every_option_is_told_of() -> None:
     options = {option[2:] for action in actions(build_parser()) for option in action.option_strings}
     assert {option for option in options if len(option) > 1} - {"help", "version"} == {
-        option.lstrip("-") for option in words(MAN / "kmemd.1", "Fl") if option != "-"
+        option.lstrip("-") for page in MAN.glob("kmemd*.1") for option in words(page, "Fl") if len(option) > 1
     }
 
 

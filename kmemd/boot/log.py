@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from kmemd.machine import Machine
+from kmemd.mm import page_poison
 from kmemd.mm.layout import MAX_LOW_PFN_32, STRUCT_PAGE_SIZE
 from kmemd.mm.mmzone_layout import NodeLayout, ZoneLayout
 from kmemd.mm.params import CommandLine
@@ -190,6 +191,8 @@ def mm_init(
     if not cmdline.flag("swapaccount", True):
         yield KERN_WARNING, SWAPACCOUNT
     for table in memory.hash_tables:
+        if table.early and table.name == "stackdepot":
+            yield from page_poison.lines(cmdline)
         if table.early:
             yield KERN_INFO, _hash_table(table, "linear")
     yield KERN_INFO, _memory(machine.arch, memory, zones, cma_pages)

@@ -183,7 +183,7 @@ def read(kernel: Kernel, pid: Pid, addr: Address, size: Size = 16) -> Slices:
     try:
         data = b"".join(
             kernel.contents.read(pfn, offset, length)
-            for pfn, offset, length in _places(kernel, task, addr.address, size, core.READ)
+            for pfn, offset, length in places(kernel, task, addr.address, size, core.READ)
         )
     except Signal as signal:
         return (yield from _signalled(kernel, task, signal, addr.address))
@@ -200,17 +200,17 @@ def write(kernel: Kernel, pid: Pid, addr: Address, text: Text) -> Slices:
     except (UnicodeDecodeError, UnicodeEncodeError):
         invalid(f"{quoted(text)} has an escape that is none, or a letter that is no byte")
     try:
-        places = list(_places(kernel, task, addr.address, len(data), core.WRITE))
+        parts = list(places(kernel, task, addr.address, len(data), core.WRITE))
     except Signal as signal:
         return (yield from _signalled(kernel, task, signal, addr.address))
     done = 0
-    for pfn, offset, length in places:
+    for pfn, offset, length in parts:
         kernel.contents.write(pfn, offset, data[done : done + length])
         done += length
     return Reply({"pid": pid, "n": done})
 
 
-def _places(kernel: Kernel, task: Task, address: int, size: int, op: int) -> Iterator[tuple[int, int, int]]:
+def places(kernel: Kernel, task: Task, address: int, size: int, op: int) -> Iterator[tuple[int, int, int]]:
     """Page, offset and length of the parts of a range, each accessed once. ``Signal``."""
     while size > 0:
         offset = address & (PAGE_SIZE - 1)

@@ -65,6 +65,8 @@ SECTIONS = {
     "verbs_highmem": "High memory",
     "verbs_devices": "Devices",
     "verbs_memory": "Pointers in memory",
+    "verbs_kernel": "Kernel code that touches memory",
+    "verbs_usercopy": "Kernel code that moves bytes",
     "verbs_tasks": "Processes",
     "verbs_mm": "Mappings of a process",
     "verbs_access": "What a process does with its memory",
@@ -72,6 +74,8 @@ SECTIONS = {
     "verbs_cgroups": "Control groups",
     "verbs_numa": "NUMA placement of a process",
     "verbs_signals": "Signals",
+    "verbs_kmemleak": "What kmemleak is told",
+    "verbs_perf": "Sampling",
     "verbs_general": "Time, handles, the log",
 }
 """The modules with verbs, in the order in which these are listed, and what they are about."""

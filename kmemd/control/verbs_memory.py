@@ -11,6 +11,7 @@ from kmemd.control.language import Reply, Slices, verb
 from kmemd.control.words import Address, Reference
 from kmemd.errors import KernelError
 from kmemd.mm.handles import Kind, Pointers
+from kmemd.mm.oops import PF_PROT, KernelAccess
 from kmemd.mm.pace import pieces
 from kmemd.steps import Steps
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 STORES = 1 << 14
 """Words written before others may get in."""
+GUARDED_STORES = 64
+"""As many while a guard keeps bytes."""
 
 
 @verb
@@ -40,6 +43,11 @@ def WRITE_ONCE(kernel: Kernel, where: Address, value: Address) -> Slices:
     for start in range(0, len(targets) if kernel.kmemleak.enabled else 0, STORES):
         kernel.kmemleak.store_bulk(targets[start : start + STORES], 0, values[start : start + STORES])
         yield
+    if kernel.kernel_write.watching:
+        for number, (target, word) in enumerate(zip(targets.tolist(), values.tolist(), strict=True)):
+            kernel.kernel_write.store(target, word.to_bytes(8, "little")[: kernel.layout.pointer_size], keep=False)
+            if number % GUARDED_STORES == 0:
+                yield
     return Reply({"addr": f"{int(targets[0]):#x}", "value": f"{int(values[0]):#x}", "n": len(targets)})
 
 
@@ -52,9 +60,13 @@ def _check(kernel: Kernel, where: Reference, targets: Pointers) -> Steps[None]:
         yield
     for part in pieces(targets, STORES):
         fault = _unmapped(kernel, part)
+        fault = kernel.init_mm.first_read_only(part) if fault is None else fault
         if fault is not None:
-            kernel.dump_stack.oops(fault, size)
-            raise KernelError(errno.EFAULT, f"nothing is mapped at {fault:#x}")
+            access = KernelAccess(fault, write=True)
+            code = kernel.oops.fault(access)
+            kernel.oops.page_fault(access, max(code, 0))
+            reason = "may not be written" if code & PF_PROT else "is not mapped"
+            raise KernelError(errno.EFAULT, f"{fault:#x} {reason}")
         yield
 
 

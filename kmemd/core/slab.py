@@ -3,7 +3,7 @@
 All caches of one machine live in one ``SlabCore``: structures of arrays over caches, (cache, CPU) pairs,
 (cache, node) pairs and slabs. It models the per-cpu slab with its two free lists, the per-cpu partial list,
 the per-node partial and full lists, and takes objects and slabs in exactly the order in which Linux takes
-them without SLAB_FREELIST_RANDOM and SLAB_FREELIST_HARDENED. A page that is needed, or is given back, is
+them; ``shuffle`` stands for SLAB_FREELIST_RANDOM. A page that is needed, or is given back, is
 the caller's business: ``alloc`` returns short, ``discarded`` fills.
 
 Left out: pfmemalloc slabs, the RCU grace period before the pages of a SLAB_TYPESAFE_BY_RCU cache go back,
@@ -115,7 +115,8 @@ class SlabCore:
     ``spans`` are ``(start PFN, end PFN, nid)``; ``node_stat[nid, item]`` counts slab pages. ``words`` is the
     executing context. ``page_offset`` is the virtual address of PFN 0.
 
-    ``arrays`` are the arrays themselves by name (core/slab_layout.py), for readers.
+    ``arrays`` are the arrays themselves by name (core/slab_layout.py), for readers. ``shuffle(cache, objects)`` gives
+    the order of a fresh slab's objects, None: one after the other.
     """
 
     ncpus = cython.declare(cython.int, visibility="readonly")
@@ -124,6 +125,7 @@ class SlabCore:
     nslabs = cython.declare(cython.int, visibility="readonly")
     discarded = cython.declare(list, visibility="readonly")
     arrays = cython.declare(dict, visibility="readonly")
+    shuffle = cython.declare(object, visibility="public")
 
     _page_offset: cython.ulonglong
     _max_pfn: cython.longlong
@@ -179,6 +181,7 @@ class SlabCore:
         self._spare = _view(np.zeros(1 << 15, dtype=np.int32))
         self.discarded = []
         self.arrays = {}
+        self.shuffle = None
         self.ncaches = 0
         self.nslabs = 1
         self._arena_used = 0
@@ -406,7 +409,16 @@ class SlabCore:
         node: Int = self._node_row(slab)
         self._node[node + _NR_SLABS] += 1
         self._node[node + _NR_OBJECTS] += objects
+        if self.shuffle is not None and objects > 1:
+            self._set_chain(slab, self.shuffle(cache, objects))
         return slab
+
+    def _set_chain(self, slab: Int, chain: Any) -> None:
+        """The free list of a slab: objects by number, in order (``shuffle_freelist``)."""
+        row: Int = slab * _ROW_SLAB
+        self._slab[row + _FREELIST] = chain[0] if len(chain) else self._slab[row + _OBJECTS]
+        for at, index in enumerate(chain):
+            self._push(slab, index, chain[at + 1] if at + 1 < len(chain) else self._slab[row + _OBJECTS])
 
     @cython.cfunc
     def _discard(self, slab: Int) -> cython.void:
@@ -842,6 +854,31 @@ class SlabCore:
     def put_partial(self, slab: int) -> None:
         """Put a slab at the end of its node's partial list."""
         self._add_partial(slab, True)
+
+    def next_debug(self, cache: Int, cpu: Int, node: Int, zone: Int) -> int:
+        """The slab that serves the next object of a debugged cache, 0: a new one."""
+        if node >= 0 and not self._slab_node[node]:
+            node = -1
+        nid: Int = self._search(cache, cpu, node, zone)
+        return 0 if nid < 0 else int(self._node[(cache * self.nnodes + nid) * _ROW_NODE + _HEAD])
+
+    def cut(self, slab: Int, chain: Any) -> None:
+        """Keep only ``chain`` of a slab's free objects: the others count as used for good, and nobody has them.
+
+        A slab that keeps none leaves its node's partial list and is frozen (``alloc_debug_processing``).
+        """
+        row: Int = slab * _ROW_SLAB
+        arena: Int = self._slab[row + _ARENA]
+        objects: Int = self._slab[row + _OBJECTS]
+        if not len(chain):
+            self._remove_partial(slab)
+            self._slab[row + _META] |= _FROZEN
+        self._set_chain(slab, chain)
+        self._slab[row + _INUSE] = objects - len(chain)
+        kept = set(chain)
+        for index in range(objects):
+            if index not in kept:
+                self._used[arena + (index >> 3)] |= 1 << (index & 7)
 
     def discard(self, slab: int) -> None:
         """Give up an empty slab that is on no list."""

@@ -56,9 +56,8 @@ class SlabLists:
 
     def locate(self, address: int) -> tuple[int, int, int]:
         """What an address is: ``(OBJECT, FREE_OBJECT, MISALIGNED or NO_SLAB; the slab; the object)``."""
-        pfn = address - self._page_offset >> 12
-        slab = int(self._mapping[pfn]) if 0 <= pfn < len(self._mapping) else 0
-        if not 0 < slab < self._core.nslabs or not 0 <= pfn - self.pfn(slab) < 1 << self.order(slab):
+        slab = self.slab_at(address)
+        if not slab:
             return at.NO_SLAB, 0, 0
         index = self.index(slab, address)
         if not 0 <= index < self.objects(slab) or self.address(slab, index) != address:
@@ -118,6 +117,27 @@ class SlabLists:
     def freelist(self, slab: int) -> list[int]:
         """The objects on a slab's own free list."""
         return self._chain(slab, self.field(slab, at.FREELIST))
+
+    def next_of(self, slab: int, index: int) -> int:
+        """The object that the free pointer of an object was last set to; ``objects`` for none."""
+        link = int(self._core.arrays["link"][self.field(slab, at.ARENA) * 8 + index])
+        return (index + 1 + link) & 0xFFFF
+
+    def slab_at(self, address: int) -> int:
+        """The slab that an address lies in, 0 for none."""
+        pfn = address - self._page_offset >> 12
+        return int(self._mapping[pfn]) if 0 <= pfn < len(self._mapping) and self._is_slab(pfn) else 0
+
+    def slabs_of(self, addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
+        """What the pages of addresses carry: of an address in a slab its number."""
+        pfns = (addresses - np.uint64(self._page_offset)) >> np.uint64(12)
+        found: npt.NDArray[np.int32] = self._mapping[np.minimum(pfns, len(self._mapping) - 1).astype(np.int64)]
+        return found
+
+    def _is_slab(self, pfn: int) -> bool:
+        """Whether a page's mapping is the number of the slab it belongs to."""
+        slab = int(self._mapping[pfn])
+        return 0 < slab < self._core.nslabs and 0 <= pfn - self.pfn(slab) < 1 << self.order(slab)
 
     def used(self, slab: int) -> list[int]:
         """The allocated objects of a slab."""

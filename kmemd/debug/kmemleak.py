@@ -10,7 +10,7 @@ A scan that a command asks for runs in slices, and so does that of the scanning 
 on meanwhile, and what is made during a scan is too young to be its leak.
 
 Left out: percpu and physical-address objects, the pool that Linux takes early objects from (its size is a
-constant), the ``verbose`` parameter. Objects made before ``late_init``, or inside ``kernel_data``, are
+constant). Objects made before ``late_init``, or inside ``kernel_data``, are
 grey: the structures that hold them are not modelled pointer by pointer.
 """
 
@@ -19,7 +19,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from zlib import crc32
 
 import numpy as np
 
@@ -35,10 +34,11 @@ from kmemd.core.leak import (
 )
 from kmemd.debug import leak_sweep
 from kmemd.debug.kallsyms import Kallsyms
+from kmemd.debug.leak_text import HEX_BYTES, crc, hex_dump, kstrtoul_or_invalid
 from kmemd.errors import KernelError
 from kmemd.mm.clock import HZ, NSEC_PER_SEC, Clock
 from kmemd.mm.dump_stack import DumpStack
-from kmemd.mm.kstrtox import UINT_MAX, c_string, kstrtouint, kstrtoul, to_bytes
+from kmemd.mm.kstrtox import UINT_MAX, c_string, kstrtouint, to_bytes
 from kmemd.mm.layout import Layout
 from kmemd.mm.leak_observer import FILL_ZERO, Addresses
 from kmemd.mm.printk import KERN_INFO, KERN_NOTICE, KERN_WARNING, Printk
@@ -49,8 +49,6 @@ MSECS_MIN_AGE = 5000
 SECS_FIRST_SCAN = 60
 SECS_SCAN_WAIT = 600
 MAX_TRACE = 16
-HEX_BYTES = 32
-HEX_ROW = 16
 COMMAND_MAX = 63
 MEM_POOL_AVAILABLE = 15747
 KTHREADD_PID = 2
@@ -107,6 +105,7 @@ class Kmemleak:
         self.table = self._empty_table()
         self.enabled = True
         self.stack_scan = True
+        self.verbose = False
         self.scan_wait_ns = SECS_SCAN_WAIT * NSEC_PER_SEC
         self.last_scan = 0
         self._free_enabled = True
@@ -243,6 +242,12 @@ class Kmemleak:
             return
         self.table.add_area(row, start, room if size is None else size)
 
+    def update_trace(self, address: int) -> None:
+        """The object was handed on: its maker is now the current call site (``kmemleak_update_trace``)."""
+        row = self._containing(address) if self.enabled else -1
+        if row >= 0:
+            self.table.stack[row] = self._context.site
+
     def _paint(self, address: int, colour: int, name: str) -> None:
         if not self.enabled:
             return
@@ -270,12 +275,16 @@ class Kmemleak:
         where = np.asarray(objects, dtype=np.uint64) + np.uint64(offset)
         return int(self.table.store_bulk(where, np.array(values, dtype=np.uint64)))
 
-    def memset(self, address: int, byte: int) -> bool:
-        """The object that begins at ``address`` was overwritten with one byte. Whether it is known."""
+    def memset(self, address: int, byte: int, length: int | None = None) -> bool:
+        """The object that begins at ``address`` was overwritten with one byte, all of it by default.
+
+        Whether it is known, and no longer than ``length``: of a part, words are stores.
+        """
         row = self._row(address)
-        if row >= 0:
+        whole = row >= 0 and (length is None or length >= int(self.table.size[row]))
+        if whole:
             self.table.set_fill(row, byte & 0xFF)
-        return row >= 0
+        return whole
 
     def contents(self, row: int, limit: int) -> bytearray:
         """The first ``limit`` bytes of an object."""
@@ -351,13 +360,22 @@ class Kmemleak:
                 return 0  # scan_should_stop
         new = 0
         for part in leak_sweep.pieces(table):
-            new += leak_sweep.report(table, self._newest(), part)
+            found = leak_sweep.report(table, self._newest(), part)
+            new += len(found)
+            if self.verbose:
+                self._print(found.tolist())
             if table.rows > leak_sweep.PIECE:
                 yield
         if new:
             self._found_leaks = True
             self._info(f"{new} new suspected memory leaks (see {FILE})")
         return new
+
+    def _print(self, rows: list[int]) -> None:
+        """What the file will show of new leaks, in the kernel log (``kmemleak_verbose``)."""
+        for row in rows:
+            for line in self._unreferenced(row).splitlines():
+                self._printk.log(KERN_WARNING, f"kmemleak: {line}")
 
     def _phases(self, table: LeakTable) -> Iterator[int]:
         """Mark what is referenced, and what changed since the last scan. Gives the work done, in lookups."""
@@ -590,26 +608,3 @@ class Kmemleak:
         assert self._grey >= (0 if self._initialized else 1)
         if not self.enabled and not self._found_leaks:
             assert self.table.live == 0, f"{self.table.live} objects tracked while disabled"
-
-
-def kstrtoul_or_invalid(data: bytes, bits: int) -> int:
-    """``kstrtoul`` of base 0 whose every failure is EINVAL (``dump_str_object_info``)."""
-    try:
-        return kstrtoul(data, 0, bits)
-    except KernelError as error:
-        raise KernelError(errno.EINVAL, error.reason) from error
-
-
-def crc(data: bytes | bytearray) -> int:
-    """The kernel's ``crc32(0, data)``: neither the seed nor the result is inverted."""
-    return crc32(data, UINT_MAX) ^ UINT_MAX
-
-
-def hex_dump(data: bytes | bytearray) -> str:
-    """The dump of an object's first bytes: 16 to a line, and as text."""
-    lines = [f"  hex dump (first {len(data)} bytes):\n"]
-    for start in range(0, len(data), HEX_ROW):
-        row = data[start : start + HEX_ROW]
-        text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in row)
-        lines.append(f"    {row.hex(' '):<{3 * HEX_ROW + 1}}{text}\n")
-    return "".join(lines)

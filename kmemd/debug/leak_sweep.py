@@ -77,12 +77,13 @@ def unreferenced(table: LeakTable, newest: int, part: slice = slice(None)) -> Ro
     return found
 
 
-def report(table: LeakTable, newest: int, part: slice = slice(None)) -> int:
-    """Mark the unreferenced objects as reported. How many are new."""
+def report(table: LeakTable, newest: int, part: slice = slice(None)) -> Rows:
+    """Mark the unreferenced objects as reported. Those that are new."""
     rows = unreferenced(table, newest, part)
     new = rows[table.flags[rows] & OBJECT_REPORTED == 0]
     table.flags[new] |= OBJECT_REPORTED
-    return len(new)
+    found: Rows = new
+    return found
 
 
 def shown(table: LeakTable, newest: int) -> Rows:

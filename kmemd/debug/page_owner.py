@@ -8,6 +8,7 @@ was, which the model records like all others, and objects of slab pages charged 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -95,37 +96,53 @@ class PageOwner:
         return heads
 
     def _records(self, table: OwnerTable, zone: Zone, heads: npt.NDArray[np.int64]) -> Iterator[str]:
-        block_order = self._buddy.pageblock_order
-        comms, show_flags = self._context.comms, self._flags.show
-        blocks = heads >> block_order
-        columns = (
-            heads,
+        """The records of the pages ``heads``, those of one allocation in a row at a time."""
+        blocks = heads >> self._buddy.pageblock_order
+        alike = (
             table.order[heads],
             table.gfp[heads],
             table.pid[heads],
             table.tgid[heads],
             table.comm[heads],
-            table.ts[heads],
-            table.free_ts[heads],
             table.stack[heads],
             self._pages.flags[heads],
-            blocks,
             np.asarray(self._buddy.block_type)[blocks],
             table.migrate_reason[heads],
             self._pages.memcg[heads],
         )
-        for pfn, order, gfp, pid, tgid, comm, ts, free_ts, stack, flags, block, block_type, reason, group in zip(
-            *(column.tolist() for column in columns), strict=True
-        ):
-            mask, mobility = self._masks.get(gfp) or self._mask(gfp)
-            tail = self._tail(pfn, flags, reason, group)
-            yield (
-                f"Page allocated via order {order}, mask {mask}, pid {pid}, tgid {tgid} ({comms[comm]}), "
-                f"ts {ts} ns, free_ts {free_ts} ns\n"
-                f"PFN {pfn} type {mobility} Block {block} type {MIGRATETYPE_NAMES[block_type]} "
-                f"Flags {show_flags(flags, zone.nid, zone.kind)}\n"
-                f"{self._stacks.get(stack) or self._stack(stack)}{tail}\n"
-            )
+        changed = np.zeros(len(heads) - 1, dtype=bool)
+        for column in alike:
+            changed |= column[1:] != column[:-1]
+        own = [column.tolist() for column in (table.ts[heads], table.free_ts[heads], heads, blocks)]
+        shared = [column.tolist() for column in alike]
+        ends = [*(np.flatnonzero(changed) + 1).tolist(), len(heads)]
+        for first, end in pairwise([0, *ends]):
+            before, between, behind = self._around(zone, *(column[first] for column in shared[:-2]))
+            flags, reason, group = shared[-4][first], shared[-2][first], shared[-1][first]
+            for ts, free_ts, pfn, block in zip(*(column[first:end] for column in own), strict=True):
+                tail = self._tail(pfn, flags, reason, group) if flags & CHARGED or reason or group else ""
+                yield f"{before}{ts} ns, free_ts {free_ts} ns\nPFN {pfn}{between}{block}{behind}{tail}\n"
+
+    def _around(
+        self,
+        zone: Zone,
+        order: int,
+        gfp: int,
+        pid: int,
+        tgid: int,
+        comm: int,
+        stack: int,
+        flags: int,
+        block_type: int,
+    ) -> tuple[str, str, str]:
+        """What stands before, between and behind the numbers that only one page has."""
+        mask, mobility = self._masks.get(gfp) or self._mask(gfp)
+        return (
+            f"Page allocated via order {order}, mask {mask}, pid {pid}, tgid {tgid} ({self._context.comms[comm]}), ts ",
+            f" type {mobility} Block ",
+            f" type {MIGRATETYPE_NAMES[block_type]} Flags {self._flags.show(flags, zone.nid, zone.kind)}\n"
+            f"{self._stacks.get(stack) or self._stack(stack)}",
+        )
 
     def _mask(self, gfp: int) -> tuple[str, str]:
         """``mask %#x(%pGg)`` and the mobility that a GFP mask asks for."""

@@ -19,6 +19,8 @@ INITIAL_JIFFIES = (1 << 32) - 300 * HZ
 class Clock:
     """Time since boot, moved by work (``Context.charge``), ``advance`` and nothing else.
 
+    ``idle_ns`` is the time that passed without work, since boot.
+
     Invariants: a timer runs at the first ``run_due`` or ``advance`` at or after its time; timers of
     the same time run in the order in which they were added.
     """
@@ -28,6 +30,7 @@ class Clock:
         self.boot_time_s = boot_time_s
         self._timers: list[tuple[int, int, Callable[[], None]]] = []
         self._order = count()
+        self.idle_ns = 0
 
     @property
     def now(self) -> int:
@@ -57,6 +60,12 @@ class Clock:
         """Let idle time pass, stopping at each timer on the way."""
         end = self.now + ns
         while self._timers and self._timers[0][0] <= end:
-            self._context.now = max(self.now, self._timers[0][0])
+            self._idle_until(self._timers[0][0])
             self.run_due()
-        self._context.now = max(self.now, end)
+        self._idle_until(end)
+
+    def _idle_until(self, when_ns: int) -> None:
+        """Nothing is done until then."""
+        if when_ns > self.now:
+            self.idle_ns += when_ns - self.now
+            self._context.now = when_ns

@@ -49,8 +49,10 @@ from kmemd.errors import KernelError
 from kmemd.mm import gfp as g
 from kmemd.mm.clock import NSEC_PER_SEC
 from kmemd.mm.dump_stack import DumpStack
+from kmemd.mm.fault_inject import FailPageAlloc
 from kmemd.mm.mmzone import PAGE_ALLOC_COSTLY_ORDER, Node, Zone
 from kmemd.mm.node_reclaim import NodeReclaim
+from kmemd.mm.page_poison import PagePoison
 from kmemd.mm.page_request import (
     COMPACT_DEFERRED,
     COMPACT_SKIPPED,
@@ -131,6 +133,10 @@ class PageAllocator:
         self.slow_paths = 0
         self.suspended = False
         self._rounds = (0, 0)
+        self.poison: PagePoison | None = None
+        """What fills and looks at pages, once it is known."""
+        self.fail: FailPageAlloc | None = None
+        """Failures made on purpose, once tasks exist."""
         self.zonelists = build_all_zonelists(nodes)
         rows = [zones_of(nodes, row) for row in zonelist_rows(self.zonelists)]
         for row, indices in enumerate(rows):
@@ -204,6 +210,9 @@ class PageAllocator:
         The call site is ``context.stack``, or ``context.site`` when a caller set none.
         """
         request, flags = self._plan(gfp, order, nid, nodemask)
+        if self.fail is not None and self.fail.armed and not self.fail.room(gfp, order, 1):
+            self._context.stack = 0
+            raise KernelError(errno.ENOMEM, f"{self.fail.NAME} wants this block of order {order} to fail")
         self._enter()
         pfn = self._try(request, flags)
         if pfn < 0:
@@ -232,6 +241,8 @@ class PageAllocator:
         A task that the OOM killer has chosen gets the block that it asked for then, and no more.
         """
         request, flags = self._plan(gfp, order, nid, nodemask)
+        if self.fail is not None and self.fail.armed:
+            n = self.fail.room(gfp, order, n)
         out = np.empty(n, dtype=np.int64)
         self._enter()
         got = 0
@@ -272,6 +283,8 @@ class PageAllocator:
 
     def _prepare(self, gfp: int, order: int, heads: int | PFNS, blocks: int) -> None:
         """Clear the pages and make compound ones of blocks (prep_new_page)."""
+        if self.poison is not None and self.poison.active:
+            self.poison.allocated(heads, order, zero=bool(gfp & g.F.ZERO))
         if gfp & g.F.ZERO:
             self._context.charge(self._zero_ns * blocks << order)
         if gfp & g.F.COMP and order:
@@ -527,6 +540,8 @@ class PageAllocator:
         Invariants: what is in a slab or on an LRU list never gets on a free list.
         """
         pages = self._buddy.pages
+        if self.poison is not None and self.poison.active:
+            self.poison.freed(1 << order)
         if 0 <= pfn < pages.max_pfn and pages.kind[pfn] == ALLOCATED and int(pages.flags[pfn]) & CHECK_AT_FREE:
             self._bad_page(pfn, "PAGE_FLAGS_CHECK_AT_FREE flag(s) set")
             raise KernelError(errno.EFAULT, f"pfn {pfn} is in use: in a slab, or on an LRU list")
@@ -541,6 +556,8 @@ class PageAllocator:
         blocks = np.ascontiguousarray(pfns, dtype=np.int64)
         if self._memcg is not None and self._memcg.charged:
             self._memcg.uncharge(blocks, order)
+        if self.poison is not None and self.poison.active:
+            self.poison.freed(len(blocks) << order)
         done, bad = 0, None
         while done < len(blocks):
             done += self._buddy.free_bulk(blocks[done:], order)

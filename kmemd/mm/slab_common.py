@@ -1,7 +1,7 @@
 """What caches have in common: struct kmem_cache, merging, the kmalloc tables (mm/slab_common.c, mm/slab.h).
 
 ``Slub`` in mm/slub.py owns the caches; here is what one cache is, which cache a new one may become an alias of,
-and which kmalloc cache serves a size. Left out: usercopy checks (the region is kept for the ``usersize`` file).
+and which kmalloc cache serves a size. The check of the usercopy region is in mm/usercopy.py.
 """
 
 from __future__ import annotations

@@ -46,6 +46,7 @@ from kmemd.mm.slub_caches import (
     SlabCharging,
 )
 from kmemd.mm.slub_check import check_slub
+from kmemd.mm.slub_harden import Hardening
 from kmemd.mm.slub_machine import SlubMachine
 from kmemd.mm.slub_report import ReportTools
 from kmemd.mm.stackdepot import StackDepot
@@ -76,9 +77,12 @@ class Slub(SlabCaches):
         observer: LeakObserver | None = None,
         preempt: Preempt | None = None,
         memcg: SlabCharging | None = None,
+        hardening: Hardening | None = None,
     ) -> None:
         super().__init__(
-            page_alloc, pages, node_stat, context, depot, printk, tools, machine, cmdline, observer, preempt, memcg
+            *(page_alloc, pages, node_stat, context, depot, printk, tools, machine, cmdline, observer, preempt),
+            memcg,
+            hardening,
         )
         self._large: dict[int, int] = {}
         self._kmalloc: dict[tuple[int, int], KmemCache] = {}
@@ -246,6 +250,9 @@ class Slub(SlabCaches):
         """Usable bytes at an address; 0 for NULL and ZERO_SIZE_PTR. EINVAL for what kmalloc did not give."""
         if address in (0, ZERO_SIZE_PTR):
             return 0
+        if self.kfence is not None and self.kfence.covers(address):
+            guarded = self.kfence.object_at(address)
+            return 0 if guarded is None else guarded.size
         cache = self.cache_of(address)
         if cache is not None:
             return cache.ksize()
@@ -282,11 +289,10 @@ class Slub(SlabCaches):
         self.configure(cache)
 
     def validate(self, cache: KmemCache) -> int:
-        """Look at every slab of a cache (``validate_slab_cache``); how many. AssertionError on a difference."""
+        """Look at every slab of a cache that is on a list (``validate_slab_cache``); how many."""
         self.flush_all(cache)
         check_slub(self, [cache])
-        lists = (self.lists.partial, self.lists.full)
-        return sum(len(slabs(cache.index, nid)) for nid in self.slab_nodes for slabs in lists)
+        return sum(self.debugging.validate(cache, nid) for nid in self.slab_nodes)
 
     def check(self) -> None:
         """Recompute every count and list from the slabs. AssertionError on a difference."""

@@ -22,7 +22,9 @@ from kmemd.core.slab_lists import SlabLists
 from kmemd.core.stats import NR_SLAB_RECLAIMABLE_B, NR_SLAB_UNRECLAIMABLE_B
 from kmemd.errors import KernelError
 from kmemd.mm import slab_flags as sf
+from kmemd.mm.fault_inject import FailSlab
 from kmemd.mm.gfp import GFP_KERNEL, GFP_RECLAIM_MASK, F, format_gfp, gfp_zone
+from kmemd.mm.kfence import Kfence
 from kmemd.mm.leak_observer import FILL_POISON, FILL_ZERO, Addresses, LeakObserver, NullObserver
 from kmemd.mm.page_supply import PageSupply
 from kmemd.mm.params import CommandLine
@@ -30,6 +32,9 @@ from kmemd.mm.preempt import Preempt
 from kmemd.mm.printk import KERN_ERR, KERN_WARNING, Printk
 from kmemd.mm.slab_common import KmemCache, Merging, check_geometry_request
 from kmemd.mm.slab_geometry import Geometry, calculate_sizes, get_order
+from kmemd.mm.slub_bytes import SlabBytes
+from kmemd.mm.slub_debugging import ALLOC, SlubDebugging
+from kmemd.mm.slub_harden import BUG_LINE, Hardening
 from kmemd.mm.slub_machine import SlubMachine
 from kmemd.mm.slub_report import ReportTools, SlubReports
 from kmemd.mm.stackdepot import StackDepot
@@ -79,6 +84,7 @@ class SlabCaches:
         observer: LeakObserver | None = None,
         preempt: Preempt | None = None,
         memcg: SlabCharging | None = None,
+        hardening: Hardening | None = None,
     ) -> None:
         self._memcg = memcg
         self._page_alloc = page_alloc
@@ -88,6 +94,10 @@ class SlabCaches:
         self._printk = printk
         self._observer: LeakObserver = observer or NullObserver()
         self._preempt = preempt
+        self.fail: FailSlab | None = None
+        """Failures made on purpose, once tasks exist."""
+        self.kfence: Kfence | None = None
+        """Who serves an object now and then, once the page allocator can give it a pool."""
         self.machine = machine
         self.slab_nodes = machine.slab_nodes()
         self.core = SlabCore(
@@ -101,7 +111,13 @@ class SlabCaches:
             machine.spans(),
         )
         self.lists = SlabLists(self.core, pages, machine.page_offset)
-        self.reports = SlubReports(self.lists, context, depot, printk, tools, machine.word)
+        self.hardening = hardening or Hardening()
+        self.core.shuffle = self.hardening.shuffle
+        self.bytes = SlabBytes(self.lists, self._of_index, machine.word, self.hardening.secret)
+        self.reports = SlubReports(self.lists, self.bytes, context, depot, printk, tools, machine.word)
+        self.debugging = SlubDebugging(
+            self.core, self.lists, self.bytes, self.reports, machine.word, init_on_free=self.hardening.init_on_free
+        )
         self.rules = machine.rules(cmdline)
         self.debug = sf.SlubDebug(cmdline.get("slub_debug"), lambda text: printk.log(KERN_ERR, text))
         self.merging = Merging(self.rules, self.debug, machine.merges(cmdline))
@@ -114,7 +130,12 @@ class SlabCaches:
         self.kmem_cache: KmemCache | None = None
         self.kmem_cache_node: KmemCache | None = None
         self._calls = 0
+        self._traced = False
+        """Whether any cache has SLAB_TRACE."""
         self._oom_window = (0, 0)
+
+    def _of_index(self, index: int) -> KmemCache:
+        return self._by_index[index]
 
     # -- looking caches up -------------------------------------------------------------------------------
 
@@ -137,6 +158,9 @@ class SlabCaches:
 
     def cache_of(self, address: int) -> KmemCache | None:
         """The cache that an allocated object belongs to; None for any other address."""
+        if self.kfence is not None and self.kfence.covers(address):
+            guarded = self.kfence.object_at(address)
+            return None if guarded is None else guarded.cache
         kind, slab, _ = self.lists.locate(address)
         return None if kind in (NO_SLAB, FREE_OBJECT, MISALIGNED) else self._by_index[self.lists.cache(slab)]
 
@@ -227,6 +251,7 @@ class SlabCaches:
         return int(out[0])
 
     def _register(self, cache: KmemCache) -> KmemCache:
+        self._traced = self._traced or bool(cache.flags & sf.SLAB_TRACE)
         cache.names.append(cache.name)
         cache.directory = cache.directory or cache.name
         self._caches.append(cache)
@@ -264,6 +289,7 @@ class SlabCaches:
         if cache.refcount:
             return
         self.flush_all(cache)
+        self.debugging.check_empty(cache, CACHE_FREE_FRAMES)
         busy = False
         for nid in self.slab_nodes:
             for slab in self.lists.partial(cache.index, nid):
@@ -296,11 +322,15 @@ class SlabCaches:
         addresses = [*cache.node_structs, *([cache.struct] if cache.struct else [])]
         self._free(np.array(addresses, dtype=np.uint64), -1, CACHE_FREE_FRAMES, False)
         self.core.reset_cache(cache.index)
+        self.hardening.forget(cache)
+        if self.kfence is not None:
+            self.kfence.shutdown_cache(cache)
         self._spare_indices.append(cache.index)
 
     def kmem_cache_shrink(self, cache: KmemCache) -> bool:
         """Give up empty slabs and sort the others. Whether no slab is left."""
         self.flush_all(cache)
+        self.debugging.check_empty(cache, ("kmem_cache_shrink",))
         for nid in self.slab_nodes:
             self.lists.shrink(cache.index, nid)
         self._free_discarded(("kmem_cache_shrink",))
@@ -341,7 +371,14 @@ class SlabCaches:
         self._check_node(nid)
         if self._preempt is not None and self._preempt.atomic:
             self._preempt.might_alloc(gfp, frames[0])
-        out = self._allocate(cache, gfp, n, nid, frames, size)
+        if self.fail is not None and self.fail.armed:
+            asked, n = n, self.fail.room(cache.flags, cache.object_size, gfp, n)
+            if asked and not n:
+                raise KernelError(errno.ENOMEM, f"{self.fail.NAME} wants this object of {cache.name} to fail")
+        guarded = self.kfence.alloc(cache, size, gfp) if n and self.kfence is not None and self.kfence.due else 0
+        out = self._allocate(cache, gfp, n - bool(guarded), nid, frames, size)
+        if guarded:
+            out = np.concatenate((np.array([guarded], dtype=np.uint64), out))
         if n and not len(out):
             raise KernelError(errno.ENOMEM, f"no memory for a slab of {cache.name}")
         if self._observer.enabled and not cache.flags & sf.SLAB_NOLEAKTRACE:
@@ -369,18 +406,48 @@ class SlabCaches:
         who executes if the cache or the caller wants that."""
         memcg = self._memcg
         if memcg is None or not memcg.active or not (gfp & F.ACCOUNT or cache.flags & sf.SLAB_ACCOUNT):
-            return self._take(cache, gfp, n, nid, frames, size)
+            return self._fill(cache, gfp, n, nid, frames, size)
         objcg, charged = memcg.pre_alloc(cache.size, gfp, n)
-        out = self._take(cache, gfp, charged, nid, frames, size)
+        out = self._fill(cache, gfp, charged, nid, frames, size)
         if objcg is not None:
             reclaimable = bool(cache.flags & sf.SLAB_RECLAIM_ACCOUNT)
             memcg.post_alloc(objcg, out, charged, cache.size, reclaimable=reclaimable)
         return out
 
-    def _take(
+    def _fill(
         self, cache: KmemCache, gfp: int, n: int, nid: int, frames: tuple[str, ...], size: int | None
     ) -> Addresses:
-        """Objects of a cache, with pages as they are needed."""
+        """Objects of a cache, with pages as they are needed; looked at and filled where that is wanted."""
+        traced = cache.flags & sf.SLAB_TRACE
+        if cache.debugged and (traced or self.bytes.suspects) and (traced or self.debugging.suspects(cache)):
+            out = self._take_carefully(cache, gfp, n, nid, frames)
+        else:
+            out = self._take(cache, gfp, n, nid, frames)
+        self._context.charge(self.machine.costs.alloc * len(out))
+        if cache.flags & sf.SLAB_STORE_USER:
+            self.reports.track_alloc(out, frames[-1:], cache.object_size if size is None else size)
+        zero = self.hardening.clears(cache, gfp)
+        if (zero and cache.flags & sf.OBJECT_POISON) or self.bytes.concerns(out):
+            self.bytes.allocated(cache, out, zero=zero)
+        return out
+
+    def _take_carefully(self, cache: KmemCache, gfp: int, n: int, nid: int, frames: tuple[str, ...]) -> Addresses:
+        """One object after the other, each looked at before it is taken."""
+        zone = gfp_zone(gfp & ~GFP_SLAB_BUG_MASK, self.machine.zone_names)
+        parts = []
+        for _ in range(n):
+            self.debugging.before_alloc(cache, self._context.cpu, nid, zone, frames)
+            part = self._take(cache, gfp, 1, nid, frames)
+            if not len(part):
+                break
+            if cache.flags & sf.SLAB_TRACE:
+                address = int(part[0])
+                self.reports.trace(cache, self.lists.slab_at(address), address, "alloc", (*ALLOC, *frames))
+            parts.append(part)
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint64)
+
+    def _take(self, cache: KmemCache, gfp: int, n: int, nid: int, frames: tuple[str, ...]) -> Addresses:
+        """Objects off the lists, and new slabs when these have none; fewer than ``n`` when memory ran out."""
         self._calls += 1
         out = np.empty(n, dtype=np.uint64)
         zone = gfp_zone(gfp & ~GFP_SLAB_BUG_MASK, self.machine.zone_names)
@@ -408,9 +475,6 @@ class SlabCaches:
                 self._page_alloc.free_pages_bulk(np.array(pfns[fed:], dtype=np.int64), order)
             if self.core.discarded:
                 self._free_discarded(frames)
-        self._context.charge(self.machine.costs.alloc * done)
-        if cache.flags & sf.SLAB_STORE_USER:
-            self.reports.track_alloc(out[:done], frames[-1:], cache.object_size if size is None else size)
         return out[:done]
 
     def _new_pages(self, cache: KmemCache, gfp: int, nid: int, objects: int, stack: int) -> tuple[list[int], int, bool]:
@@ -480,31 +544,63 @@ class SlabCaches:
         todo = np.ascontiguousarray(addresses, dtype=np.uint64)
         cpu, done, end = self._context.cpu, 0, len(todo)
         first: KernelError | None = None
+        careful = self._traced or self.bytes.concerns(todo, suspects=True)
+        if not careful and self.bytes.concerns(todo):
+            self.debugging.objects_freed(todo)
         while done < end:
             before = done
-            done = self.core.free(cpu, todo, done, end, index)
-            self.reports.track_free(todo[before:done], frames)
-            if self._memcg is not None and self._memcg.objects:
-                self._memcg.free_objects(todo[before:done])
-            if observed:
-                self._observer.free_bulk(todo[before:done])
-            if self.core.discarded:
-                self._free_discarded(frames)
-            if done < end:
-                try:
-                    self._free_other(int(todo[done]), index, frames)
-                except KernelError as error:
-                    first = first or error
+            stop = done + 1 if careful else end
+            refused = self.debugging.before_free(int(todo[done]), index, frames) if careful else None
+            done = self.core.free(cpu, todo, done, stop, index) if refused is None else done
+            self._given_back(todo[before:done], frames, observed)
+            if done < stop:
+                error = refused or self._refusal(int(todo[done]), index, frames)
+                first = first or error
                 done += 1
         self._context.charge(self.machine.costs.free * end)
         return first
 
+    def _given_back(self, objects: Addresses, frames: tuple[str, ...], observed: bool) -> None:
+        """Objects are on the lists again: tell who listens, give the pages of empty slabs back."""
+        self.reports.track_free(objects, frames)
+        if self._memcg is not None and self._memcg.objects:
+            self._memcg.free_objects(objects)
+        self.bytes.freed(objects)
+        if observed:
+            self._observer.free_bulk(objects)
+        if self.core.discarded:
+            self._free_discarded(frames)
+
+    def _refusal(self, address: int, index: int, frames: tuple[str, ...]) -> KernelError | None:
+        """What is wrong with an address that the lists do not take; None for what is no object and is freed."""
+        try:
+            self._free_other(address, index, frames)
+        except KernelError as error:
+            return error
+        return None
+
     def _free_other(self, address: int, index: int, frames: tuple[str, ...]) -> None:
         """Complain about an address that is no object of the cache."""
+        if self.kfence is not None and self.kfence.covers(address):
+            self.kfence.free(address)
+            self._observer.free(address)
+            return
         cache = self._by_index.get(index)
         kind, slab, _ = self.lists.locate(address)
+        if kind == FREE_OBJECT and self.hardening.hardened:
+            self._detect_double_free(slab, address, frames)
         owner = self._by_index[self.lists.cache(slab)] if slab else None
         raise self.reports.refuse_free(address, kind, slab, owner, cache)
+
+    def _detect_double_free(self, slab: int, address: int, frames: tuple[str, ...]) -> None:
+        """The object that is first in its free list is freed again: a BUG with hardened lists (``set_freepointer``)."""
+        cache = self._by_index[self.lists.cache(slab)]
+        cpu = self._context.cpu
+        on_cpu = self.lists.cpu_slab(cache.index, cpu) == slab
+        chain = self.lists.cpu_freelist(cache.index, cpu) if on_cpu else self.lists.freelist(slab)
+        if chain and self.lists.address(slab, chain[0]) == address and not cache.flags & sf.SLAB_CONSISTENCY_CHECKS:
+            self.hardening.bug(BUG_LINE, ("__slab_free" if not on_cpu else "__kmem_cache_free", *frames[-1:]))
+            raise KernelError(errno.EFAULT, f"{address:#x} was freed twice in a row")
 
     def _free_discarded(self, frames: tuple[str, ...]) -> None:
         """Give the pages of discarded slabs back, in the order in which they were discarded."""
@@ -516,7 +612,7 @@ class SlabCaches:
             end = start + 1
             while end < len(blocks) and blocks[end] & 15 == order:
                 end += 1
-            if self.reports.allocated:
+            if self.reports.allocated or self.bytes:
                 self._forget_tracks(blocks[start:end])
             self._context.stack = stack
             self._page_alloc.free_pages_bulk(np.array(blocks[start:end], dtype=np.int64) >> 4, order)
@@ -527,4 +623,5 @@ class SlabCaches:
     def _forget_tracks(self, blocks: list[int]) -> None:
         for block in blocks:
             first = self.machine.page_offset + (block >> 4 << 12)
+            self.bytes.forget(first)
             self.reports.forget(first, first + (4096 << (block & 15)))

@@ -2,8 +2,8 @@
 
 A debugged kernel reports what it finds; another would corrupt its lists without a word. The model knows every
 object, so it reports in either case, refuses, and goes on. Addresses are printed as they are, as with
-no_hash_pointers, which ``slub_debug`` turns on. Bytes of objects are those that poisoning wrote: nothing in the
-model writes into a slab object. Left out: red zone and poison checks, which could find nothing.
+no_hash_pointers, which ``slub_debug`` turns on. Bytes are those that the allocator wrote, and that kernel code wrote
+over them (mm/slub_bytes.py). The checks that find something to complain about are in mm/slub_debugging.py.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from kmemd.mm.clock import HZ, NSEC_PER_SEC
 from kmemd.mm.dump_stack import DumpStack
 from kmemd.mm.gfp import format_gfp
 from kmemd.mm.panic import TAINT_BAD_PAGE
-from kmemd.mm.printk import KERN_ERR, KERN_WARNING, Printk
+from kmemd.mm.printk import KERN_ERR, KERN_INFO, KERN_WARNING, Printk
 from kmemd.mm.slab_common import KmemCache
+from kmemd.mm.slub_bytes import SlabBytes, metadata_end
 from kmemd.mm.stackdepot import StackDepot
+from kmemd.mm.units import PAGE_SIZE
 
-POISON_FREE, POISON_END, POISON_INUSE = 0x6B, 0xA5, 0x5A
-RED_INACTIVE = 0xBB
 _RULE = "=" * 77
 _LINE = "-" * 77
 
@@ -64,9 +64,19 @@ class SlubReports:
     """Complaints, and the tracks of caches with SLAB_STORE_USER by object address."""
 
     def __init__(
-        self, lists: SlabLists, context: Context, depot: StackDepot, printk: Printk, tools: ReportTools, word: int
+        self,
+        lists: SlabLists,
+        stored: SlabBytes,
+        context: Context,
+        depot: StackDepot,
+        printk: Printk,
+        tools: ReportTools,
+        word: int,
     ) -> None:
         self._lists = lists
+        self._bytes = stored
+        self.taking = 0
+        """The slab whose first free object is being taken: its list and counts show it gone already."""
         self._context = context
         self._depot = depot
         self._printk = printk
@@ -104,12 +114,13 @@ class SlubReports:
 
     # -- complaints --------------------------------------------------------------------------------------
 
-    def _say(self, text: str, level: int = KERN_ERR) -> None:
+    def say(self, text: str, level: int = KERN_ERR) -> None:
+        """Log a line."""
         self._printk.log(level, text)
 
     def warn(self, text: str) -> None:
         """A line and the stack."""
-        self._say(text, KERN_WARNING)
+        self.say(text, KERN_WARNING)
         self._tools.dump_stack()
 
     def warn_once(self, frames: tuple[str, ...], text: str = "") -> None:
@@ -121,7 +132,7 @@ class SlubReports:
     def duplicate_directory(self, directory: str) -> None:
         """sysfs has such a directory already (``sysfs_warn_dup``)."""
         self.warn(f"sysfs: cannot create duplicate filename '/kernel/slab/{directory}'")
-        self._say(
+        self.say(
             f"kobject_add_internal failed for {directory} with -EEXIST, "
             "don't try to register things with the same name in the same directory."
         )
@@ -147,7 +158,7 @@ class SlubReports:
         self.slab_err(cache, slab, f"Objects remaining in {cache.name} on __kmem_cache_shutdown()", frames)
         for index in self._lists.used(slab):
             address = self._lists.address(slab, index)
-            self._say(f"Object {self._pointer(address)} @offset={address - self._lists.base(slab)}")
+            self.say(f"Object {self.pointer(address)} @offset={address - self._lists.base(slab)}")
             self._print_tracking(cache, address)
 
     def refuse_free(
@@ -159,8 +170,8 @@ class SlubReports:
         if kind == NO_SLAB or owner is None:
             return self._not_slab(address, cache)
         if kind == MISALIGNED:
-            self.slab_err(owner, slab, f"Invalid object pointer {self._pointer(address)}", ("slab_err", *caller))
-            self._fix(owner, f"Object at {self._pointer(address)} not freed")
+            self.slab_err(owner, slab, f"Invalid object pointer {self.pointer(address)}", ("slab_err", *caller))
+            self.fix(owner, f"Object at {self.pointer(address)} not freed")
             return KernelError(errno.EINVAL, f"{text} is not the start of an object of {owner.name}")
         if kind == FREE_OBJECT:
             self._already_free(owner, slab, address, caller)
@@ -183,16 +194,39 @@ class SlubReports:
         self.warn_once(("free_large_kmalloc", "kfree"))
         if not self._said_pointer:
             self._said_pointer = True
-            self._say(f"object pointer: {self._pointer(address)}", KERN_WARNING)
+            self.say(f"object pointer: {self.pointer(address)}", KERN_WARNING)
         return KernelError(errno.EINVAL, f"{address:#x} was not allocated by kmalloc")
 
     def _already_free(self, cache: KmemCache, slab: int, address: int, caller: tuple[str, ...]) -> None:
-        self._bug(cache, "Object already free")
-        frames = ("print_trailer", "object_err", "free_to_partial_list", "__slab_free", *caller)
-        self._print_trailer(cache, slab, address, RED_INACTIVE)
+        frames = ("object_err", "free_to_partial_list", "__slab_free", *caller)
+        self.object_err(cache, slab, address, "Object already free", frames[1:])
+        self.fix(cache, f"Object at {self.pointer(address)} not freed")
+
+    def object_err(self, cache: KmemCache, slab: int, address: int, text: str, frames: tuple[str, ...]) -> None:
+        """A report about an object."""
+        self.object_report(cache, slab, address, text, ("print_trailer", "object_err", *frames))
+
+    def object_report(
+        self, cache: KmemCache, slab: int, address: int, text: str, frames: tuple[str, ...], detail: str = ""
+    ) -> None:
+        """A report with an object, what is around it, who used it, and the stack (``print_trailer``)."""
+        self._bug(cache, text)
+        if detail:
+            self.say(detail)
+        self._print_trailer(cache, slab, address)
         self._tools.dump_stack(frames)
         self._tools.dump_stack.taint.add(TAINT_BAD_PAGE)
-        self._fix(cache, f"Object at {self._pointer(address)} not freed")
+
+    def trace(self, cache: KmemCache, slab: int, address: int, what: str, frames: tuple[str, ...]) -> None:
+        """One object of a cache with SLAB_TRACE is allocated or freed (``trace``)."""
+        chain = self._lists.freelist(slab)
+        first = self.pointer(self._lists.address(slab, chain[0]) if chain else 0)
+        self.say(
+            f"TRACE {cache.name} {what} {self.pointer(address)} inuse={self._lists.inuse(slab)} fp={first}", KERN_INFO
+        )
+        if what == "free":
+            self.dump("Object ", address, self._bytes.read(slab, address, cache.object_size), KERN_INFO)
+        self._tools.dump_stack(("trace", *frames))
 
     def slab_err(self, cache: KmemCache, slab: int, text: str, frames: tuple[str, ...]) -> None:
         """A report about a slab as a whole."""
@@ -204,15 +238,17 @@ class SlubReports:
     # -- parts of a report -------------------------------------------------------------------------------
 
     def _bug(self, cache: KmemCache, text: str) -> None:
-        self._say(_RULE)
-        self._say(f"BUG {cache.name} ({self._tools.dump_stack.taint.text}): {text}")
-        self._say(_LINE)
-        self._say("")
+        self.say(_RULE)
+        self.say(f"BUG {cache.name} ({self._tools.dump_stack.taint.text}): {text}")
+        self.say(_LINE)
+        self.say("")
 
-    def _fix(self, cache: KmemCache, text: str) -> None:
-        self._say(f"FIX {cache.name}: {text}")
+    def fix(self, cache: KmemCache, text: str) -> None:
+        """What was done about it."""
+        self.say(f"FIX {cache.name}: {text}")
 
-    def _pointer(self, address: int) -> str:
+    def pointer(self, address: int) -> str:
+        """A pointer as it is."""
         return f"0x{address:0{self._word * 2}x}"
 
     def _caller(self) -> str:
@@ -222,11 +258,12 @@ class SlubReports:
     def _print_slab_info(self, slab: int) -> None:
         lists = self._lists
         pfn = lists.pfn(slab)
-        chain = lists.freelist(slab)
+        taking = int(slab == self.taking)
+        chain = lists.freelist(slab)[taking:]
         first = lists.address(slab, chain[0]) if chain else 0
-        self._say(
-            f"Slab {self._pointer(self._tools.page_struct(pfn))} objects={lists.objects(slab)} "
-            f"used={lists.inuse(slab)} fp={self._pointer(first)} flags={self._tools.page_flags(pfn)}"
+        self.say(
+            f"Slab {self.pointer(self._tools.page_struct(pfn))} objects={lists.objects(slab)} "
+            f"used={lists.inuse(slab) + taking} fp={self.pointer(first)} flags={self._tools.page_flags(pfn)}"
         )
 
     def _print_tracking(self, cache: KmemCache, address: int) -> None:
@@ -240,48 +277,40 @@ class SlubReports:
         now = self._context.now * HZ // NSEC_PER_SEC
         age = now - track.when_ns * HZ // NSEC_PER_SEC
         frames = self._depot.frames(track.handle)
-        self._say(f"{word} in {self._tools.symbolize(caller_of(frames))} age={age} cpu={track.cpu} pid={track.pid}")
+        self.say(f"{word} in {self._tools.symbolize(caller_of(frames))} age={age} cpu={track.cpu} pid={track.pid}")
         for frame in frames:
-            self._say(f" {self._tools.symbolize(frame)}")
+            self.say(f" {self._tools.symbolize(frame)}")
 
-    def _print_trailer(self, cache: KmemCache, slab: int, address: int, red: int) -> None:
+    def _print_trailer(self, cache: KmemCache, slab: int, address: int) -> None:
         """The object, what is around it and who used it (``print_trailer`` without the stack)."""
         self._print_tracking(cache, address)
         self._print_slab_info(slab)
-        chain = self._lists.freelist(slab)
-        index = self._lists.index(slab, address)
-        after = chain[chain.index(index) + 1 :] if index in chain else []
-        following = self._lists.address(slab, after[0]) if after else 0
+        following = self._bytes.free_pointer(cache, slab, address)
         offset = address - self._lists.base(slab)
-        self._say(f"Object {self._pointer(address)} @offset={offset} fp={self._pointer(following)}")
-        self._say("")
-        for label, start, data in self._sections(cache, address, red):
-            for line in hex_dump(label, start, data, self._word):
-                self._say(line)
+        self.say(f"Object {self.pointer(address)} @offset={offset} fp={self.pointer(following)}")
+        self.say("")
+        for label, start, size in self._sections(cache, slab, address):
+            if size > 0:
+                self.dump(label, start, self._bytes.read(slab, start, size))
 
-    def _sections(self, cache: KmemCache, address: int, red: int) -> Iterable[tuple[str, int, bytes]]:
-        """``(label, address, bytes)`` of the parts that debugging wrote."""
+    def dump(self, label: str, start: int, data: bytes, level: int = KERN_ERR) -> None:
+        """Bytes (``print_section``)."""
+        for line in hex_dump(label, start, data, self._word):
+            self.say(line, level)
+
+    def _sections(self, cache: KmemCache, slab: int, address: int) -> Iterable[tuple[str, int, int]]:
+        """``(label, address, bytes)`` of what a report shows."""
         pad = cache.geometry.red_left_pad
         zoned = bool(cache.flags & sf.SLAB_RED_ZONE)
         if zoned:
-            yield "Redzone  ", address - pad, bytes([red]) * pad
-        if cache.flags & sf.OBJECT_POISON:
-            body = bytes([POISON_FREE]) * (cache.object_size - 1) + bytes([POISON_END])
-            yield "Object   ", address, body[:4096]
+            yield "Redzone  ", address - pad, pad
+        elif address > self._lists.base(slab) + 16:
+            yield "Bytes b4 ", address - 16, 16
+        yield "Object   ", address, min(cache.object_size, PAGE_SIZE)
         if zoned:
-            yield "Redzone  ", address + cache.object_size, bytes([red]) * (cache.inuse - cache.object_size)
-        end = self._metadata_end(cache)
-        rest = cache.size - pad - end
-        if rest and cache.flags & sf.SLAB_POISON:
-            yield "Padding  ", address + end, bytes([POISON_INUSE]) * rest
-
-    def _metadata_end(self, cache: KmemCache) -> int:
-        end = cache.info_end(self._word)
-        if cache.flags & sf.SLAB_STORE_USER:
-            end += 2 * (-(-(self._word + 12) // self._word) * self._word + self._word)
-            if cache.flags & sf.SLAB_KMALLOC:
-                end += 4
-        return end
+            yield "Redzone  ", address + cache.object_size, cache.inuse - cache.object_size
+        end = metadata_end(cache, self._word)
+        yield "Padding  ", address + end, cache.size - pad - end
 
 
 _ENTRY = frozenset(

@@ -15,6 +15,7 @@ from tests.fs.mounting import ROOT, end, start
 
 KMEMD = [sys.executable, "-m", "kmemd"]
 PROGRAM_DEADLINE_S = 60
+KERNEL_SOURCE = Path("/usr/src/linux-source-6.1.tar.xz")
 
 
 class Mounted:
@@ -81,3 +82,32 @@ def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
         assert daemon.poll() is None, "kmemd mount ended"
     finally:
         end(path, daemon)
+
+
+def kernel_tool(name: str, folder: Path) -> str:
+    """A program of the kernel's tools/vm, built from Debian's source package, once for each version of it."""
+    if not KERNEL_SOURCE.exists():
+        return program(name)
+    source = KERNEL_SOURCE.stat()
+    binary = ROOT / "build" / f"{name}-{source.st_size}-{source.st_mtime_ns}"
+    if not binary.exists():
+        member = f"linux-source-6.1/tools/vm/{name}.c"
+        extract = ["tar", "-xJf", str(KERNEL_SOURCE), "-C", str(folder), "--occurrence=1", member]
+        subprocess.run(extract, check=True)
+        built = folder / name
+        subprocess.run(["gcc", "-O1", "-w", "-o", str(built), str(folder / member)], check=True)
+        binary.parent.mkdir(exist_ok=True)
+        shutil.move(built, binary)
+    return str(binary)
+
+
+@pytest.fixture(scope="session")
+def page_owner_sort(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The kernel's own page_owner_sort."""
+    return kernel_tool("page_owner_sort", tmp_path_factory.mktemp("linux"))
+
+
+@pytest.fixture(scope="session")
+def slabinfo(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The kernel's own slabinfo."""
+    return kernel_tool("slabinfo", tmp_path_factory.mktemp("linux"))

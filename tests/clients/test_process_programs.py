@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.conftest import KMEMD, Mounted, program
-from tests.clients.test_programs import KERNEL_SOURCE, numbers
+from tests.clients.conftest import KERNEL_SOURCE, KMEMD, Mounted, program
+from tests.clients.test_programs import numbers
 from tests.fs.mounting import ROOT
 from tests.views.process import kib
 

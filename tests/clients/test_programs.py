@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -18,11 +17,9 @@ import psutil
 import pytest
 
 from tests.clients.conftest import Mounted, program, run_clean
-from tests.fs.mounting import ROOT
 
 pytestmark = pytest.mark.mount
 
-KERNEL_SOURCE = Path("/usr/src/linux-source-6.1.tar.xz")
 NODE_EXPORTER_DEADLINE_S = 30
 
 
@@ -300,25 +297,6 @@ def test_smem(mounted: Mounted) -> None:
     assert "firmware/hardware" in output
     free = next(line for line in output.splitlines() if line.startswith("free memory"))
     assert numbers(free)[0] == mounted.meminfo()["MemFree"]
-
-
-@pytest.fixture(scope="session")
-def page_owner_sort(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The kernel's own page_owner_sort, built from Debian's source package, once for each version of it."""
-    if not KERNEL_SOURCE.exists():
-        return program("page_owner_sort")
-    source = KERNEL_SOURCE.stat()
-    binary = ROOT / "build" / f"page_owner_sort-{source.st_size}-{source.st_mtime_ns}"
-    if not binary.exists():
-        folder = tmp_path_factory.mktemp("linux")
-        member = "linux-source-6.1/tools/vm/page_owner_sort.c"
-        extract = ["tar", "-xJf", str(KERNEL_SOURCE), "-C", str(folder), "--occurrence=1", member]
-        subprocess.run(extract, check=True)
-        built = folder / "page_owner_sort"
-        subprocess.run(["gcc", "-O1", "-w", "-o", str(built), str(folder / member)], check=True)
-        binary.parent.mkdir(exist_ok=True)
-        shutil.move(built, binary)
-    return str(binary)
 
 
 def test_page_owner_sort(mounted: Mounted, page_owner_sort: str, tmp_path: Path) -> None:
