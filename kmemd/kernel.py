@@ -34,6 +34,7 @@ from kmemd.mm.direct_map import DirectMap, from_meminfo, map_memory
 from kmemd.mm.do_exit import DoExit
 from kmemd.mm.drop_caches import DropCaches
 from kmemd.mm.dump_stack import DumpStack
+from kmemd.mm.fault_inject import FailPageAlloc, FailSlab
 from kmemd.mm.file_table import FileTable
 from kmemd.mm.fork import ThreadStacks
 from kmemd.mm.handles import Handles
@@ -70,6 +71,7 @@ from kmemd.mm.psi import Monitor, Psi
 from kmemd.mm.ratelimit import RateLimit
 from kmemd.mm.relief import MemoryPressure
 from kmemd.mm.sched import Task, TaskTable
+from kmemd.mm.set_memory import SetMemory
 from kmemd.mm.show_mem import ShowMem, hugetlb_lines
 from kmemd.mm.slab_flags import SLAB_RECLAIM_ACCOUNT
 from kmemd.mm.stackdepot import StackDepot
@@ -110,6 +112,10 @@ class Kernel:
         zonelists, cma_pages = self.page_alloc.zonelists, self.cma.total_pages
         self.printk.log_all(boot_log.mm_init(machine, self.cmdline, self.boot_memory, zonelists, cma_pages))
         self._init_allocators()
+        self.init_mm = kernel_memory.make_init_mm(self)
+        self.oops = kernel_memory.make_oops(self)
+        self.set_memory: SetMemory = SetMemory(self.init_mm, self.dump_stack)
+        self._init_fault_injection()
         self._init_policies()
         self._init_huge_pages()
         self._init_limits()
@@ -373,6 +379,11 @@ class Kernel:
     def cgroups_disabled(self) -> list[str]:
         """What cgroup_disable= names."""
         return [name for value in self.cmdline.all("cgroup_disable") for name in value.split(",")]
+    def _init_fault_injection(self) -> None:
+        """Failures made on purpose (fault_create_debugfs_attr)."""
+        parts = (self.context, self.tasks, self.rng, self.printk, self.dump_stack, self.cmdline)
+        self.fail_slab = self.slub.fail = FailSlab(*parts)
+        self.fail_page_alloc = self.page_alloc.fail = FailPageAlloc(*parts)
 
     def _executing(self) -> Task | None:
         """The task that executes: the one whose memory is being accessed, if any is."""
@@ -572,6 +583,9 @@ class Kernel:
             self.bad_area,
             self.file_table,
             self.user.swap_storage.zswap,
+            self.set_memory,
+            self.fail_slab,
+            self.fail_page_alloc,
             *self.tuned_by_user,
         ]
         if machine.capture is not None and machine.is_twin:

@@ -7,16 +7,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kmemd.boot.areas import percpu_groups
+from kmemd.core import stats
 from kmemd.debug.kmemleak import Kmemleak
+from kmemd.mm import memtype
 from kmemd.mm.descriptors import Descriptors
 from kmemd.mm.device_memory import DeviceMemory
-from kmemd.mm.percpu import Percpu
+from kmemd.mm.fork import INIT_PID
+from kmemd.mm.init_mm import InitMm
+from kmemd.mm.ioremap import FUNCTIONS
+from kmemd.mm.layout import PHYSICAL_START, X86_64
+from kmemd.mm.oops import Oops
+from kmemd.mm.percpu import POPULATED_BY_BOOT, Percpu
+from kmemd.mm.signals import SIGSEGV
 from kmemd.mm.slub import Slub
 from kmemd.mm.slub_machine import SlubCosts, SlubMachine
 from kmemd.mm.slub_report import ReportTools
 from kmemd.mm.swiotlb import region_of
-from kmemd.mm.units import KIB_PER_PAGE
-from kmemd.mm.vmalloc import Vmalloc
+from kmemd.mm.units import GIB, KIB_PER_PAGE, PAGE_SHIFT
+from kmemd.mm.vmalloc import Vmalloc, VmStruct
 
 if TYPE_CHECKING:
     from kmemd.kernel import Kernel
@@ -130,3 +139,70 @@ def make_percpu(kernel: Kernel) -> Percpu:
     percpu = Percpu()
     percpu.boot(machine.arch, machine.cpu_nodes, kernel.page_alloc, kernel.context, kernel.depot)
     return percpu
+
+
+def make_init_mm(kernel: Kernel) -> InitMm:
+    """The kernel's page tables (paging_init, mark_rodata_ro)."""
+    machine, memtypes = kernel.machine, kernel.device_memory.memtypes
+    unit, groups = percpu_groups(kernel)
+
+    def cached(area: VmStruct) -> int:
+        """The memory type of what ioremap maps: what is tracked, or what was asked for."""
+        asked = FUNCTIONS.get(area.caller[1], memtype.UC_MINUS)
+        return memtypes.lookup(area.phys) if memtypes.enabled and area.phys is not None else asked
+
+    def split(size: int) -> None:
+        """A large page of memory was made into small ones."""
+        kernel.direct_map = kernel.direct_map.split(size)
+        if kernel.machine.arch == X86_64:
+            kernel.vmstat.count(stats.DIRECT_MAP_LEVEL3_SPLIT if size >= GIB else stats.DIRECT_MAP_LEVEL2_SPLIT)
+
+    return InitMm(
+        kernel.layout,
+        [(region.start, region.end) for region in kernel.boot_memory.memblock.memory],
+        kernel.vmalloc.areas,
+        kernel.vmalloc.tables,
+        kernel.vmalloc.changed,
+        split,
+        cached,
+        kernel.highmem.mapped_pages,
+        cpus=machine.cpus,
+        percpu=(unit, POPULATED_BY_BOOT[machine.arch], groups),
+        gbpages=machine.gbpages,
+    )
+
+
+def make_oops(kernel: Kernel) -> Oops:
+    """Faults of the kernel (trap_init)."""
+    features = kernel.machine.cpu_features
+
+    def pgd() -> int:
+        task = kernel.tasks.current()
+        own = task.mm if task is not None else None
+        return PHYSICAL_START if own is None else kernel.mmu.pgd(own.id) << PAGE_SHIFT
+
+    def stack() -> int:
+        """Of the executing task; the shell that writes commands is no task of the model, and shows init's."""
+        task = kernel.tasks.current() or kernel.tasks.find(INIT_PID)
+        return task.stack_addr
+
+    def die() -> None:
+        """End the executing task, if it is a process that commands began (``make_task_dead``)."""
+        task = kernel.tasks.current()
+        if task is not None and not task.is_kthread and task.pid != INIT_PID:
+            task.killed = SIGSEGV
+
+    return Oops(
+        kernel.init_mm,
+        kernel.context,
+        kernel.depot,
+        kernel.printk,
+        kernel.dump_stack,
+        kernel.kallsyms.frame_text,
+        stack,
+        pgd,
+        lambda: (bool(kernel.kernel_sysctl.panic_on_oops), kernel.kernel_sysctl.oops_limit),
+        die,
+        smep="smep" in features and not kernel.cmdline.has("nosmep"),
+        smap="smap" in features and not kernel.cmdline.has("nosmap"),
+    )

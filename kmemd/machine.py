@@ -261,6 +261,7 @@ class Machine:
         flags = self.cpu_model.flags.split()
         if self.gbpages:
             flags.insert(flags.index("lm"), "pdpe1gb")
+        flags += [flag for flag in ("smep", "smap") if flag in self.cpu_features]
         return " ".join(flag for flag in flags if self.cpus > 1 or flag not in ("ht", "cmp_legacy"))
 
     @cached_property

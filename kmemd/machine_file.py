@@ -3,7 +3,7 @@
 description = "two nodes"
 arch = "x86_64"                   # or "i386"
 cpus = 4
-cpu_features = ["pdpe1gb"]        # optional: 1 GiB pages
+cpu_features = ["pdpe1gb"]        # optional: 1 GiB pages; "smep", "smap"
 soft_dirty = true                 # optional: pagemap tells which pages were written
 distances = [[10, 20], [20, 10]]  # optional, 10 to itself and 20 to others otherwise
 cmdline = "console=ttyS0"         # optional
@@ -33,7 +33,7 @@ MAX_NODES = 64
 MAX_CPUS = 8192
 MAX_MEMORY = 1 << 42
 _SIZE = re.compile(r"\d+[KMGT]?")
-CPU_FEATURES = ("pdpe1gb",)
+CPU_FEATURES = ("pdpe1gb", "smep", "smap")
 _KEYS = (
     *("description", "arch", "cpus", "cpu_features", "soft_dirty", "distances", "cmdline", "node", "swap", "latency"),
 )

@@ -509,6 +509,7 @@ class UserMemory:
             backing,
             kernel.printk,
             kernel.ratelimit,
+            kernel.set_memory.check_user,
         )
         self.khugepaged: Khugepaged = make_khugepaged(kernel, self)
         self.mprotect = Mprotect(self.spaces, self.vma_pages.populate_now)

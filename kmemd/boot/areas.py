@@ -6,13 +6,14 @@ drivers/acpi/osl.c, arch/x86/kernel/hpet.c, drivers/virtio and drivers/tty. Left
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kmemd.boot.cache_table import MOST_BOOT_CPUS
 from kmemd.mm import gfp as g
-from kmemd.mm.units import KIB
+from kmemd.mm.units import KIB, PAGE_SHIFT
 
 if TYPE_CHECKING:
     from kmemd.kernel import Kernel
@@ -26,6 +27,8 @@ VIRTIO_PAGES = 8
 SCOMP_SCRATCH = 128 * KIB
 SCOMP_PER_CPU = 2
 N_TTY_DATA = 3 * 4096
+PERCPU_ATOM = {"x86_64": 2 << 20, "i386": 4096}
+"""What a per-CPU chunk's parts are aligned to (atom_size)."""
 PERCPU_UNIT = {"x86_64": 2 << 20, "i386": 30 * 4096}
 MOST_UNITS = 8
 OBJECT_SIZE = 4
@@ -50,26 +53,45 @@ def units_per_allocation(kernel: Kernel) -> int:
     return min(MOST_UNITS, 1 << (most - 1).bit_length())
 
 
+def percpu_groups(kernel: Kernel) -> tuple[int, tuple[int, ...]]:
+    """The bytes between two CPUs' parts of a per-CPU chunk, and how many CPUs each of its areas is for."""
+    machine = kernel.machine
+    unit = PERCPU_UNIT[machine.arch]
+    if machine.arch != "x86_64":
+        return unit, (machine.cpus,)
+    return unit // units_per_allocation(kernel), tuple(len(node.cpus) for node in kernel.nodes if node.cpus)
+
+
+def _group_offsets(kernel: Kernel, sizes: Sequence[int]) -> list[int]:
+    """Where the groups of CPUs have their parts of every chunk, from the first group's: as far apart as those of the
+    first chunk, which is at the top of each node's memory (pcpu_embed_first_chunk).
+    """
+    if kernel.machine.arch != "x86_64":
+        return [0]
+    atom = PERCPU_ATOM[kernel.machine.arch]
+    tops = [max(zone.end_pfn for zone in node.zones) << PAGE_SHIFT for node in kernel.nodes if node.cpus]
+    offsets: list[int] = []
+    for top, size in zip(tops, (0, *sizes), strict=False):
+        least = offsets[-1] + (size + atom - 1) // atom * atom if offsets else 0
+        offsets.append(max(top // atom * atom - tops[0] // atom * atom, least))
+    return offsets
+
+
 def _percpu_chunk(kernel: Kernel) -> None:
     """The second per-CPU chunk: its range for each group of CPUs, its maps, and the CPUs' interrupt stacks."""
     machine = kernel.machine
     units = units_per_allocation(kernel)
     word = kernel.layout.pointer_size
-    unit = PERCPU_UNIT[machine.arch]
-    groups = [len(node.cpus) for node in kernel.nodes if node.cpus]
-    if machine.arch == "x86_64":
-        unit //= units
-        sizes = [-(-cpus // units) * units * unit for cpus in groups]
-    else:
-        sizes = [machine.cpus * unit]
+    unit, groups = percpu_groups(kernel)
+    whole = units if machine.arch == "x86_64" else 1
+    sizes = [-(-cpus // whole) * whole * unit for cpus in groups]
     bits = unit // OBJECT_SIZE
     _site(kernel, "pcpu_mem_zalloc", "pcpu_create_chunk", "pcpu_alloc", "__alloc_percpu")
     for size in (bits // 8, bits // 8 + word, unit // 4096 * 32, bits * word):
         if size > 4096:
             kernel.vmalloc.alloc(size, g.GFP_KERNEL | g.F.ZERO, function="")
-    for size in sizes:
-        _site(kernel, "pcpu_get_vm_areas", "pcpu_create_chunk", "pcpu_alloc", "__alloc_percpu")
-        kernel.vmalloc.pcpu_get_vm_area(size, unit)
+    _site(kernel, "pcpu_get_vm_areas", "pcpu_create_chunk", "pcpu_alloc", "__alloc_percpu")
+    kernel.vmalloc.pcpu_get_vm_areas(_group_offsets(kernel, sizes), sizes, PERCPU_ATOM[machine.arch])
     if machine.arch == "x86_64":
         _site(kernel, "irq_init_percpu_irqstack", "init_IRQ", "start_kernel")
         for _ in range(min(machine.cpus, MOST_BOOT_CPUS)):

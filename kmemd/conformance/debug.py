@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from kmemd.conformance import oops
 from kmemd.conformance.case import Case
 from kmemd.kernel import Kernel
 from kmemd.machine import Machine
@@ -52,6 +53,7 @@ def run(folder: Path) -> Iterator[Case]:
             yield from _same_form(file.name, captured, text)
     yield from _same_counts(folder / "kmemleak.dmesg", system)
     yield from _owner_form(folder / "page_owner", system)
+    yield from oops.run(folder, system)
 
 
 def _machine(folder: Path) -> Machine:

@@ -65,6 +65,7 @@ SECTIONS = {
     "verbs_highmem": "High memory",
     "verbs_devices": "Devices",
     "verbs_memory": "Pointers in memory",
+    "verbs_kernel": "Kernel code that touches memory",
     "verbs_tasks": "Processes",
     "verbs_mm": "Mappings of a process",
     "verbs_access": "What a process does with its memory",

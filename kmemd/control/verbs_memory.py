@@ -11,6 +11,7 @@ from kmemd.control.language import Reply, Slices, verb
 from kmemd.control.words import Address, Reference
 from kmemd.errors import KernelError
 from kmemd.mm.handles import Kind, Pointers
+from kmemd.mm.oops import PF_PROT, KernelAccess
 from kmemd.mm.pace import pieces
 from kmemd.steps import Steps
 
@@ -52,9 +53,13 @@ def _check(kernel: Kernel, where: Reference, targets: Pointers) -> Steps[None]:
         yield
     for part in pieces(targets, STORES):
         fault = _unmapped(kernel, part)
+        fault = kernel.init_mm.first_read_only(part) if fault is None else fault
         if fault is not None:
-            kernel.dump_stack.oops(fault, size)
-            raise KernelError(errno.EFAULT, f"nothing is mapped at {fault:#x}")
+            access = KernelAccess(fault, write=True)
+            code = kernel.oops.fault(access)
+            kernel.oops.page_fault(access, max(code, 0))
+            reason = "may not be written" if code & PF_PROT else "is not mapped"
+            raise KernelError(errno.EFAULT, f"{fault:#x} {reason}")
         yield
 
 

@@ -2,7 +2,7 @@
 arch/x86/mm/pat/set_memory.c ``direct_pages_count``).
 
 Models boot's mapping of each range of memory and the large pages that it splits again to protect the kernel
-image; with ``pdpe1gb`` whole GiBs are mapped as such. Left out: splits after boot.
+image; with ``pdpe1gb`` whole GiBs are mapped as such. Later splits come from ``set_memory_*``: of a GiB all at once.
 """
 
 from __future__ import annotations
@@ -29,6 +29,14 @@ class DirectMap:
     def lines(self) -> tuple[tuple[str, int], ...]:
         """Labels and KiB as /proc/meminfo shows them (``arch_report_meminfo``)."""
         return tuple((LABELS[size], mapped >> 10) for size, mapped in self.mapped)
+
+    def split(self, size: int, count: int = 1) -> DirectMap:
+        """With some pages of a size made into small ones (``split_page_count``)."""
+        small = dict(self.mapped)
+        moved = min(size * count, small.get(size, 0))
+        small[size] = small.get(size, 0) - moved
+        small[PAGE_SIZE] = small.get(PAGE_SIZE, 0) + moved
+        return DirectMap(tuple(small.items()))
 
 
 def map_memory(arch: str, ranges: Iterable[tuple[int, int]], limit: int, *, gbpages: bool = False) -> DirectMap:

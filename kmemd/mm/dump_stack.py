@@ -106,18 +106,25 @@ class DumpStack:
     def show_user_regs(self, level: int = KERN_WARNING) -> None:
         """Log who executes, and the registers of the program (show_regs)."""
         if self._user is not None:
-            self._printk.log(level, self._who())
+            self._printk.log(level, self.who)
             for line in self._user.lines():
                 self._printk.log(level, line)
             if self._user.long:
                 self._printk.log(level, f"FS:  {0:016x} GS:  {0:016x}")
 
-    def _who(self) -> str:
+    def next_oops(self) -> int:
+        """The number of the report that begins."""
+        self._oopses += 1
+        return self._oopses
+
+    @property
+    def who(self) -> str:
+        """Which CPU executes which task, and the kernel's state and version."""
         at = self._context
         return f"CPU: {at.cpu} PID: {at.pid} Comm: {at.comm} {self.taint.text} {self._banner} "
 
     def _show_regs(self, inner: tuple[str, ...], level: int) -> None:
-        self._printk.log(level, f"{self._who()}\nCall Trace:\n <TASK>")
+        self._printk.log(level, f"{self.who}\nCall Trace:\n <TASK>")
         frames = (*inner, *self._depot.frames(self._context.site))
         for frame in frames:
             self._printk.log(level, f" {self._symbolize(frame)}")

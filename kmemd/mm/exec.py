@@ -51,7 +51,7 @@ VM_VVAR = VM_READ | VM_MAYREAD | VM_IO | VM_PFNMAP | VM_DONTEXPAND | VM_DONTDUMP
 VM_VDSO = VM_READ | VM_EXEC | VM_MAY | VM_DONTEXPAND
 STACK_PAGES = 33
 """What setup_arg_pages makes: 128 KiB to grow into, and the page of the arguments."""
-HEAP_RANDOM = 0x02000000
+HEAP_RANDOM = {X86_64: 1 << 30, "i386": 32 * MIB}
 FAULT_AROUND = 16
 VVAR_PAGES, VDSO_PAGES = 4, 1
 STACK_RANDOM_BITS = {X86_64: 22, "i386": 11}
@@ -286,7 +286,7 @@ class Exec:
             self._place(task, mm, end, end + image.bss * PAGE_SIZE, VM_DATA)
             end += image.bss * PAGE_SIZE
         if self._randomize() == 2:
-            end += PAGE_SIZE + self._rng.randrange(HEAP_RANDOM >> PAGE_SHIFT) * PAGE_SIZE
+            end += PAGE_SIZE + self._rng.randrange(HEAP_RANDOM[self._arch] >> PAGE_SHIFT) * PAGE_SIZE
         mm.start_brk = mm.brk = end
         if image.heap:
             self._spaces.brk(task, end + image.heap * PAGE_SIZE)

@@ -115,6 +115,15 @@ class Highmem:
     def _local_address(self, cpu: int, index: int) -> int:
         return FIXADDR_TOP_32 - (FIX_KMAP_BEGIN_32 + index + KM_MAX_IDX * cpu << PAGE_SHIFT)
 
+    def mapped_pages(self) -> list[int]:
+        """Addresses of the pages that the window and the local slots map now."""
+        local = [
+            self._local_address(cpu, index)
+            for cpu, thread in self._on_cpu.items()
+            for index in range(len(thread.kmaps))
+        ]
+        return sorted([*self._addresses.values(), *local])
+
     def _is_local(self, address: int) -> bool:
         """Whether an address lies in the fixmap's part for local mappings."""
         first = self._local_address(0, 0)

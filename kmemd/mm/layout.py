@@ -86,7 +86,7 @@ class Layout:
         self.page_offset, self.vmalloc_start, self.vmemmap_start = self._regions(kaslr)
         self.vmalloc_end = self.vmalloc_start + VMALLOC_SIZE - 1 & PAGE_MASK
         self.text_base = START_KERNEL_MAP + PHYSICAL_START
-        self.modules_start = START_KERNEL_MAP + KERNEL_IMAGE_SIZE
+        self.modules_start = START_KERNEL_MAP + KERNEL_IMAGE_SIZE_KASLR
         if kaslr is not None:
             room = KERNEL_IMAGE_SIZE_KASLR - PHYSICAL_START - KERNEL_TEXT_SPAN
             self.text_base += kaslr.randrange(room // PHYSICAL_ALIGN + 1) * PHYSICAL_ALIGN

@@ -161,8 +161,11 @@ class AddressSpaces:
         backing: Backing,
         printk: Printk,
         ratelimit: RateLimit,
+        execmem: Callable[[int], None] = lambda prot: None,
     ) -> None:
+        """``execmem`` is asked whether a protection is allowed. EACCES."""
         self.settings = settings
+        self.execmem = execmem
         self.rlimits = rlimits
         self.vmas = vmas
         self.area = area
@@ -268,6 +271,7 @@ class AddressSpaces:
 
     def _vm_flags(self, task: Caller, mm: Mm, asked: Request) -> int:
         """The flags of a new mapping. EPERM, EAGAIN, EACCES, EINVAL, EOPNOTSUPP."""
+        self.execmem(asked.prot)
         vm_flags = prot_flags(asked.prot) | mm.def_flags | mt.VM_MAYREAD | mt.VM_MAYWRITE | mt.VM_MAYEXEC
         vm_flags |= mt.VM_GROWSDOWN if asked.flags & mman.MAP_GROWSDOWN else 0
         vm_flags |= mt.VM_LOCKED if asked.flags & mman.MAP_LOCKED else 0

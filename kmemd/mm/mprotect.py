@@ -44,6 +44,7 @@ class Mprotect:
             fail(errno.ENOMEM, "the range wraps around")
         if prot & ~ALLOWED:
             fail(errno.EINVAL, f"protection {prot:#x} has unknown bits")
+        self._spaces.execmem(prot)
         vma = mm.find_vma(start)
         start, end = self._bounds(mm, vma, start, end, grows)
         while start < end:

@@ -51,6 +51,7 @@ from kmemd.errors import KernelError
 from kmemd.mm import gfp as g
 from kmemd.mm.clock import NSEC_PER_SEC
 from kmemd.mm.dump_stack import DumpStack
+from kmemd.mm.fault_inject import FailPageAlloc
 from kmemd.mm.mmzone import PAGE_ALLOC_COSTLY_ORDER, Node, Zone
 from kmemd.mm.node_reclaim import NodeReclaim
 from kmemd.mm.panic import TAINT_BAD_PAGE
@@ -199,6 +200,8 @@ class PageAllocator:
         self.slow_paths = 0
         self.suspended = False
         self._rounds = (0, 0)
+        self.fail: FailPageAlloc | None = None
+        """Failures made on purpose, once tasks exist."""
         self.zonelists = build_all_zonelists(nodes)
         rows = [zones_of(nodes, row) for row in zonelist_rows(self.zonelists)]
         for row, indices in enumerate(rows):
@@ -272,6 +275,9 @@ class PageAllocator:
         The call site is ``context.stack``, or ``context.site`` when a caller set none.
         """
         request, flags = self._plan(gfp, order, nid, nodemask)
+        if self.fail is not None and self.fail.armed and not self.fail.room(gfp, order, 1):
+            self._context.stack = 0
+            raise KernelError(errno.ENOMEM, f"{self.fail.NAME} wants this block of order {order} to fail")
         self._enter()
         pfn = self._try(request, flags)
         if pfn < 0:
@@ -300,6 +306,8 @@ class PageAllocator:
         A task that the OOM killer has chosen gets the block that it asked for then, and no more.
         """
         request, flags = self._plan(gfp, order, nid, nodemask)
+        if self.fail is not None and self.fail.armed:
+            n = self.fail.room(gfp, order, n)
         out = np.empty(n, dtype=np.int64)
         self._enter()
         got = 0

@@ -22,6 +22,7 @@ from kmemd.core.slab_lists import SlabLists
 from kmemd.core.stats import NR_SLAB_RECLAIMABLE_B, NR_SLAB_UNRECLAIMABLE_B
 from kmemd.errors import KernelError
 from kmemd.mm import slab_flags as sf
+from kmemd.mm.fault_inject import FailSlab
 from kmemd.mm.gfp import GFP_KERNEL, GFP_RECLAIM_MASK, F, format_gfp, gfp_zone
 from kmemd.mm.leak_observer import FILL_POISON, FILL_ZERO, Addresses, LeakObserver, NullObserver
 from kmemd.mm.page_supply import PageSupply
@@ -88,6 +89,8 @@ class SlabCaches:
         self._printk = printk
         self._observer: LeakObserver = observer or NullObserver()
         self._preempt = preempt
+        self.fail: FailSlab | None = None
+        """Failures made on purpose, once tasks exist."""
         self.machine = machine
         self.slab_nodes = machine.slab_nodes()
         self.core = SlabCore(
@@ -341,6 +344,10 @@ class SlabCaches:
         self._check_node(nid)
         if self._preempt is not None and self._preempt.atomic:
             self._preempt.might_alloc(gfp, frames[0])
+        if self.fail is not None and self.fail.armed:
+            asked, n = n, self.fail.room(cache.flags, cache.object_size, gfp, n)
+            if asked and not n:
+                raise KernelError(errno.ENOMEM, f"{self.fail.NAME} wants this object of {cache.name} to fail")
         out = self._allocate(cache, gfp, n, nid, frames, size)
         if n and not len(out):
             raise KernelError(errno.ENOMEM, f"no memory for a slab of {cache.name}")

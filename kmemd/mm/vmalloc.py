@@ -24,6 +24,7 @@ import numpy.typing as npt
 from kmemd.core.context import Context
 from kmemd.errors import KernelError
 from kmemd.mm import gfp as g
+from kmemd.mm.direct_map import LARGE_PAGE
 from kmemd.mm.dump_stack import DumpStack
 from kmemd.mm.layout import X86_64, Layout
 from kmemd.mm.leak_observer import LeakObserver, NullObserver
@@ -47,6 +48,7 @@ VM_STRUCT_ADDR, VM_STRUCT_PAGES = 8, 32
 VM_STRUCT_SIZE_32 = 36
 VM_STRUCT_ADDR_32, VM_STRUCT_PAGES_32 = 4, 16
 FRAMES = ("__vmalloc_node_range", "__vmalloc_node")
+PERCPU_CALLER = "pcpu_get_vm_areas"
 AREA_FRAMES = ("__get_vm_area_node", *FRAMES)
 
 SLICE_PAGES = 512
@@ -166,6 +168,11 @@ class Vmalloc:
         self._free = FreeSpace(layout.vmalloc_start, layout.vmalloc_end)
         self._lazy = Ranges()
         self._areas: dict[int, VmStruct] = {}
+        self.tables: set[int] = set()
+        """Regions that have a page table, by the number of the region: tables stay when areas go."""
+        self._table_size = LARGE_PAGE[layout.arch]
+        self.changed: dict[int, int] = {}
+        """Bits of pages whose protection was changed (``InitMm.change``): an area's go with it."""
         self.numa = layout.arch == X86_64
 
     # -- allocation ------------------------------------------------------------------------------------------
@@ -237,6 +244,8 @@ class Vmalloc:
         if not gfp & (g.F.DMA | g.F.DMA32):
             gfp |= g.F.HIGHMEM
         area.order = order
+        if order < PMD_ORDER:
+            self._make_tables(area)
         yield from self._take_pages(area, gfp, count >> order, request, stack)
         if area.nr_pages < count:
             yield from self._drop_pages(area)
@@ -317,10 +326,17 @@ class Vmalloc:
 
     def _insert(self, area: VmStruct) -> VmStruct:
         self._areas[area.address] = area
+        if area.flags & (VM_MAP | VM_IOREMAP):
+            self._make_tables(area)
         if area.struct:
             offset = VM_STRUCT_ADDR if self._layout.pointer_size == 8 else VM_STRUCT_ADDR_32
             self._observer.store(area.struct + offset, area.address)
         return area
+
+    def _make_tables(self, area: VmStruct) -> None:
+        """Note the tables that small pages of an area need (``vmap_small_pages_range_noflush``)."""
+        last = area.end - PAGE_SIZE - 1
+        self.tables.update(range(area.address // self._table_size, last // self._table_size + 1))
 
     def _make_struct(self, gfp: int, nid: int, function: str) -> int:
         if self._slab is None:
@@ -363,14 +379,20 @@ class Vmalloc:
         area.phys = phys - offset
         return area.address + offset
 
-    def pcpu_get_vm_area(self, size: int, align: int) -> int:
-        """The range of a percpu chunk, from the top of the area, without guard page. ENOMEM."""
-        struct = self._make_struct(g.GFP_KERNEL, NUMA_NO_NODE, "pcpu_get_vm_areas")
-        address = self._free.allocate_top(size, align)
-        if address < 0:
-            raise KernelError(errno.ENOMEM, f"no room for {size} bytes of percpu memory")
-        caller = ("pcpu_get_vm_areas+0x0", "")
-        return self._insert(VmStruct(address, size, VM_ALLOC, caller, struct)).address
+    def pcpu_get_vm_areas(self, offsets: Sequence[int], sizes: Sequence[int], align: int) -> list[int]:
+        """The ranges of a percpu chunk, without guard pages: the last one at the top of the area, the others as far
+        below it as ``offsets``, which ascend, say. ENOMEM.
+        """
+        last = self._free.allocate_top(sizes[-1], align)
+        places = [last - (offsets[-1] - offset) for offset in offsets[:-1]]
+        for address, size in zip(places, sizes, strict=False):
+            if last < 0 or self._free.allocate(size, PAGE_SIZE, address, address + size) < 0:
+                raise KernelError(errno.ENOMEM, f"no room for {sum(sizes)} bytes of percpu memory")
+        caller = (f"{PERCPU_CALLER}+0x0", "")
+        for address, size in zip([*places, last], sizes, strict=True):
+            struct = self._make_struct(g.GFP_KERNEL, NUMA_NO_NODE, PERCPU_CALLER)
+            self._insert(VmStruct(address, size, VM_ALLOC, caller, struct))
+        return [*places, last]
 
     # -- freeing ---------------------------------------------------------------------------------------------
 
@@ -442,6 +464,8 @@ class Vmalloc:
     def _remove(self, area: VmStruct) -> Steps[None]:
         """Take an area out; its range waits for a purge (``free_vmap_area_noflush``)."""
         del self._areas[area.address]
+        for page in [page for page in self.changed if area.address <= page < area.end]:
+            del self.changed[page]
         self._lazy.add(area.address, area.end)
         self.nr_lazy += area.size >> PAGE_SHIFT
         if area.page_array and self._layout.is_vmalloc_addr(area.page_array):

@@ -15,6 +15,7 @@ from kmemd.errors import KernelError
 from kmemd.mm.bad_area import BadArea
 from kmemd.mm.compaction import Compaction
 from kmemd.mm.drop_caches import DropCaches
+from kmemd.mm.fault_inject import FailPageAlloc, FailSlab
 from kmemd.mm.file_table import FileTable
 from kmemd.mm.huge_memory import HugeMemory
 from kmemd.mm.hugetlb import Hugetlb
@@ -27,6 +28,7 @@ from kmemd.mm.numa_balancing import NumaBalancing
 from kmemd.mm.oom_kill import OomKill
 from kmemd.mm.page_writeback import PageWriteback
 from kmemd.mm.printk import KERN_WARNING
+from kmemd.mm.set_memory import SetMemory
 from kmemd.mm.swap import Swap
 from kmemd.mm.sysctl_handlers import KMALLOC_MAX_SIZE
 from kmemd.mm.units import PAGE_SIZE
@@ -36,9 +38,10 @@ from kmemd.mm.watermarks import Watermarks
 from kmemd.mm.zswap import Zswap
 from kmemd.steps import Steps
 from kmemd.tunable import Tunable, Tuned
-from kmemd.views.tree import File, debugfs, proc, sysfs
+from kmemd.views.tree import File, debugfs, kmemd, proc, sysfs
 
 DEBUGFS = "sys/kernel/debug/"
+TREES = {"proc": proc, "sys": sysfs, "kmemd": kmemd}
 OWNERS: tuple[type[Tuned], ...] = (
     Watermarks,
     Vmscan,
@@ -58,6 +61,9 @@ OWNERS: tuple[type[Tuned], ...] = (
     BadArea,
     FileTable,
     Zswap,
+    SetMemory,
+    FailSlab,
+    FailPageAlloc,
 )
 
 
@@ -140,7 +146,7 @@ def _mount(owner: type[Tuned], row: Tunable) -> None:
     if debug:
         debugfs.add(row.path.removeprefix(DEBUGFS), file)
     else:
-        (proc if tree == "proc" else sysfs).add(name, file)
+        TREES[tree].add(name, file)
 
 
 def _listed(knob: tuple[type[Tuned], Tunable]) -> str:

@@ -138,6 +138,8 @@ def make_it_fail(kernel: Kernel, task: Task) -> str:
 
 def _set_fail_nth(kernel: Kernel, task: Task, text: str) -> None:
     task.fail_nth = kstrtox.kstrtouint(kstrtox.c_string(kstrtox.to_bytes(text)), 0)
+    kernel.fail_slab.rearm()
+    kernel.fail_page_alloc.rearm()
 
 
 @task_file("fail-nth", 0o644, store=_set_fail_nth)

@@ -29,6 +29,9 @@ def test_the_captured_scenario():
         ("kmemleak.2", "    [<ffffffff8", "    [<8", "kmemleak.2:7"),
         ("kmemleak.dmesg", "13 new", "12 new", "kmemleak.dmesg"),
         ("page_owner", " ns, free_ts", " ns, freed", "page_owner PFN"),
+        ("oops.guard", "error_code(0x0002)", "error_code(0x0000)", "oops.guard"),
+        ("oops.wtext", "permissions violation", "not-present page", "oops.wtext"),
+        ("oops.xdata", "PMD 8000000004c001e3", "PMD 4c001e3", "oops.xdata"),
     ],
 )
 def test_differences_are_found(tmp_path, file, old, new, name):

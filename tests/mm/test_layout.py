@@ -15,7 +15,7 @@ def test_nokaslr_x86_64_bases():
     assert layout.vmalloc_start == 0xFFFFC90000000000
     assert layout.vmemmap_start == 0xFFFFEA0000000000
     assert layout.text_base == 0xFFFFFFFF81000000
-    assert layout.modules_start == 0xFFFFFFFFA0000000
+    assert layout.modules_start == 0xFFFFFFFFC0000000
     assert layout.vmalloc_total >> 10 == 34359738367
     assert layout.page_struct(2) == 0xFFFFEA0000000080
 

@@ -266,7 +266,7 @@ def test_ioremap_keeps_the_offset_and_aligns_to_its_size():
 
 def test_percpu_areas_are_at_the_top_and_have_no_guard():
     machine = Machine()
-    address = machine.vmalloc.pcpu_get_vm_area(2 << 20, 2 << 20)
+    (address,) = machine.vmalloc.pcpu_get_vm_areas([0], [2 << 20], 2 << 20)
     assert address % (2 << 20) == 0
     assert address + (4 << 20) >= START + (32 << 40)
     assert machine.vmalloc.find_vm_area(address).size == 2 << 20

@@ -34,4 +34,4 @@ def test_a_module_shows_with_its_functions():
     system.advance(6)
     system.write("/sys/kernel/debug/kmemleak", "scan")
     system.read("/sys/kernel/debug/kmemleak")
-    assert read_as(system, 0)[-1] == "ffffffffa0000000 t leaky_probe\t[leaky_drv]"
+    assert read_as(system, 0)[-1] == "ffffffffc0000000 t leaky_probe\t[leaky_drv]"

@@ -1,0 +1,294 @@
+"""The kernel's own page tables: what is mapped where, with which protection and in pages of which size (``init_mm``).
+
+The tables themselves are not kept: boot's mappings follow from the machine, vmalloc's from its areas, and what
+``set_memory_*`` changed is kept page by page (arch/x86/mm/init.c, init_64.c ``mark_rodata_ro``,
+arch/x86/mm/cpu_entry_area.c, arch/x86/realmode/init.c ``set_real_mode_permissions``, arch/x86/mm/pat/set_memory.c).
+A leaf is a run of entries of one size with the same bits (``core/pte.py``, with PWT and PCD). Left out: the aliases
+that change_page_attr changes besides, 5-level tables, page-table isolation.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kmemd.core.pte import ACCESSED, DIRTY, GLOBAL, NX, PRESENT, PROTNONE, PSE, RW
+from kmemd.mm import memtype
+from kmemd.mm.direct_map import ISA_END, LARGE_PAGE
+from kmemd.mm.layout import (
+    CPU_ENTRY_AREA_BASE,
+    PHYSICAL_START,
+    PKMAP_BASE_32,
+    X86_64,
+    Layout,
+)
+from kmemd.mm.units import GIB, KIB, MIB, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, TIB
+from kmemd.mm.vmalloc import PERCPU_CALLER, PMD_ORDER, VM_IOREMAP, VmStruct
+
+PWT, PCD = 1 << 3, 1 << 4
+KERNEL = PRESENT | RW | ACCESSED | DIRTY | GLOBAL | NX
+"""_PAGE_KERNEL."""
+RO, X = RW, NX
+"""What a protection takes away from KERNEL."""
+CACHE_BITS = {memtype.WB: 0, memtype.WC: PWT, memtype.UC_MINUS: PCD, memtype.UC: PWT | PCD}
+SECTION_BYTES = 128 * MIB
+MODULES_END = 0xFFFF_FFFF_FF00_0000
+
+REAL_MODE_PAGES = {X86_64: 6, "i386": 4}
+REAL_MODE_RO = {X86_64: ((0, RO), (1, RO | X)), "i386": ((0, RO), (1, RO))}
+"""Pages of the trampoline for other CPUs that are read-only, from its start, and its code."""
+IMAGE = {
+    X86_64: ((0, 0x60_2000, RO | X), (0x80_0000, 0x9B_2000, RO), (0xBF_7000, 0xBF_8000, RO)),
+    "i386": ((0, 0x3F_2000, RO), (0x51_5000, 0x51_6000, RO)),
+}
+"""Protected parts of the captured kernels, from _text: code, constants, and the IDT."""
+IMAGE_END = 0x101_C000
+
+CPU_ENTRY = ((1, 2, RO), (2, 3, 0), (3, 8, RO), (9, 11, 0), (12, 14, 0), (15, 17, 0), (18, 20, 0))
+"""Pages of a CPU in the entry area: GDT, entry stack, TSS, exception stacks with guards between them; page 0 of all is
+the IDT."""
+CPU_ENTRY_PAGES = 59
+CPU_ENTRY_BASE_32, CPU_ENTRY_PAGES_32 = 0xFF80_0000, 43
+CPU_ENTRY_32 = ((1, 2, 0), (3, 4, 0), (5, 12, 0), (12, 44, PRESENT))
+"""Behind the stacks is room for the debug store, which is not mapped (PAGE_NONE)."""
+FIXADDR_START, FIXMAP_TABLES = 0xFFFF_FFFF_FF77_C000, (0xFFFF_FFFF_FF40_0000, 0xFFFF_FFFF_FF80_0000)
+FIXADDR_START_32, FIXED_TABLES_32 = (
+    0xFFF3_A000,
+    [(PKMAP_BASE_32, PKMAP_BASE_32 + 4 * MIB), (CPU_ENTRY_BASE_32, 1 << 32)],
+)
+APIC_PAGES, APIC_PAGES_32 = (0xFFFF_FFFF_FF7F_C000, 0xFFFF_FFFF_FF7F_E000), (0xFFFF_B000, 0xFFFF_D000)
+"""The local APIC and the IO-APIC, uncached."""
+
+
+class Leaf(NamedTuple):
+    """Entries of one size, side by side, with the same bits. ``phys`` is where the first one leads, -1: to pages here
+    and there."""
+
+    start: int
+    end: int
+    size: int
+    flags: int
+    phys: int = -1
+
+
+class InitMm:
+    """The kernel's mappings.
+
+    ``memory`` are the ranges of memory in bytes, ``areas()`` those of vmalloc, ``tables`` the 2 MiB regions (4 MiB
+    on i386) of vmalloc that ever had a page, ``changed`` the bits of small pages that were changed, ``split(size)``
+    hears of large ones that were split, ``cached(area)`` the memory type of an area of ioremap, ``percpu`` the
+    bytes of a unit of per-CPU areas, the pages at its start that are there, and how many CPUs each area is for;
+    ``windows()`` the pages of high memory that have an address.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        memory: Iterable[tuple[int, int]],
+        areas: Callable[[], Iterator[VmStruct]],
+        tables: set[int],
+        changed: dict[int, int],
+        split: Callable[[int], None],
+        cached: Callable[[VmStruct], int],
+        windows: Callable[[], Iterable[int]],
+        *,
+        cpus: int,
+        percpu: tuple[int, int, tuple[int, ...]],
+        gbpages: bool = False,
+    ) -> None:
+        self.layout = layout
+        self.long = layout.arch == X86_64
+        self.large = LARGE_PAGE[layout.arch]
+        self._memory = sorted(memory)
+        self._areas, self._tables = areas, tables
+        self._cached, self._windows = cached, windows
+        self._cpus, self._percpu = cpus, percpu
+        self._gbpages = gbpages and self.long
+        self._nx = 0 if self.long else NX
+        self._changed, self._split = changed, split
+
+    # -- the whole -----------------------------------------------------------------------------------------
+
+    def leaves(self) -> list[Leaf]:
+        """Everything that is mapped, by address."""
+        found = [*self._direct_map(), *self._vmalloc(), *self._fixed()]
+        if self.long:
+            found += [*self._vmemmap(), *self._image(), *self._entry_area()]
+        else:
+            found += [*self._windows_32(), *self._entry_area_32()]
+        found = [leaf._replace(flags=leaf.flags & ~self._nx) for leaf in found]
+        return sorted(self._with_changes(found) if self._changed else found)
+
+    def lookup(self, address: int) -> Leaf | None:
+        """What maps an address."""
+        leaves = self.leaves()
+        at = bisect_right(leaves, (address, 1 << 64)) - 1
+        found = leaves[at] if at >= 0 else None
+        return found if found is not None and found.end > address and found.flags & PRESENT else None
+
+    def regions(self, size: int) -> list[tuple[int, int]]:
+        """The regions of ``size`` that have a table of their own: there are smaller leaves in them, or were."""
+        ranges = [(leaf.start & -size, leaf.end + size - 1 & -size) for leaf in self.leaves() if leaf.size < size]
+        if self.long and size == TIB // 2:
+            ranges.append((self.layout.vmalloc_start & -size, self.layout.vmalloc_end + size - 1 & -size))
+        if size == self.large:
+            ranges += [(index * size, (index + 1) * size) for index in self._tables]
+            ranges += [FIXMAP_TABLES] if self.long else FIXED_TABLES_32
+        return merged(ranges)
+
+    def first_read_only(self, addresses: npt.NDArray[np.uint64]) -> int | None:
+        """The first of some addresses that are mapped and may not be written."""
+        ranges = [(leaf.start, leaf.end) for leaf in self.leaves() if not leaf.flags & RW and leaf.flags & PRESENT]
+        starts = np.array([start for start, _ in ranges], dtype=np.uint64)
+        ends = np.array([end for _, end in ranges], dtype=np.uint64)
+        place = np.searchsorted(starts, addresses, side="right")
+        found = (place > 0) & (addresses < ends[np.maximum(place, 1) - 1])
+        return int(addresses[found][0]) if found.any() else None
+
+    # -- parts -----------------------------------------------------------------------------------------------
+
+    def _direct_map(self) -> Iterator[Leaf]:
+        limit = self.layout.max_low_pfn << PAGE_SHIFT
+        marks = self._protected()
+        runs = merged([(0, ISA_END), *((max(a, ISA_END), min(b, limit)) for a, b in self._memory)])
+        for start, end in runs:
+            if start < end:
+                yield from self._mapped(start, end, marks, self.layout.page_offset)
+
+    def _protected(self) -> list[tuple[int, int, int]]:
+        """Physical ranges that are not plain data. The direct map executes the trampoline, and not the kernel."""
+        arch = self.layout.arch
+        low = next((end for start, end in self._memory if start < ISA_END), 640 * KIB)
+        base = (low & PAGE_MASK) - REAL_MODE_PAGES[arch] * PAGE_SIZE
+        marks = [(base + page * PAGE_SIZE, base + (page + 1) * PAGE_SIZE, off) for page, off in REAL_MODE_RO[arch]]
+        return marks + [(PHYSICAL_START + a, PHYSICAL_START + b, off & ~X) for a, b, off in IMAGE[arch]]
+
+    def _mapped(self, start: int, end: int, marks: list[tuple[int, int, int]], base: int) -> Iterator[Leaf]:
+        """A physical range at ``base``, in pages as large as its protections allow."""
+        at = start
+        for low, high, off in [mark for mark in marks if mark[1] > start and mark[0] < end] + [(end, end, 0)]:
+            yield from self._pages(at, max(low, at), KERNEL, base)
+            yield from self._pages(max(low, at), min(high, end), KERNEL & ~off, base)
+            at = max(high, at)
+
+    def _pages(self, start: int, end: int, flags: int, base: int) -> Iterator[Leaf]:
+        """One protection: small pages up to the first whole large one, and behind the last."""
+        sizes = (self.large, GIB) if self._gbpages and base == self.layout.page_offset else (self.large,)
+        yield from _sized(start, end, PAGE_SIZE, sizes, flags, base)
+
+    def _vmalloc(self) -> Iterator[Leaf]:
+        unit, populated, groups = self._percpu
+        cpus = iter(groups)
+        for area in self._areas():
+            if area.flags & VM_IOREMAP:
+                bits = CACHE_BITS.get(self._cached(area), 0)
+                phys = -1 if area.phys is None else area.phys & PAGE_MASK
+                yield Leaf(area.address, area.end - PAGE_SIZE, PAGE_SIZE, KERNEL | bits, phys)
+            elif area.caller[0].startswith(PERCPU_CALLER):
+                for number in range(next(cpus, 0)):
+                    start = area.address + number * unit
+                    yield Leaf(start, start + populated * PAGE_SIZE, PAGE_SIZE, KERNEL)
+            elif area.order == PMD_ORDER:
+                yield Leaf(area.address, area.address + area.nr_pages * PAGE_SIZE, self.large, KERNEL | PSE)
+            else:
+                yield Leaf(area.address, area.end - PAGE_SIZE, PAGE_SIZE, KERNEL)
+
+    def _vmemmap(self) -> Iterator[Leaf]:
+        """Page structures of every section with memory, in large pages (``vmemmap_populate_hugepages``)."""
+        per_page, base = self.layout.struct_page_size, self.layout.vmemmap_start
+        sections = [(start & -SECTION_BYTES, end + SECTION_BYTES - 1 & -SECTION_BYTES) for start, end in self._memory]
+        for start, end in merged(sections):
+            low, high = ((at >> PAGE_SHIFT) * per_page for at in (start, end))
+            yield Leaf(base + low & -self.large, base + high + self.large - 1 & -self.large, self.large, KERNEL | PSE)
+
+    def _image(self) -> Iterator[Leaf]:
+        """Text and data where the kernel was linked to be (``cleanup_highmap``)."""
+        base = self.layout.text_base - PHYSICAL_START
+        end = PHYSICAL_START + (IMAGE_END + self.large - 1 & -self.large)
+        marks = [(PHYSICAL_START + a, PHYSICAL_START + b, off) for a, b, off in IMAGE[X86_64]]
+        yield from self._mapped(PHYSICAL_START, end, marks, base)
+
+    def _entry_area(self) -> Iterator[Leaf]:
+        yield Leaf(CPU_ENTRY_AREA_BASE, CPU_ENTRY_AREA_BASE + PAGE_SIZE, PAGE_SIZE, KERNEL & ~RW)
+        for cpu in range(self._cpus):
+            base = CPU_ENTRY_AREA_BASE + cpu * CPU_ENTRY_PAGES * PAGE_SIZE
+            for first, last, off in CPU_ENTRY:
+                yield Leaf(base + first * PAGE_SIZE, base + last * PAGE_SIZE, PAGE_SIZE, KERNEL & ~off)
+
+    def _entry_area_32(self) -> Iterator[Leaf]:
+        yield Leaf(CPU_ENTRY_BASE_32, CPU_ENTRY_BASE_32 + PAGE_SIZE, PAGE_SIZE, KERNEL & ~RW)
+        for cpu in range(self._cpus):
+            base = CPU_ENTRY_BASE_32 + cpu * CPU_ENTRY_PAGES_32 * PAGE_SIZE
+            for first, last, off in CPU_ENTRY_32:
+                flags = KERNEL if off == 0 else PROTNONE
+                yield Leaf(base + first * PAGE_SIZE, base + last * PAGE_SIZE, PAGE_SIZE, flags)
+
+    def _windows_32(self) -> Iterator[Leaf]:
+        for address in sorted(self._windows()):
+            yield Leaf(address, address + PAGE_SIZE, PAGE_SIZE, KERNEL)
+
+    def _fixed(self) -> Iterator[Leaf]:
+        start, end = APIC_PAGES if self.long else APIC_PAGES_32
+        yield Leaf(start, end, PAGE_SIZE, KERNEL | PWT | PCD)
+
+    # -- changes ---------------------------------------------------------------------------------------------
+
+    def change(self, address: int, pages: int, off: int, on: int) -> None:
+        """Clear and set bits of small pages; large ones are split (``change_page_attr_set_clr``)."""
+        for start in range(address, address + pages * PAGE_SIZE, PAGE_SIZE):
+            leaf = self.lookup(start)
+            if leaf is None:
+                continue
+            if leaf.size > PAGE_SIZE and not self.layout.is_vmalloc_addr(start):
+                self._split(leaf.size)
+            self._changed[start] = leaf.flags & ~off & ~PSE | on
+
+    def _with_changes(self, leaves: list[Leaf]) -> Iterator[Leaf]:
+        pages = sorted(self._changed)
+        for leaf in leaves:
+            mine = [page for page in pages if leaf.start <= page < leaf.end]
+            at = leaf.start
+            for page in mine:
+                large = max(page & -leaf.size, at)
+                if large > at:
+                    yield leaf._replace(start=at, end=large)
+                    at = large
+                if page > at:
+                    yield leaf._replace(start=at, end=page, size=PAGE_SIZE, flags=leaf.flags & ~PSE)
+                yield Leaf(page, page + PAGE_SIZE, PAGE_SIZE, self._changed[page])
+                at = page + PAGE_SIZE
+            if mine and at < (rest := min(at + leaf.size - 1 & -leaf.size, leaf.end)):
+                yield leaf._replace(start=at, end=rest, size=PAGE_SIZE, flags=leaf.flags & ~PSE)
+                at = rest
+            if at < leaf.end:
+                yield leaf._replace(start=at)
+
+
+def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges by address, those that touch made into one."""
+    found: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((start, end))
+    return found
+
+
+def _sized(start: int, end: int, size: int, larger: tuple[int, ...], flags: int, base: int) -> Iterator[Leaf]:
+    """A range in pages of ``size``, with larger ones where they fit whole."""
+    if start >= end:
+        return
+    bits = flags | (PSE if size > PAGE_SIZE else 0)
+    if larger:
+        first, last = start + larger[0] - 1 & -larger[0], end & -larger[0]
+        if first < last:
+            yield from _sized(start, first, size, (), flags, base)
+            yield from _sized(first, last, larger[0], larger[1:], flags, base)
+            yield from _sized(last, end, size, (), flags, base)
+            return
+    yield Leaf(base + start, base + end, size, bits, start)
