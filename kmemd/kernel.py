@@ -18,6 +18,7 @@ from kmemd.core.pages import PageMap
 from kmemd.debug.kallsyms import Kallsyms
 from kmemd.debug.kmemleak import Kmemleak
 from kmemd.debug.page_owner import PageOwner
+from kmemd.debug.trace import Tracing
 from kmemd.machine import UTS_RELEASE, Machine
 from kmemd.mm.accounting import Accounting
 from kmemd.mm.bad_area import BadArea
@@ -152,6 +153,9 @@ class Kernel:
         self.direct_map = self._map_memory()
         plain = self.cmdline.has("no_hash_pointers") or self.cmdline.get("slub_debug", "-") != "-"
         self.kallsyms = Kallsyms(self.layout, self.depot, no_hash_pointers=plain)
+        self.tracing = Tracing(
+            self.context, self.depot, self.kallsyms, self.layout, self.machine.cpus, round(self.machine.cpu_model.mhz)
+        )
         self.taint = Taint()
         self.user_mode = UserMode(self.machine.arch)
         self.dump_stack = DumpStack(
