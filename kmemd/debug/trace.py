@@ -24,6 +24,7 @@ from kmemd.debug.trace_format import Event, Layout
 from kmemd.debug.trace_ftrace import EVENTS as FTRACE_EVENTS
 from kmemd.debug.trace_ftrace import print_record, raw_record, stack_record
 from kmemd.debug.trace_printfmt import Machine, compile_print_fmt
+from kmemd.debug.trace_trigger import Triggers
 from kmemd.errors import KernelError
 from kmemd.mm.layout import Layout as AddressSpace
 from kmemd.mm.stackdepot import StackDepot
@@ -75,6 +76,7 @@ class Tracing:
         self.comms = SavedComms(context)
         self._texts: dict[bool, dict[int, tuple[str, Callable[[bytes], str]]]] = {}
         self._heads, self._fields = self._tables()
+        self.triggers = Triggers(self)
         self._wanting: dict[int, list[tuple[TraceArray, EventFile]]] = {}
         self.top = self._make_array("")
         self.instances: dict[str, TraceArray] = {}

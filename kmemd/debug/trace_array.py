@@ -58,7 +58,7 @@ class EventFile:
     @property
     def plain(self) -> bool:
         """Whether every record is kept, and nothing else happens."""
-        return self.recording and self.filter is None and not self.triggers
+        return self.recording and not self.soft and self.filter is None and not self.triggers
 
     def enable(self, on: bool) -> None:
         """Record the event, or no longer; triggers may keep it on."""

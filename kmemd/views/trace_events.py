@@ -17,6 +17,7 @@ from kmemd.views.tracing import (
     declare,
     device_file,
     log_error,
+    made_device,
     made_file,
     number,
     text_file,
@@ -45,40 +46,14 @@ def zero_or_one(text: str) -> bool:
 
 @text_file("available_events", instances=False)
 def available_events(kernel: Kernel, array: TraceArray) -> Iterator[str]:
-    """Every event, the newest first."""
-    for system, name in _listed(array):
+    """Every event, in the order of the numbers."""
+    for system, name in array.files:
         yield f"{system}:{name}\n"
-
-
-def _listed(array: TraceArray) -> list[tuple[str, str]]:
-    """Events in the order of the kernel's list: what was linked first stands last within its system."""
-    systems = dict.fromkeys(LIST_ORDER)
-    by_system = {system: [key for key in array.files if key[0] == system][::-1] for system in systems}
-    return [key for system in systems for key in by_system[system]]
-
-
-LIST_ORDER = (
-    "exceptions",
-    "filemap",
-    "oom",
-    "pagemap",
-    "vmscan",
-    "kmem",
-    "compaction",
-    "mmap",
-    "migrate",
-    "thp",
-    "huge_memory",
-    "page_isolation",
-    "writeback",
-)
-"""Systems in the order in which the kernel's build links them."""
 
 
 def _open_set_event(kernel: Kernel, array: TraceArray, caller: Caller) -> CommandFile:
     def show() -> str:
-        on = {(file.event.system, file.event.name) for file in array.enabled_events()}
-        return "".join(f"{system}:{name}\n" for system, name in _listed(array) if (system, name) in on)
+        return "".join(f"{file.event.system}:{file.event.name}\n" for file in array.enabled_events())
 
     def store(text: str) -> None:
         for word in text.split():
@@ -251,3 +226,30 @@ SYSTEM.names["filter"] = made_file(
     ),
     _store_system_filter,
 )
+
+# -- triggers ----------------------------------------------------------------------------------------------
+
+
+def _open_trigger(kernel: Kernel, array: TraceArray, system: str, name: str, caller: Caller) -> CommandFile:
+    file, triggers = array.file(system, name), kernel.tracing.triggers
+    return CommandFile(
+        lambda: triggers.text(file),
+        lambda text: triggers.write(array, file, text),
+        lambda: triggers.clear_hists(array, file),
+    )
+
+
+def _hist(kernel: Kernel, array: TraceArray, system: str, name: str) -> Iterator[str]:
+    """The histograms of an event."""
+    first = True
+    for trigger in array.file(system, name).triggers:
+        if trigger.histogram is None:
+            continue
+        if not first:
+            yield "\n\n"
+        first = False
+        yield from trigger.histogram.text(f" if {trigger.filter.text}" if trigger.filter is not None else "")
+
+
+EVENT.names["trigger"] = made_device(WRITE, _open_trigger)
+EVENT.names["hist"] = made_file(_hist, None)
