@@ -11,6 +11,7 @@ from random import Random
 from kmemd.boot import log as boot_log
 from kmemd.boot import populate
 from kmemd.command_state import CommandState
+from kmemd.core import trace_ids as ev
 from kmemd.core.buddy import MIGRATE_UNMOVABLE, Buddy
 from kmemd.core.context import Context
 from kmemd.core.owner import OwnerTable
@@ -190,7 +191,12 @@ class Kernel:
         end = self.layout.max_pfn + 1
         self.pageblock_order = PMD_ORDER[machine.long_bits]
         self.vmstat = VmStat(
-            names, len(layouts), numa=machine.numa, pud_thp=machine.numa, hpage_pmd_nr=1 << self.pageblock_order
+            names,
+            len(layouts),
+            numa=machine.numa,
+            pud_thp=machine.numa,
+            hpage_pmd_nr=1 << self.pageblock_order,
+            trace=self.context.trace,
         )
         self.pages = PageMap(end)
         self.owner = OwnerTable(end) if self.cmdline.get("page_owner") == "on" else None
@@ -278,7 +284,7 @@ class Kernel:
 
     def _init_exit(self) -> None:
         """The end of tasks, and the counters of their memory."""
-        self.mm_counters = MmCounters(lambda: self.user.mmu)
+        self.mm_counters = MmCounters(lambda: self.user.mmu, self.context.trace)
         self.do_exit = DoExit(
             self.context,
             self.handles,
@@ -317,6 +323,7 @@ class Kernel:
             tasks.in_order_of_fork,
             lambda text: self.printk.log(KERN_WARNING, text),
             lambda: (self.context.comm, self.context.pid),
+            lambda task: self.context.trace.emit(ev.OOM_SCORE_ADJ_UPDATE, task.pid, task.comm, task.oom_score_adj),
         )
         self.ratelimit = RateLimit(
             lambda: self.context.now,

@@ -395,7 +395,7 @@ class TraceLog:
     """The events of one machine on their way to the buffers.
 
     ``words`` is ``Context.words``; ``control`` says which events of the core are on and how full the log is. ``top`` is the top buffer once there is one. ``slow(row)`` takes rows that need
-    more; ``resolve(handle)`` gives the address of a call site.
+    more; ``resolve(handle)`` gives the address of a call site, ``function(name)`` that of a function.
     """
 
     rows = cython.declare(object, visibility="readonly")
@@ -417,6 +417,7 @@ class TraceLog:
     _scratch: Ring
     _slow: object
     _resolve: object
+    _function: object
     _draining: cython.bint
     _seen_pid: cython.longlong
 
@@ -438,12 +439,14 @@ class TraceLog:
         self._scratch = Ring([2])
         self._slow = None
         self._resolve = None
+        self._function = None
         self._draining = False
         self._seen_pid = -1
         self.comm_of = {}
 
-    def attach(self, top: Ring, slow: Any, resolve: Any) -> None:
+    def attach(self, top: Ring, slow: Any, resolve: Any, function: Any) -> None:
         """Deliver to a buffer from here on."""
+        self._function = function
         self._top = top
         self._slow = slow
         self._resolve = resolve
@@ -612,6 +615,10 @@ class TraceLog:
         self._rows[index * _ROW + 2] = cpu
         start: cython.Py_ssize_t = PAGE_HEADER + (8 if scratch._data[PAGE_HEADER] & 31 == 0 else 4)
         return bytes(scratch._data[start : PAGE_HEADER + scratch._state[_USED]])
+
+    def function(self, name: str) -> int:
+        """The address of a function of the kernel."""
+        return int(self._function(name)) if self._function is not None else 0
 
     def caller(self, handle: int) -> int:
         """The address of a call site."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import numpy as np
 
@@ -80,7 +79,7 @@ class Tracing:
         self._wanting: dict[int, list[tuple[TraceArray, EventFile]]] = {}
         self.top = self._make_array("")
         self.instances: dict[str, TraceArray] = {}
-        self.log.attach(self.top.ring, self._slow, self._call_site)
+        self.log.attach(self.top.ring, self._slow, self._call_site, self._function_address)
 
     # -- arrays ------------------------------------------------------------------------------------------
 
@@ -131,6 +130,9 @@ class Tracing:
     def _call_site(self, handle: int) -> int:
         frames = self._depot.frames(handle)
         return self._kallsyms.frame(frames[0], "kmalloc")[0] if frames else 0
+
+    def _function_address(self, name: str) -> int:
+        return self._kallsyms.symbol(name).address
 
     def text_functions(self, array: TraceArray) -> dict[int, tuple[str, Callable[[bytes], str]]]:
         """Name and text of each kind of record, by its number; ``hash-ptr`` says how pointers are shown."""

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from kmemd.core import stats
+from kmemd.core import trace_ids as ev
 from kmemd.core.context import Context
 from kmemd.mm.clock import Clock
 from kmemd.mm.compaction import Compaction
@@ -89,6 +90,7 @@ class Kcompactd:
         daemon.highest = min(daemon.highest, highest)
         if not daemon.awake and self._suitable(daemon):
             daemon.awake = True
+            self._context.trace.emit(ev.MM_COMPACTION_WAKEUP_KCOMPACTD, nid, order, highest)
             self._clock.call_at(self._clock.now, lambda: self._work(daemon))
 
     def _suitable(self, daemon: _Daemon) -> bool:
@@ -104,6 +106,7 @@ class Kcompactd:
         if order:
             with self._running(daemon):
                 self._vmstat.count(stats.KCOMPACTD_WAKE)
+                self._context.trace.emit(ev.MM_COMPACTION_KCOMPACTD_WAKE, daemon.node.nid, order, highest)
                 for zone in daemon.node.zones[: highest + 1]:
                     if zone.populated:
                         self._compaction.compact_for_daemon(zone, order, highest)
@@ -111,6 +114,7 @@ class Kcompactd:
                 daemon.max_order = 0
             if daemon.highest >= highest:
                 daemon.highest = len(daemon.node.zones) - 1
+        self._context.trace.emit(ev.MM_COMPACTION_KCOMPACTD_SLEEP, daemon.node.nid)
         self._sleep(daemon, CHECK_INTERVAL_NS)
 
     # -- proactive ---------------------------------------------------------------------------------------

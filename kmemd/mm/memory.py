@@ -159,6 +159,7 @@ class Memory:
         counted = self._memcg.of(task) if self._memcg.active else None
         faults = self._fault_counts() if counted is not None else (0, 0)
         user = self._user.begin(mm, vpns, write=op == core.WRITE, execute=op == core.EXEC, span=span, task=task)
+        self.mmu.fault_ip = self._user.ip(self._user.access) if self._user.access is not None else 0
         try:
             done, end = 0, self._first_beyond(mm, vpns)
             while done < end:

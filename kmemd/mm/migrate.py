@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kmemd.core import stats
+from kmemd.core import trace_ids as ev
 from kmemd.core.context import Context
 from kmemd.core.lru import MLOCK_PAGE, MUNLOCK, Lru
 from kmemd.core.owner import OwnerTable
@@ -60,6 +61,7 @@ from kmemd.mm.memory import prot_bits
 from kmemd.mm.mempolicy import Mempolicy
 from kmemd.mm.mm_types import VM_LOCKED, VM_SPECIAL
 from kmemd.mm.page_alloc import PageAllocator
+from kmemd.mm.units import PAGE_SHIFT
 from kmemd.mm.vmstat import VmStat
 
 if TYPE_CHECKING:
@@ -82,6 +84,9 @@ COPIED_FLAGS = sum(
     )
 )
 """What the new page takes over (folio_migrate_flags)."""
+
+MIGRATE_SYNC = 2
+"""``enum migrate_mode`` of callers that wait."""
 
 
 def migration_entry(entry: int, pfn: int, exclusive: bool) -> int:
@@ -176,6 +181,11 @@ class _Stats:
     thp_succeeded: int = 0
     thp_failed: int = 0
     thp_split: int = 0
+
+    @property
+    def traced(self) -> tuple[int, int, int, int, int]:
+        """The counts as mm_migrate_pages has them."""
+        return self.succeeded, self.failed_pages, self.thp_succeeded, self.thp_failed, self.thp_split
 
 
 @dataclass(frozen=True)
@@ -292,6 +302,7 @@ class Migrate:
         a small page the call ends. Preconditions: all are isolated.
         """
         outcome, counts = Outcome(), _Stats()
+        self._vmstat.trace.emit(ev.MM_MIGRATE_PAGES_START, MIGRATE_SYNC, reason)
         todo = list(pfns)
         splits: list[int] = []
         out_of_memory = False
@@ -323,6 +334,7 @@ class Migrate:
         if not outcome.left:
             outcome.failed = 0
         self._count(counts)
+        self._vmstat.trace.emit(ev.MM_MIGRATE_PAGES, *counts.traced, MIGRATE_SYNC, reason)
         return outcome
 
     def move_bulk(self, srcs: PFNS, dsts: PFNS, reason: int, *, wait: bool = True) -> list[int]:
@@ -348,6 +360,7 @@ class Migrate:
             else:
                 self._move(src, dst, 0, reason)
         self._vmstat.count(stats.PGMIGRATE_SUCCESS, len(srcs) - len(left))
+        self._vmstat.trace.emit(ev.MM_MIGRATE_PAGES, len(srcs) - len(left), len(left), 0, 0, 0, MIGRATE_SYNC if wait else 0, reason)
         return left
 
     def _finish_bulk(self, srcs: PFNS, dsts: PFNS, reason: int) -> None:
@@ -492,6 +505,7 @@ class Migrate:
                 self._rmap.map_again(pfn)
             found = restored_entry(entry, pfn, place.vma, dirty)
             self._mmu.words[place.slot] = found | (PSE if place.level else 0)
+            self._vmstat.trace.emit(ev.REMOVE_MIGRATION_PTE, place.vpn << PAGE_SHIFT, found, 0)
             if self._locks(place):
                 self._lru.mlock(np.array([dst], dtype=np.int64), MLOCK_PAGE)
                 self._lru.drain_local()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kmemd.core import stats
+from kmemd.core import trace_ids as ev
 from kmemd.core.buddy import Buddy
 from kmemd.mm import gfp as g
 from kmemd.mm.clock import Clock
@@ -67,6 +68,7 @@ class MemoryPressure:
         hopeless = node.kswapd_failures >= MAX_RECLAIM_RETRIES
         if nid in self._awake or hopeless or (self._balanced(node, order, highest) and not boosted):
             return
+        self._vmstat.trace.emit(ev.MM_VMSCAN_WAKEUP_KSWAPD, nid, highest, order, 0)
         self._awake[nid] = (order, highest)
         self._clock.call_at(self._clock.now, self.run_kswapds)
 
@@ -124,7 +126,10 @@ class MemoryPressure:
         self._reclaiming = True
         try:
             sc = ScanControl(SWAP_CLUSTER_MAX, request.gfp, order=request.order, reclaim_idx=request.highest)
-            return self._reclaim.try_to_free(nodes, sc)
+            self._vmstat.trace.emit(ev.MM_VMSCAN_DIRECT_RECLAIM_BEGIN, request.order, request.gfp)
+            freed = self._reclaim.try_to_free(nodes, sc)
+            self._vmstat.trace.emit(ev.MM_VMSCAN_DIRECT_RECLAIM_END, freed)
+            return freed
         finally:
             self._reclaiming = False
 

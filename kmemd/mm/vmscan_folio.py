@@ -8,11 +8,13 @@ becomes of pages that may go is mm/pageout.py's. Left out: too many isolated pag
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from kmemd.core import stats
+from kmemd.core import trace_ids as ev
 from kmemd.core.lru import LRU_INACTIVE_FILE, Lru
 from kmemd.core.mmu import Mmu
 from kmemd.core.pages import (
@@ -29,6 +31,7 @@ from kmemd.core.pages import (
     PageMap,
 )
 from kmemd.mm import gfp as g
+from kmemd.mm import trace_points
 from kmemd.mm.filemap import PageCache, PFNs, ZoneCounts, flag
 from kmemd.mm.lruvec import LruVecs
 from kmemd.mm.mm_types import VM_EXEC, Mm, Vma
@@ -82,7 +85,9 @@ class ListScan:
         blocks, scanned, taken = self._lru.isolate(
             number, which, count, sc.reclaim_idx, sc.may_unmap, self._out, self._skipped
         )
-        if self._skipped.any():
+        skipped = int(self._skipped.sum())
+        trace_points.lru_isolate(self._vmstat.trace, sc, which, count, scanned, skipped, taken)
+        if skipped:
             for kind in np.flatnonzero(self._skipped).tolist():
                 self._vmstat.count(stats.PGSCAN_SKIP + kind, int(self._skipped[kind]))
             self._skipped[:] = 0
@@ -165,6 +170,11 @@ class ListScan:
         self._vmstat.count(stats.PGDEACTIVATE, gone)
         self._lruvecs.count(memcg, nid, -stats.PGDEACTIVATE, gone)
         self._vmstat.node_stat[nid, stats.NR_ISOLATED_ANON + file] -= taken
+        self._vmstat.trace.emit(
+            ev.MM_VMSCAN_LRU_SHRINK_ACTIVE,
+            *(nid, taken, taken - gone, gone, int(np.count_nonzero(counts))),
+            *(sc.priority, trace_points.reclaim_flags(file)),
+        )
 
     def _size(self, pfns: PFNs) -> int:
         return int((np.int64(1) << self._pages.order[pfns].astype(np.int64)).sum())
@@ -184,7 +194,7 @@ class ListScan:
         self._vmstat.count(stats.PGSCAN_ANON + file, scanned)
         if not taken:
             return 0
-        before, unqueued = self._pageout.written, sc.nr.unqueued_dirty
+        before, unqueued, nr = self._pageout.written, sc.nr.unqueued_dirty, replace(sc.nr)
         freed = self._shrink_folios(pfns, nid, sc)
         self._vmstat.node_stat[nid, stats.NR_ISOLATED_ANON + file] -= taken
         if not sc.cgroup:
@@ -196,6 +206,7 @@ class ListScan:
             self.wakeup_flushers()
         sc.nr.taken += taken
         sc.nr.file_taken += taken if file else 0
+        trace_points.shrink_inactive(self._vmstat.trace, nid, sc, scanned, freed, nr, file)
         return freed
 
     def _shrink_folios(self, pfns: PFNs, nid: int, sc: ScanControl) -> int:

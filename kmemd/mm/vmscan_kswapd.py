@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kmemd.core import stats
+from kmemd.core import trace_ids as ev
 from kmemd.core.buddy import Buddy
 from kmemd.core.context import Context
 from kmemd.mm import gfp as g
@@ -55,12 +56,14 @@ class Kswapd:
     def run(self, node: Node, order: int, highest: int) -> None:
         """From waking until the node is balanced or hopeless."""
         self._count_short_sleep(node)
+        self._context.trace.emit(ev.MM_VMSCAN_KSWAPD_WAKE, node.nid, highest, order)
         reclaim = self._reclaim
         start, waited = self._context.now, reclaim.waited_ns
         reached = self._balance_pgdat(node, order, highest)
         if reached < order and not self.balanced(node, 0, highest):
             reached = self._balance_pgdat(node, reached, highest)
         self._asleep_since[node.nid] = self._context.now
+        self._context.trace.emit(ev.MM_VMSCAN_KSWAPD_SLEEP, node.nid)
         self._stalled(self._context.now - start)
         if self.balanced(node, reached, highest):
             reclaim.forget_state(node.nid)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from kmemd.core import stats
+from kmemd.core import trace_ids as ev
 from kmemd.core.buddy import ALLOC_CMA, Buddy
 from kmemd.core.lru import LRU_ACTIVE_ANON, LRU_INACTIVE_ANON
 from kmemd.mm import gfp as g
@@ -235,7 +236,10 @@ class Reclaim:
     def of_cgroup(self, memcg: int, nr_pages: int, gfp: int, *, may_swap: bool, proactive: bool = False) -> int:
         """Reclaim from a cgroup and all below it (``try_to_free_mem_cgroup_pages``). Pages reclaimed."""
         sc = ScanControl(max(nr_pages, SWAP_CLUSTER_MAX), gfp, target=memcg, may_swap=may_swap, proactive=proactive)
-        return self.try_to_free([node for node in self._nodes if node.has_memory], sc)
+        self._vmstat.trace.emit(ev.MM_VMSCAN_MEMCG_RECLAIM_BEGIN, 0, gfp)
+        freed = self.try_to_free([node for node in self._nodes if node.has_memory], sc)
+        self._vmstat.trace.emit(ev.MM_VMSCAN_MEMCG_RECLAIM_END, freed)
+        return freed
 
     def of_node(self, nid: int, gfp: int, order: int) -> int:
         """Reclaim within a node before another one is asked (``__node_reclaim``). Pages reclaimed."""
@@ -248,9 +252,11 @@ class Reclaim:
             may_writepage=bool(mode & RECLAIM_WRITE),
             may_unmap=bool(mode & RECLAIM_UNMAP),
         )
+        self._vmstat.trace.emit(ev.MM_VMSCAN_NODE_RECLAIM_BEGIN, nid, order, gfp)
         while sc.priority >= 0 and sc.nr_reclaimed < 1 << order:
             self.shrink_node(self._nodes[nid], sc)
             sc.priority -= 1
+        self._vmstat.trace.emit(ev.MM_VMSCAN_NODE_RECLAIM_END, sc.nr_reclaimed)
         return sc.nr_reclaimed
 
     # -- kswapd's --------------------------------------------------------------------------------------
