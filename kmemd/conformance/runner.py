@@ -28,6 +28,7 @@ FOLDERS = {
     "reclaim": "reclaim",
     "cgroup": "cgroup",
     "compaction": "compaction",
+    "trace": "trace",
 }
 """Folder of the tree: module of this package whose ``run(folder)`` yields the cases."""
 

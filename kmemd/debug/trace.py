@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from kmemd.debug.trace_filter import Sample
 from kmemd.debug.trace_format import Event, Layout
 from kmemd.debug.trace_ftrace import EVENTS as FTRACE_EVENTS
 from kmemd.debug.trace_ftrace import print_record, raw_record, stack_record
+from kmemd.debug.trace_function import FunctionTracer
 from kmemd.debug.trace_printfmt import Machine, compile_print_fmt
 from kmemd.debug.trace_trigger import Triggers
 from kmemd.errors import KernelError
@@ -60,7 +62,7 @@ class Tracing:
         self._kallsyms = kallsyms
         self._tsc_mhz = tsc_mhz
         word = space.pointer_size
-        self._machine = Machine(
+        self.machine = Machine(
             kallsyms.symbolize,
             self.function_name,
             kallsyms.p,
@@ -68,7 +70,7 @@ class Tracing:
             lambda: context.now // NS_PER_JIFFY,
             {"page": space.struct_page_size},
         )
-        self._space = space
+        self.plain = replace(self.machine, pointer=space.format_address)
         self.layouts = [event.layout(word) for event in EVENTS]
         self.ftrace = [event.layout(word) for event in FTRACE_EVENTS]
         self._numbers = {name: number for number, name in enumerate(trace_ids.NAMES)}
@@ -76,6 +78,7 @@ class Tracing:
         self._texts: dict[bool, dict[int, tuple[str, Callable[[bytes], str]]]] = {}
         self._heads, self._fields = self._tables()
         self.triggers = Triggers(self)
+        self.functions = FunctionTracer(self, self._function_address)
         self._wanting: dict[int, list[tuple[TraceArray, EventFile]]] = {}
         self.top = self._make_array("")
         self.instances: dict[str, TraceArray] = {}
@@ -108,6 +111,7 @@ class Tracing:
         if array.references:
             raise KernelError(errno.EBUSY, f"instance {name} is in use")
         self.sync()
+        self.functions.forget(array)
         del self.instances[name]
         self.update()
 
@@ -138,13 +142,7 @@ class Tracing:
         """Name and text of each kind of record, by its number; ``hash-ptr`` says how pointers are shown."""
         hashed = "hash-ptr" in array.options
         if hashed not in self._texts:
-            machine = self._machine
-            if not hashed:
-                plain = self._space.format_address
-                machine = Machine(
-                    machine.symbol, machine.function, plain, machine.constants, machine.jiffies, machine.sizes
-                )
-            self._texts[hashed] = LazyTexts(self.layouts, machine)
+            self._texts[hashed] = LazyTexts(self.layouts, self.machine if hashed else self.plain)
         return self._texts[hashed]
 
     def function_name(self, address: int) -> str:
@@ -282,9 +280,9 @@ class LazyTexts(dict[int, tuple[str, Callable[[bytes], str]]]):
     def __init__(self, layouts: list[Layout], machine: Machine) -> None:
         super().__init__()
         self._layouts = {layout.event.id: layout for layout in layouts}
-        self._machine = machine
+        self.machine = machine
 
     def __missing__(self, number: int) -> tuple[str, Callable[[bytes], str]]:
         layout = self._layouts[number]
-        self[number] = made = layout.event.name, compile_print_fmt(layout, self._machine)
+        self[number] = made = layout.event.name, compile_print_fmt(layout, self.machine)
         return made

@@ -108,6 +108,7 @@ class TraceArray:
         self.graph_options = set(GRAPH_DEFAULTS)
         self.functions: list[str] = []
         self.not_functions: list[str] = []
+        self.graph_functions: list[str] = []
         self._changed = changed
 
     @property

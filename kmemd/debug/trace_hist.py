@@ -94,7 +94,15 @@ def parse_hist(text: str, layout: Layout) -> HistSpec:
     return spec
 
 
-_NAMES = {"keys": "keys", "key": "keys", "vals": "vals", "val": "vals", "values": "vals", "sort": "sort", "size": "size"}
+_NAMES = {
+    "keys": "keys",
+    "key": "keys",
+    "vals": "vals",
+    "val": "vals",
+    "values": "vals",
+    "sort": "sort",
+    "size": "size",
+}
 
 
 def _bits(text: str) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from kmemd.debug.trace_ftrace import FUNCTION, GRAPH_ENTRY, GRAPH_EXIT, PRINT, RAW_DATA, STACK
 from kmemd.debug.trace_graph import GraphText
 
@@ -13,7 +15,6 @@ if TYPE_CHECKING:
     from kmemd.debug.trace_array import TraceArray
 
 IRQS_OFF, NEED_RESCHED, HARDIRQ, SOFTIRQ = 0x01, 0x04, 0x08, 0x10
-MAX_NS = 1 << 62
 
 
 def usecs(ns: int) -> tuple[int, int]:
@@ -94,52 +95,56 @@ class Printer:
         self._latency = "latency-format" in options
         self._comms = tracing.comms
         self._in_ns = array.clock not in ("counter", "x86-tsc", "uptime")
-        self._columns: dict[int, str] = {}
-        self._texts = tracing.text_functions(array)
+        self._prefixes: dict[tuple[int, bytes], str] = {}
+        self._makers: dict[bytes, tuple[str, Callable[[bytes], str]]] = {}
+        self._events = tracing.text_functions(array)
         self._first: int | None = None
-        self._times: dict[int, str] = {}
         self._last_second = -1
         self._second = ""
 
     def line(self, cpu: int, ns: int, record: bytes) -> str:
         """A record's line, with its newline."""
-        number = record[0] | record[1] << 8
-        if number in (GRAPH_ENTRY, GRAPH_EXIT):
-            return self._graph.line(cpu, ns, number, record)
+        maker = self._makers.get(record[:2])
+        if maker is None:
+            number = record[0] | record[1] << 8
+            if number in (GRAPH_ENTRY, GRAPH_EXIT):
+                return self._graph.line(cpu, ns, number, record)
+            special = _SPECIAL.get(number)
+            if special is not None:
+                return (self._columns_of(cpu, ns, record) if self._context else "") + special(self, record)
+            name, text_of = self._events[number]
+            maker = self._makers[record[:2]] = f"{name}: ", text_of
         columns = self._columns_of(cpu, ns, record) if self._context else ""
-        special = _SPECIAL.get(number)
-        if special is not None:
-            return columns + special(self, record)
-        name, text_of = self._texts[number]
-        return f"{columns}{name}: {text_of(record)}\n"
+        return f"{columns}{maker[0]}{maker[1](record)}\n"
 
     def rest(self) -> str:
         """What was held back until the next record."""
         return self._graph.rest()
 
     def _columns_of(self, cpu: int, ns: int, record: bytes) -> str:
-        pid = int.from_bytes(record[4:8], "little", signed=True)
-        comm = self._comms.find(pid)
-        if self._latency:
-            return self._latency_columns(cpu, ns, record, pid, comm)
-        middle = self._columns.get(cpu << 16 | record[2] << 8 | record[3])
-        if middle is None:
-            state = IRQ_COLUMNS[record[2] << 8 | record[3]] if self._irq else ""
-            middle = self._columns[cpu << 16 | record[2] << 8 | record[3]] = f"[{cpu:03d}] {state}"
-        tgid = self._tracing.tgid_column(pid) if self._tgid else ""
+        key = cpu, record[2:8]
+        prefix = self._prefixes.get(key)
+        if prefix is None:
+            prefix = self._prefixes[key] = self._prefix(cpu, record)
         if not self._in_ns:
-            return f"{comm:>16}-{pid:<7d} {tgid}{middle} {ns:>12d}: "
+            return f"{prefix} {ns:>12d}: "
+        if self._latency:
+            self._first = ns if self._first is None else self._first
+            return f"{prefix} {(ns - self._first + 500) // 1000:4d}us : "
         micros = (ns + 500) // 1000
-        seconds, rest = divmod(micros, 1_000_000)
+        seconds = micros // 1_000_000
         if seconds != self._last_second:
             self._last_second, self._second = seconds, f" {seconds:5d}."
-        return f"{comm:>16}-{pid:<7d} {tgid}{middle}{self._second}{rest:06d}: "
+        return f"{prefix}{self._second}{micros % 1_000_000:06d}: "
 
-    def _latency_columns(self, cpu: int, ns: int, record: bytes, pid: int, comm: str) -> str:
-        if self._first is None:
-            self._first = ns
-        micros = (ns - self._first + 500) // 1000
-        return f"{comm[:8]:>8}-{pid:<7d} {cpu:3d}{IRQ_COLUMNS[record[2] << 8 | record[3]]} {micros:4d}us : "
+    def _prefix(self, cpu: int, record: bytes) -> str:
+        """The columns before the time, the same for all records of a task on a CPU."""
+        pid = int.from_bytes(record[4:8], "little", signed=True)
+        comm, state = self._comms.find(pid), IRQ_COLUMNS[record[2] << 8 | record[3]]
+        if self._latency:
+            return f"{comm[:8]:>8}-{pid:<7d} {cpu:3d}{state}"
+        tgid = self._tracing.tgid_column(pid) if self._tgid else ""
+        return f"{comm:>16}-{pid:<7d} {tgid}[{cpu:03d}] {state if self._irq else ''}"
 
     # what is not an event of its own
 
@@ -177,17 +182,13 @@ _SPECIAL: dict[int, Callable[[Printer, bytes], str]] = {
 
 def merged(array: TraceArray, cpus: range | tuple[int, ...]) -> Iterator[tuple[int, int, bytes]]:
     """CPU, time and record of what the buffers hold at this moment, in the order of time."""
-    import numpy as np
-
     shots = [array.ring.snapshot(cpu) for cpu in cpus]
     sizes = [rows.shape[1] for rows, _ in shots]
     times = np.concatenate([rows[0] for rows, _ in shots])
     owners = np.repeat(np.arange(len(sizes)), sizes)
-    starts = np.concatenate([[0], np.cumsum(sizes)])
     order = np.argsort(times, kind="stable")
     datas = [data.tobytes() for _, data in shots]
     rows = np.concatenate([rows for rows, _ in shots], axis=1)
-    del starts
     for begin in range(0, len(order), 4096):
         part = order[begin : begin + 4096]
         columns = rows[:, part]

@@ -176,7 +176,9 @@ class Triggers:
             return
         if same or spec.command in ("cont", "clear"):
             number = errno.EEXIST if same else errno.ENOENT
-            raise KernelError(number, "Hist trigger already exists" if same else "Can't clear or continue a nonexistent")
+            raise KernelError(
+                number, "Hist trigger already exists" if same else "Can't clear or continue a nonexistent"
+            )
         histogram = Histogram(spec, self._tracing)
         self._add(array, file, Trigger("hist", definition, histogram.add, filter_, after=True, histogram=histogram))
 
@@ -189,9 +191,7 @@ class Triggers:
             return make_filter(condition, file.layout)
         except FilterError as error:
             where = "event filter parse error"
-            array.errors.add(
-                TraceError(self._tracing.context.now, where, error.message, condition, error.position)
-            )
+            array.errors.add(TraceError(self._tracing.context.now, where, error.message, condition, error.position))
             raise
 
     def _add(self, array: TraceArray, file: EventFile, trigger: Trigger) -> None:

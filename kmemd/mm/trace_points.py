@@ -75,9 +75,7 @@ def shrink_slab_start(
     """A shrinker begins (mm_shrink_slab_start)."""
     if trace.on(ev.MM_SHRINK_SLAB_START):
         where = trace.function(name)
-        trace.emit(
-            ev.MM_SHRINK_SLAB_START, 0, where, nid, waiting, GFP_KERNEL, freeable, delta, total, priority
-        )
+        trace.emit(ev.MM_SHRINK_SLAB_START, 0, where, nid, waiting, GFP_KERNEL, freeable, delta, total, priority)
 
 
 def shrink_slab_end(trace: TraceLog, name: str, nid: int, freed: int, unused: int, left: int, total: int) -> None:
