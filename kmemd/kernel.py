@@ -323,7 +323,7 @@ class Kernel:
             tasks.in_order_of_fork,
             lambda text: self.printk.log(KERN_WARNING, text),
             lambda: (self.context.comm, self.context.pid),
-            lambda task: self.context.trace.emit(ev.OOM_SCORE_ADJ_UPDATE, task.pid, task.comm, task.oom_score_adj),
+            lambda pid, comm, value: self.context.trace.emit(ev.OOM_SCORE_ADJ_UPDATE, pid, comm, value),
         )
         self.ratelimit = RateLimit(
             lambda: self.context.now,

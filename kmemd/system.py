@@ -80,7 +80,7 @@ class System:
     def write(self, path: str, data: bytes | str, *, append: bool = False) -> int:
         """One ``write(2)`` by root: the number of bytes taken. OSError with the kernel's errno.
 
-        The file is opened as ``>`` opens it, which clears a few files (``trace``, ``set_event``); ``append``: as ``>>``.
+        The file is opened as ``>`` opens it, which clears some (``trace``, ``set_event``); ``append``: as ``>>``.
         """
         taken = data.encode() if isinstance(data, str) else data
         try:

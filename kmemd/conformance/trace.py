@@ -30,7 +30,7 @@ area = mmap walker 256K
 access walker area 256K w
 exit walker
 """
-_LINE = re.compile(r"(?P<task>.{16}-\d+ +)\[(?P<cpu>\d{3})\] (?P<state>\S{5}) +\d+\.\d{6}: (?P<event>\w+): (?P<text>.*)")
+_LINE = re.compile(r".{16}-\d+ +\[(?P<cpu>\d{3})\] (?P<state>\S{5}) +\d+\.\d{6}: (?P<event>\w+): (?P<text>.*)")
 _WORD = re.compile(r"([A-Za-z_]\w*)[=:]")
 
 
@@ -95,7 +95,8 @@ def records(system: System, folder: Path) -> Iterator[Case]:
     said = {cpu: [match for match in lines if int(match["cpu"]) == cpu] for cpu in range(system.kernel.machine.cpus)}
     for cpu, wanted in said.items():
         have = list(_raw(system, cpu))
-        yield Case(f"cpu{cpu} records", len(have) == len(wanted), f"text has {len(wanted)}, binary {len(have)}", "format")
+        counts = f"text has {len(wanted)}, binary {len(have)}"
+        yield Case(f"cpu{cpu} records", len(have) == len(wanted), counts, "format")
         for record, match in zip(have, wanted, strict=False):
             form = by_id.get(int.from_bytes(record[:2], "little"))
             if form is not None:

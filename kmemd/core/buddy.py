@@ -134,7 +134,7 @@ class Buddy:
     _meta: cython.int[::1]
     _flags: cython.uint[::1]
     _ctx: cython.longlong[::1]
-    _trace: object
+    _trace: Any
     _log: cython.longlong[::1]
     _control: cython.longlong[::1]
     _events: cython.longlong[::1]
@@ -653,16 +653,18 @@ class Buddy:
         pfn: cython.longlong
         freed: cython.int = 0
         plain: cython.longlong = 0
+        rare: cython.bint = self._isolated[zi] != 0 or self._control[_MASK] >> _T_PCPU_DRAIN & 1
         while last > 0 and freed < count:
             pfn = last - 1
             last = self._prev[pfn]
             mt = self._meta[pfn] >> 16
             self._meta[pfn] = _NOT_HEAD
             freed += 1 << order
-            if self._isolated[zi]:
-                mt = self._block_type[pfn >> self.pageblock_order]
-            if self._control[_MASK] >> _T_PCPU_DRAIN & 1:
-                self._emit(_T_PCPU_DRAIN, pfn, order, mt, 0)
+            if rare:
+                if self._isolated[zi]:
+                    mt = self._block_type[pfn >> self.pageblock_order]
+                if self._control[_MASK] >> _T_PCPU_DRAIN & 1:
+                    self._emit(_T_PCPU_DRAIN, pfn, order, mt, 0)
             if mt < _CMA:
                 plain += 1 << order
             elif mt != _ISOLATE:
@@ -830,7 +832,6 @@ class Buddy:
         current: cython.int = order
         li: cython.int = self._list(zi, order, mt)
         pfn: cython.longlong
-        small: cython.bint
         while self._nr_list[li] == 0:
             current += 1
             if current == _ORDERS:
@@ -845,9 +846,6 @@ class Buddy:
             current -= 1
             self._free_list_add(zi, current, mt, pfn + (1 << current))
         self._meta[pfn] = mt << 16
-        if self._control[_MASK] >> _T_ZONE_LOCKED & 1:
-            small = order <= _COSTLY or order == self.pageblock_order
-            self._emit(_T_ZONE_LOCKED, pfn, order, mt, small and mt < _PCPTYPES)
         return pfn
 
     @cython.cfunc
@@ -1035,12 +1033,15 @@ class Buddy:
         got: cython.int = 0
         last: cython.int = -(li + 1)
         pfn: cython.longlong
+        traced: cython.bint = self._control[_MASK] >> _T_ZONE_LOCKED & 1
         if batch > 1:
             batch = max(batch >> order, 2)
         while got < batch:
             pfn = self._rmqueue(zi, order, mt, flags)
             if pfn < 0:
                 break
+            if traced:
+                self._emit(_T_ZONE_LOCKED, pfn, order, self._meta[pfn] >> 16, self._meta[pfn] >> 16 < _PCPTYPES)
             if self._meta[pfn] >> 16 == _CMA:
                 self._zone_stat[zi * self._stat_items + self._nr_free_cma] -= 1 << order
             self._meta[pfn] |= _IN_PCP | order << 8
@@ -1095,6 +1096,8 @@ class Buddy:
                 pfn = self._smallest(zi, order, _HIGHATOMIC)
             if pfn < 0:
                 return -1
+            if self._control[_MASK] >> _T_ZONE_LOCKED & 1:
+                self._emit(_T_ZONE_LOCKED, pfn, order, self._meta[pfn] >> 16, 0)
             self._count_free(zi, self._meta[pfn] >> 16, -(1 << order))
             self._ctx[_NOW] += self.cost_buddy
         self._meta[pfn] = _ALLOCATED | order << 8 | (self._meta[pfn] & 0xFF0000)
@@ -1348,11 +1351,11 @@ class Buddy:
         while at > 0 and i < n:
             out[i] = at - 1
             self._meta[at - 1] += _ALLOCATED - _IN_PCP
-            if self._owner_on:
-                self._set_owner(at - 1, order, gfp)
-            if self._control[_MASK] & 1:
-                self._emit(_T_ALLOC, at - 1, order, gfp, mt)
             if each:
+                if self._owner_on:
+                    self._set_owner(at - 1, order, gfp)
+                if self._control[_MASK] & 1:
+                    self._emit(_T_ALLOC, at - 1, order, gfp, mt)
                 self._ctx[_NOW] += self.cost_pcp
             at = self._next[at - 1]
             i += 1

@@ -222,7 +222,7 @@ class Mmu:
     _cost_local: cython.longlong
     _cost_remote: cython.longlong
 
-    _trace: object
+    _trace: Any
     _traced: cython.longlong[::1]
     _context_of: cython.longlong[::1]
     _pcid_mm: cython.int[::1]

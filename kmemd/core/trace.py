@@ -306,7 +306,7 @@ class Ring:
             value = rows[row + _ARGS + i]
             if kind == _CALLER:
                 value = cython.cast(cython.longlong, callers[value])
-            if kind == _WORD or kind == _CALLER:
+            if kind != _TEXT and kind != _DATA_LOC:
                 self._store(place, value, room)
                 continue
             length = starts[value + 1] - starts[value]
@@ -394,8 +394,9 @@ class Ring:
 class TraceLog:
     """The events of one machine on their way to the buffers.
 
-    ``words`` is ``Context.words``; ``control`` says which events of the core are on and how full the log is. ``top`` is the top buffer once there is one. ``slow(row)`` takes rows that need
-    more; ``resolve(handle)`` gives the address of a call site, ``function(name)`` that of a function.
+    ``words`` is ``Context.words``; ``control`` says which events of the core are on and how full the log is. ``top`` is
+    the top buffer once there is one. ``slow(row)`` takes rows that need more; ``resolve(handle)`` gives the address of
+    a call site, ``function(name)`` that of a function.
     """
 
     rows = cython.declare(object, visibility="readonly")
@@ -415,9 +416,9 @@ class TraceLog:
     _known_callers: cython.longlong
     _top: Ring
     _scratch: Ring
-    _slow: object
-    _resolve: object
-    _function: object
+    _slow: Any
+    _resolve: Any
+    _function: Any
     _draining: cython.bint
     _seen_pid: cython.longlong
 
@@ -435,7 +436,7 @@ class TraceLog:
         self._known_callers = 0
         self._text_number = {}
         self._ntexts = 0
-        self._top = None
+        self._top = Ring([2])
         self._scratch = Ring([2])
         self._slow = None
         self._resolve = None

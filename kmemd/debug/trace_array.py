@@ -150,7 +150,7 @@ class TraceArray:
     def state_of(self, files: list[EventFile]) -> str:
         """What the ``enable`` file above these events reads: 0, 1, X for some, ? for none there."""
         states = {file.wanted for file in files}
-        return "X" if len(states) == 2 else {(True,): "1", (False,): "0"}.get(tuple(states), "?")
+        return "X" if len(states) == 2 else "1" if True in states else "0" if states else "?"
 
     def matching(self, match: str | None, system: str | None, name: str | None) -> list[EventFile]:
         """The events that a word of ``set_event`` names; ``match`` is a system or an event."""
@@ -163,7 +163,7 @@ class TraceArray:
         ]
 
     def set_event(self, word: str) -> None:
-        """``system:event``, ``system:*``, ``event`` or ``*:*``; ``!`` switches off. EINVAL (``ftrace_set_clr_event``)."""
+        """``system:event``, ``system:*``, ``event`` or ``*:*``; ``!`` is off. EINVAL (``ftrace_set_clr_event``)."""
         on = not word.startswith("!")
         first, colon, rest = word.lstrip("!").partition(":")
         pattern = [None if part in ("", "*") else part for part in (first, rest)]

@@ -42,7 +42,7 @@ _CODES = {1: "b", 2: "h", 4: "i", 8: "q"}
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a record. ``kind`` is "word", "text" (a char array), "dynamic" (__data_loc) or "rest" (``buf[]``)."""
+    """One field of a record; ``kind``: "word", "text" (a char array), "dynamic" (__data_loc) or "rest" (``buf[]``)."""
 
     declaration: str
     name: str

@@ -1,4 +1,4 @@
-"""The tracers ``function`` and ``function_graph`` over the model's own calls (kernel/trace/ftrace.c, trace_functions*.c).
+"""The tracers ``function`` and ``function_graph`` over the model's own calls (kernel/trace/trace_functions*.c).
 
 A call counts when it enters a method of ``kmemd.mm`` that is named as a function of the kernel: so a trace shows which
 subsystem called which, with the model's durations. Loops of the compiled core are part of whoever
@@ -81,6 +81,8 @@ class FunctionTracer:
             raise KernelError(errno.EINVAL, f"no tracer {name}: {' '.join(TRACERS)}")
         self._tracing.sync()
         array.expand()
+        if name != array.tracer:
+            array.reset()
         array.tracer = name
         self._arrays = [other for other in self._tracing.arrays() if other.tracer != "nop"]
         self._stack.clear()

@@ -66,7 +66,8 @@ class GraphText:
         )
         chosen = [(upper, lower) for name, upper, lower in columns if name in options]
         first = "#" + "".join(upper for upper, _ in chosen) + "               FUNCTION CALLS\n"
-        return f"# tracer: function_graph\n#\n{first}#{''.join(lower for _, lower in chosen)}               |   |   |   |\n"
+        second = "#" + "".join(lower for _, lower in chosen) + "               |   |   |   |\n"
+        return f"# tracer: function_graph\n#\n{first}{second}"
 
     def line(self, cpu: int, ns: int, number: int, record: bytes) -> str:
         """One record: the entry of a function that calls others, or an exit; a leaf is one line, at its exit."""

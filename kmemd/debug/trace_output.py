@@ -1,4 +1,4 @@
-"""Records as text: the header of ``trace``, the columns before an event, and the event (kernel/trace/trace_output.c)."""
+"""Records as text: the header of ``trace``, the columns before an event, the event (kernel/trace/trace_output.c)."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Machine:
 
 
 class Value(NamedTuple):
-    """Python source of a C expression; ``pointee`` is the size of what a pointer points to, ``signed`` None if known."""
+    """Python source of a C expression; ``pointee`` is the size of what a pointer points to, ``signed`` if known."""
 
     source: str
     pointee: int = 0

@@ -85,7 +85,7 @@ class Triggers:
         """Take a command. EINVAL; EEXIST when the event has such a trigger, ENOENT when it has none to remove."""
         self._tracing.sync()
         text = text.strip()
-        command, _, rest = text.partition(" ")[0].lstrip("!").partition(":")
+        command, _, _ = text.partition(" ")[0].lstrip("!").partition(":")
         if command not in COMMANDS:
             raise KernelError(errno.EINVAL, f"no trigger {command}: {' '.join(COMMANDS)}")
         if command == "hist":

@@ -360,7 +360,8 @@ class Migrate:
             else:
                 self._move(src, dst, 0, reason)
         self._vmstat.count(stats.PGMIGRATE_SUCCESS, len(srcs) - len(left))
-        self._vmstat.trace.emit(ev.MM_MIGRATE_PAGES, len(srcs) - len(left), len(left), 0, 0, 0, MIGRATE_SYNC if wait else 0, reason)
+        counts, mode = _Stats(len(srcs) - len(left), len(left)), MIGRATE_SYNC if wait else 0
+        self._vmstat.trace.emit(ev.MM_MIGRATE_PAGES, *counts.traced, mode, reason)
         return left
 
     def _finish_bulk(self, srcs: PFNS, dsts: PFNS, reason: int) -> None:

@@ -1,4 +1,4 @@
-"""Trace events of the slab allocator: kmalloc, kmem_cache_alloc, kfree, kmem_cache_free (include/trace/events/kmem.h)."""
+"""Trace events of the slab allocator: kmalloc, kmem_cache_alloc and their frees (include/trace/events/kmem.h)."""
 
 from __future__ import annotations
 

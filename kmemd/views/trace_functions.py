@@ -1,4 +1,4 @@
-"""The files of the function tracers: ``current_tracer``, ``set_ftrace_filter`` and their like (kernel/trace/ftrace.c)."""
+"""The files of the function tracers: ``current_tracer``, ``set_ftrace_filter`` and more (kernel/trace/ftrace.c)."""
 
 from __future__ import annotations
 
