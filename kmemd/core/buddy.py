@@ -365,6 +365,26 @@ class Buddy:
         self._log[at + 10] = c
         return at + 7
 
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _trace_list(
+        self, event: cython.int, zi: cython.int, li: cython.int, order: cython.int, n: cython.longlong
+    ) -> cython.void:
+        """An event for each of ``n`` blocks of a per-cpu list: those that came, from the head, or go, from the tail."""
+        at: cython.int = self._head_next[li] if event == _T_ZONE_LOCKED else self._head_prev[li]
+        mt: cython.int
+        while at > 0 and n > 0:
+            mt = self._meta[at - 1] >> 16
+            if event == _T_ZONE_LOCKED:
+                self._emit(event, at - 1, order, mt, mt < _PCPTYPES)
+                at = self._next[at - 1]
+            else:
+                if self._isolated[zi]:
+                    mt = self._block_type[(at - 1) >> self.pageblock_order]
+                self._emit(event, at - 1, order, mt, 0)
+                at = self._prev[at - 1]
+            n -= 1
+
     # -- lists ---------------------------------------------------------------------------------------------
 
     @cython.cfunc
@@ -653,18 +673,16 @@ class Buddy:
         pfn: cython.longlong
         freed: cython.int = 0
         plain: cython.longlong = 0
-        rare: cython.bint = self._isolated[zi] != 0 or self._control[_MASK] >> _T_PCPU_DRAIN & 1
+        if self._control[_MASK] >> _T_PCPU_DRAIN & 1:
+            self._trace_list(_T_PCPU_DRAIN, zi, li, order, (count + (1 << order) - 1) >> order)
         while last > 0 and freed < count:
             pfn = last - 1
             last = self._prev[pfn]
             mt = self._meta[pfn] >> 16
             self._meta[pfn] = _NOT_HEAD
             freed += 1 << order
-            if rare:
-                if self._isolated[zi]:
-                    mt = self._block_type[pfn >> self.pageblock_order]
-                if self._control[_MASK] >> _T_PCPU_DRAIN & 1:
-                    self._emit(_T_PCPU_DRAIN, pfn, order, mt, 0)
+            if self._isolated[zi]:
+                mt = self._block_type[pfn >> self.pageblock_order]
             if mt < _CMA:
                 plain += 1 << order
             elif mt != _ISOLATE:
@@ -1033,15 +1051,12 @@ class Buddy:
         got: cython.int = 0
         last: cython.int = -(li + 1)
         pfn: cython.longlong
-        traced: cython.bint = self._control[_MASK] >> _T_ZONE_LOCKED & 1
         if batch > 1:
             batch = max(batch >> order, 2)
         while got < batch:
             pfn = self._rmqueue(zi, order, mt, flags)
             if pfn < 0:
                 break
-            if traced:
-                self._emit(_T_ZONE_LOCKED, pfn, order, self._meta[pfn] >> 16, self._meta[pfn] >> 16 < _PCPTYPES)
             if self._meta[pfn] >> 16 == _CMA:
                 self._zone_stat[zi * self._stat_items + self._nr_free_cma] -= 1 << order
             self._meta[pfn] |= _IN_PCP | order << 8
@@ -1055,6 +1070,8 @@ class Buddy:
         if got:
             self._next[last - 1] = -(li + 1)
             self._head_prev[li] = last
+            if self._control[_MASK] >> _T_ZONE_LOCKED & 1:
+                self._trace_list(_T_ZONE_LOCKED, zi, li, order, got)
         self._pcp_count[pi] += got << order
         self._zone_stat[zi * self._stat_items + self._nr_free_pages] -= got << order
         self._ctx[_NOW] += self.cost_buddy
