@@ -24,7 +24,7 @@ from pyfuse3 import EntryAttributes, FileInfo, InodeT, RequestContext
 from kmemd.errors import KernelError
 from kmemd.fs.access import check_open
 from kmemd.fs.answers import failure, handler, waiting_handler
-from kmemd.fs.handles import Handle, Handles, Listing
+from kmemd.fs.handles import Handle, Handles, Listing, truncated
 from kmemd.fs.inodes import Inode, InodeTable
 from kmemd.fs.relatives import relatives
 from kmemd.fs.waiting import POLL_S, Change, Waiter
@@ -122,6 +122,7 @@ class Operations(pyfuse3.Operations):
         node = target.node
         check_open(node, flags)
         file = self._namespace.open(node, self._caller(ctx))
+        truncated(file, flags)
         number = self._handles.add(Handle(target, file, flags, ctx.pid))
         return FileInfo(number, node.entry.length is None, False)
 

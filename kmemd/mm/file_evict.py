@@ -38,7 +38,7 @@ class CleanEviction:
     ) -> None:
         self._cache, self._lruvecs, self._workingset = cache, lruvecs, workingset
         self._page_alloc, self._charge = page_alloc, charge
-        self._nodes = len(vmstat.node_stat)
+        self._nodes, self._trace = len(vmstat.node_stat), vmstat.trace
         rows = [(zone.nid, zone.start_pfn, zone.end_pfn) for zone in zones]
         self._core = CleanPages(pages, rows, vmstat, stats.NR_FILE_PAGES, SHIFTS)
         self._clean, self._rest = (np.empty(0, dtype=np.int64) for _ in range(2))
@@ -46,8 +46,10 @@ class CleanEviction:
     def __call__(self, pfns: PFNs) -> tuple[int, PFNs]:
         """Drop what can be dropped of isolated pages: how many, and the others.
 
-        Pages of several files are left to those who part them.
+        Pages of several files are left to those who part them, all are while somebody traces.
         """
+        if self._trace.any_on:
+            return 0, pfns
         if len(self._clean) < len(pfns):
             self._clean, self._rest = (np.empty(len(pfns), dtype=np.int64) for _ in range(2))
         count, kept, owner = self._core.part(pfns, self._clean, self._rest)

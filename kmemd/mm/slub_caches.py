@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from kmemd.core import trace_ids as ev
 from kmemd.core.context import Context
 from kmemd.core.pages import PageMap
 from kmemd.core.slab import SlabCore
@@ -33,6 +34,7 @@ from kmemd.mm.slab_common import KmemCache, Merging, check_geometry_request
 from kmemd.mm.slab_geometry import Geometry, calculate_sizes, get_order
 from kmemd.mm.slub_machine import SlubMachine
 from kmemd.mm.slub_report import ReportTools, SlubReports
+from kmemd.mm.slub_trace import slab_alloc
 from kmemd.mm.stackdepot import StackDepot
 from kmemd.mm.units import NUMA_NO_NODE
 
@@ -418,6 +420,7 @@ class SlabCaches:
         self._context.charge(self.machine.costs.alloc * done)
         if cache.flags & sf.SLAB_STORE_USER:
             self.reports.track_alloc(out[:done], frames[-1:], cache.object_size if size is None else size)
+        slab_alloc(self._context.trace, cache, out[:done], frames[-1], size, gfp, nid, self.machine.costs.alloc)
         return out[:done]
 
     def _new_pages(self, cache: KmemCache, gfp: int, nid: int, objects: int, stack: int) -> tuple[list[int], int, bool]:
@@ -476,6 +479,7 @@ class SlabCaches:
 
     def kmem_cache_free_bulk(self, cache: KmemCache, addresses: Addresses) -> None:
         """Give objects back; one that is refused does not keep the others. The first error is raised."""
+        self._context.trace.emit_objects(ev.KMEM_CACHE_FREE, addresses, 0, cache.name)
         observed = not cache.flags & sf.SLAB_NOLEAKTRACE
         error = self._free(addresses, cache.index, CACHE_FREE_FRAMES, observed)
         if error is not None:

@@ -115,7 +115,7 @@ def test_the_report_has_the_captured_form():
     assert lines[2] == "  hex dump (first 8 bytes):"
     assert lines[3] == "    6b 6b 6b 6b 6b 6b 6b a5                          kkkkkkk."
     assert lines[4] == "  backtrace:"
-    assert re.fullmatch(r"    \[<ffffffffa000002a>\] leaky_probe\+0x2a/0x\w+ \[leaky_drv\]", lines[5])
+    assert re.fullmatch(r"    \[<ffffffffc000002a>\] leaky_probe\+0x2a/0x\w+ \[leaky_drv\]", lines[5])
     assert lines[10] == "  hex dump (first 32 bytes):"
     assert lines[11] == "    00 00 00 00 00 00 00 00 10 51 42 04 80 88 ff ff  .........QB....."
 
