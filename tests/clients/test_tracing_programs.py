@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.conftest import Mounted, program
+from tests.clients.conftest import KMEMD, PROGRAM_DEADLINE_S, Mounted, program
 
 pytestmark = pytest.mark.mount
 KMALLOC = "events/kmem/kmalloc"
@@ -72,3 +73,23 @@ def test_trace_cmd_lists_and_shows(mounted: Mounted, tracing: Path) -> None:
     mounted.command("kmalloc 77")
     shown = mounted.bound("trace-cmd", "show")
     assert re.search(r": kmalloc: call_site=\S+ .*bytes_req=77 bytes_alloc=96 ", shown)
+
+
+def test_trace_cmd_extracts_and_reports(mounted: Mounted, tracing: Path, tmp_path: Path) -> None:
+    program("trace-cmd")
+    (tracing / KMALLOC / "enable").write_text("1")
+    mounted.command("kmalloc 77 n=300")
+    (tracing / "tracing_on").write_text("0")
+    data = tmp_path / "trace.dat"
+    run = [*KMEMD, "run", "--at", str(mounted.path), "--", "trace-cmd", "extract", "-o", str(data)]
+    subprocess.run(run, capture_output=True, check=True, timeout=PROGRAM_DEADLINE_S)
+    report = subprocess.run(["trace-cmd", "report", str(data)], capture_output=True, text=True, check=True).stdout
+    (tracing / "tracing_on").write_text("1")
+    assert len(re.findall(r"kmalloc: .*bytes_req=77 bytes_alloc=96 ", report)) == 300
+    assert (tracing / "per_cpu/cpu0/stats").read_text().startswith("entries: 0\n")
+
+
+def test_a_descriptor_that_was_made_nonblocking_later_does_not_wait(tracing: Path) -> None:
+    with (tracing / "per_cpu/cpu1/trace_pipe_raw").open("rb", buffering=0) as file:
+        fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_NONBLOCK)
+        assert file.read(4096) is None
