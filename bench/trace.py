@@ -1,7 +1,8 @@
 """Tracing: events per second, what the page allocator loses, how fast a trace becomes text.
 
 What tracing costs while it is off is the difference from an allocator whose tests of the mask are compiled out: the
-same source with each test replaced by 0. Both run in turn, each in a process of its own, and the best of each counts.
+same source with each test replaced by 0. Instructions are counted by callgrind; for times both run in turn, each in a
+process of its own, and the best of each counts (the host's noise is larger than the difference).
 The kernel has no figure for an event; its documents call an event that is off "a tiny time penalty (checking a
 condition for a branch)", and give 60 ns for the cheapest probe of a function and 490 ns to 990 ns for an ordinary one.
 """
@@ -9,6 +10,7 @@ condition for a branch)", and give 60 ns for the cheapest probe of a function an
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -26,6 +28,8 @@ from kmemd.mm.gfp import GFP_HIGHUSER_MOVABLE
 COUNT = 100_000
 PASSES = 12
 TURNS = 7
+COUNTED = (2, 6)
+"""Passes under callgrind; the difference counts."""
 GOAL_OFF = 2.0
 TRACING = "/sys/kernel/tracing/"
 DIRECTIVES = ("boundscheck=False", "wraparound=False", "cdivision=True", "initializedcheck=False", "infer_types=True")
@@ -33,10 +37,10 @@ SOURCE = Path(__file__).parent.parent / "kmemd" / "core" / "buddy.py"
 TEST = re.compile(r"self\._control\[_MASK\] >> _T_\w+ & 1")
 
 
-def pair_ns(system: System) -> float:
+def pair_ns(system: System, passes: int = PASSES) -> float:
     """CPU time of allocating and freeing a page in bulk, in ns: the best pass."""
     allocator, best = system.kernel.page_alloc, 1e9
-    for _ in range(PASSES):
+    for _ in range(passes):
         began = time.process_time()
         allocator.free_pages_bulk(allocator.alloc_pages_bulk(GFP_HIGHUSER_MOVABLE, 0, COUNT), 0)
         best = min(best, time.process_time() - began)
@@ -74,17 +78,38 @@ def use(library: Path) -> None:
     spec.loader.exec_module(module)
 
 
-def off_percent() -> float:
-    """What the tests of the mask cost, in percent of an allocation and its free."""
+def instructions(valgrind: str, library: str) -> float:
+    """Instructions of allocating and freeing a page in bulk, boot left out."""
+    repeatable = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}  # BLAS threads spin while they wait
+    counts = []
+    for passes in COUNTED:
+        command = [valgrind, "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable, "-m", "bench.trace"]
+        done = subprocess.run(
+            [*command, library, str(passes)], check=True, capture_output=True, text=True, env=repeatable
+        )
+        found = re.search(r"Collected : (\d+)", done.stderr)
+        assert found is not None, done.stderr
+        counts.append(int(found[1]))
+    return (counts[1] - counts[0]) / (COUNTED[1] - COUNTED[0]) / COUNT
+
+
+def off() -> Iterator[Figure]:
+    """What the tests of the mask cost an allocation and its free."""
+    valgrind = shutil.which("valgrind")
     with TemporaryDirectory() as folder:
         bare = str(without_tests(Path(folder)))
+        if valgrind is not None:
+            tested, plain = (instructions(valgrind, library) for library in ("", bare))
+            yield Figure("page allocated and freed, tracing off: instructions", tested, "")
+            more = (tested / plain - 1) * 100
+            yield Figure("tests of the mask: more instructions", more, "%", GOAL_OFF, at_most=True)
         best = {"": 1e9, bare: 1e9}
         for _ in range(TURNS):
             for library in best:
-                command = [sys.executable, "-m", "bench.trace", library]
+                command = [sys.executable, "-m", "bench.trace", library, str(PASSES)]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 best[library] = min(best[library], float(done.stdout))
-    return (best[""] / best[bare] - 1) * 100
+        yield Figure("tests of the mask: more time", (best[""] / best[bare] - 1) * 100, "%")
 
 
 def written(system: System) -> int:
@@ -114,7 +139,7 @@ def text_mb_s(system: System) -> float:
 
 def run() -> Iterator[Figure]:
     """The figures."""
-    yield Figure("page allocator, tracing off: slower by", off_percent(), "%", GOAL_OFF, at_most=True)
+    yield from off()
     system = boot()
     quiet = pair_ns(system)
     yield Figure("page allocated and freed, tracing off", quiet, "ns")
@@ -130,4 +155,4 @@ def run() -> Iterator[Figure]:
 if __name__ == "__main__":
     if sys.argv[1]:
         use(Path(sys.argv[1]))
-    print(pair_ns(boot()))
+    print(pair_ns(boot(), int(sys.argv[2])))

@@ -44,7 +44,7 @@ class Traced:
         """The fields of each event of a name."""
         lines = self.system.read(TRACING + "trace").decode().splitlines()
         found = [line.partition(f": {name}: ")[2] for line in lines if f": {name}: " in line]
-        return [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in found]
+        return [dict(re.findall(r"(\S+?)=([^\s,]*)", line)) for line in found]
 
     def count(self) -> Counter[str]:
         text = self.system.read(TRACING + "trace").decode()
@@ -146,3 +146,39 @@ def test_the_victim_is_chosen_after_retries(pressure: Traced) -> None:
     count = pressure.count()
     assert count["mark_victim"] == pressure.vmstat("oom_kill") > 0
     assert count["reclaim_retry_zone"] > 0
+
+
+def test_a_flusher_tells_what_it_does() -> None:
+    traced = Traced("writeback")
+    traced.run("create /mnt/f 4M", "write_file /mnt/f n=4M", "sleep 40")
+    count = traced.count()
+    assert len(traced.events("writeback_dirty_folio")) >= 1024
+    assert count["writeback_start"] == count["writeback_written"] > 0
+    assert count["writeback_single_inode_start"] == count["writeback_single_inode"] > 0
+    assert count["writeback_pages_written"] > 0
+    reasons = {event["reason"] for event in traced.events("writeback_start")}
+    assert "periodic" in reasons <= {"periodic", "background"}
+    wrote = sum(int(event["wrote"]) for event in traced.events("writeback_single_inode"))
+    assert wrote >= 1024
+    traced.checked()
+
+
+def test_khugepaged_tells_what_it_found() -> None:
+    traced = Traced("huge_memory")
+    traced.run("p = spawn a", "m = mmap p 4M", "madvise p m 4M MADV_NOHUGEPAGE", "access p m 4M w")
+    traced.run("madvise p m 4M MADV_HUGEPAGE", "sleep 60")
+    found = traced.events("mm_khugepaged_scan_pmd")
+    collapsed = [event for event in traced.events("mm_collapse_huge_page") if event["status"] == "succeeded"]
+    assert len(collapsed) == traced.vmstat("thp_collapse_alloc") > 0
+    assert len([event for event in found if event["status"] == "succeeded"]) >= len(collapsed)
+    assert {event["writable"] for event in found} <= {"0", "1"}
+
+
+def test_an_error_of_write_back_is_set_and_told() -> None:
+    traced = Traced("filemap")
+    traced.run("p = spawn a", "create /mnt/f 64K", "write_file /mnt/f n=64K", "disk_error ram0 write")
+    with pytest.raises(OSError, match="EIO"):
+        traced.run("fsync /mnt/f")
+    (event,) = traced.events("file_check_and_advance_wb_err")
+    assert traced.events("filemap_set_wb_err")
+    assert event["old"] != event["new"]
