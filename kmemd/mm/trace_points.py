@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kmemd.core import trace_ids as ev
+from kmemd.mm.clock import HZ, NSEC_PER_SEC
 from kmemd.mm.gfp import GFP_KERNEL
 from kmemd.mm.units import PAGE_SHIFT, PAGE_SIZE
 
@@ -27,7 +28,8 @@ WITHDRAWN = (1, 2, 7, 6)
 COMPLETE = 5
 RECLAIM_WB_ANON, RECLAIM_WB_FILE, RECLAIM_WB_ASYNC = 0x01, 0x02, 0x08
 MINORBITS = 20
-JIFFY_NS, JIFFY_US, NSEC_PER_USEC = 4_000_000, 4_000, 1_000
+NSEC_PER_USEC = 1_000
+JIFFY_NS = NSEC_PER_SEC // HZ
 
 
 def dev(device: str) -> int:
@@ -154,7 +156,7 @@ def unmapped_area(
 def throttled(trace: TraceLog, nid: int, timeout_ns: int, waited_ns: int, reason: int) -> None:
     """Reclaim has waited for devices (mm_vmscan_throttled); times in jiffies' worth of us."""
     if trace.on(ev.MM_VMSCAN_THROTTLED):
-        waited_us = min(waited_ns, timeout_ns) // JIFFY_NS * JIFFY_US
+        waited_us = min(waited_ns, timeout_ns) // JIFFY_NS * (JIFFY_NS // NSEC_PER_USEC)
         trace.emit(ev.MM_VMSCAN_THROTTLED, nid, timeout_ns // NSEC_PER_USEC, waited_us, 1 << reason)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kmemd.core import trace_ids as ev
+from kmemd.mm.clock import HZ
 from kmemd.mm.trace_points import bdi_name
 from kmemd.mm.units import PAGE_SHIFT
 
@@ -20,7 +21,7 @@ BACKGROUND, VMSCAN, SYNC, PERIODIC, LAPTOP_TIMER = range(5)
 """``enum wb_reason``."""
 ROOT_INO = 1
 I_DIRTY_SYNC, I_DIRTY_DATASYNC, I_DIRTY_PAGES, I_SYNC = 1, 2, 4, 1 << 7
-HZ, MSEC = 250, 1000
+MSEC = 1000
 
 
 def inode_state(file: File, more: int = 0) -> int:
