@@ -28,6 +28,14 @@ WITHDRAWN = (1, 2, 7, 6)
 COMPLETE = 5
 RECLAIM_WB_ANON, RECLAIM_WB_FILE, RECLAIM_WB_ASYNC = 0x01, 0x02, 0x08
 MINORBITS = 20
+SCAN_FUNCTIONS = {
+    "sb-": "super_cache_scan",
+    "mm-shadow": "scan_shadow_nodes",
+    "thp-deferred_split": "deferred_split_scan",
+    "thp-zero": "shrink_huge_zero_page_scan",
+    "mm-zspool": "zs_shrinker_scan",
+}
+"""Beginnings of shrinkers' names, and what they call."""
 NSEC_PER_USEC = 1_000
 JIFFY_NS = NSEC_PER_SEC // HZ
 
@@ -85,19 +93,25 @@ def shrink_inactive(
     )
 
 
+def scan_function(name: str) -> str:
+    """The function behind a shrinker (``shrinker->scan_objects``)."""
+    kind = next((kind for kind in SCAN_FUNCTIONS if name.startswith(kind)), "")
+    return SCAN_FUNCTIONS.get(kind, name)
+
+
 def shrink_slab_start(
     trace: TraceLog, name: str, nid: int, waiting: int, freeable: int, delta: int, total: int, priority: int
 ) -> None:
     """A shrinker begins (mm_shrink_slab_start)."""
     if trace.on(ev.MM_SHRINK_SLAB_START):
-        where = trace.function(name)
+        where = trace.function(scan_function(name))
         trace.emit(ev.MM_SHRINK_SLAB_START, 0, where, nid, waiting, GFP_KERNEL, freeable, delta, total, priority)
 
 
 def shrink_slab_end(trace: TraceLog, name: str, nid: int, freed: int, unused: int, left: int, total: int) -> None:
     """A shrinker has done its part (mm_shrink_slab_end)."""
     if trace.on(ev.MM_SHRINK_SLAB_END):
-        trace.emit(ev.MM_SHRINK_SLAB_END, 0, nid, trace.function(name), unused, left, freed, total)
+        trace.emit(ev.MM_SHRINK_SLAB_END, 0, nid, trace.function(scan_function(name)), unused, left, freed, total)
 
 
 def compaction_zone(trace: TraceLog, event: int, zone: Zone, *rest: int) -> None:

@@ -182,3 +182,9 @@ def test_an_error_of_write_back_is_set_and_told() -> None:
     (event,) = traced.events("file_check_and_advance_wb_err")
     assert traced.events("filemap_set_wb_err")
     assert event["old"] != event["new"]
+
+
+def test_a_shrinker_is_known_by_its_function(pressure: Traced) -> None:
+    text = pressure.system.read(TRACING + "trace").decode()
+    shrinkers = set(re.findall(r"mm_shrink_slab_start: (\w+)\+0x0/0x", text))
+    assert "super_cache_scan" in shrinkers <= {"super_cache_scan", "scan_shadow_nodes", "deferred_split_scan"}
