@@ -16,7 +16,7 @@ from bench.result import Figure
 
 MODULES = (
     *("pages", "faults", "slab", "owner", "leak", "watched", "slices", "boot", "fuse_open"),
-    *("reclaim", "replay", "compaction", "cgroups", "latency"),
+    *("reclaim", "replay", "compaction", "cgroups", "latency", "trace"),
 )
 
 

@@ -12,6 +12,7 @@ from kmemd import kernel_guards, kernel_memory
 from kmemd.boot import log as boot_log
 from kmemd.boot import populate
 from kmemd.command_state import CommandState
+from kmemd.core import trace_ids as ev
 from kmemd.core.buddy import MIGRATE_UNMOVABLE, Buddy
 from kmemd.core.context import Context
 from kmemd.core.lru import Lru
@@ -19,6 +20,7 @@ from kmemd.core.owner import OwnerTable
 from kmemd.core.pages import PageMap
 from kmemd.debug.kallsyms import Kallsyms
 from kmemd.debug.page_owner import PageOwner
+from kmemd.debug.trace import Tracing
 from kmemd.machine import UTS_RELEASE, Machine
 from kmemd.mm.accounting import Accounting
 from kmemd.mm.bad_area import BadArea
@@ -158,6 +160,9 @@ class Kernel:
         self.direct_map = self._map_memory()
         plain = self.cmdline.has("no_hash_pointers") or self.cmdline.get("slub_debug", "-") != "-"
         self.kallsyms = Kallsyms(self.layout, self.depot, no_hash_pointers=plain)
+        self.tracing = Tracing(
+            self.context, self.depot, self.kallsyms, self.layout, self.machine.cpus, round(self.machine.cpu_model.mhz)
+        )
         self.taint = Taint()
         self.user_mode = UserMode(self.machine.arch)
         self.dump_stack = DumpStack(
@@ -192,7 +197,12 @@ class Kernel:
         end = self.layout.max_pfn + 1
         self.pageblock_order = PMD_ORDER[machine.long_bits]
         self.vmstat = VmStat(
-            names, len(layouts), numa=machine.numa, pud_thp=machine.numa, hpage_pmd_nr=1 << self.pageblock_order
+            names,
+            len(layouts),
+            numa=machine.numa,
+            pud_thp=machine.numa,
+            hpage_pmd_nr=1 << self.pageblock_order,
+            trace=self.context.trace,
         )
         self.pages = PageMap(end)
         self.owner = OwnerTable(end) if self.cmdline.get("page_owner") == "on" else None
@@ -288,7 +298,7 @@ class Kernel:
 
     def _init_exit(self) -> None:
         """The end of tasks, and the counters of their memory."""
-        self.mm_counters = MmCounters(lambda: self.user.mmu)
+        self.mm_counters = MmCounters(lambda: self.user.mmu, self.context.trace)
         self.do_exit = DoExit(
             self.context,
             self.handles,
@@ -327,6 +337,7 @@ class Kernel:
             tasks.in_order_of_fork,
             lambda text: self.printk.log(KERN_WARNING, text),
             lambda: (self.context.comm, self.context.pid),
+            lambda pid, comm, value: self.context.trace.emit(ev.OOM_SCORE_ADJ_UPDATE, pid, comm, value),
         )
         self.ratelimit = RateLimit(
             lambda: self.context.now,

@@ -77,13 +77,18 @@ class System:
         except KernelError as error:
             raise SystemCallError(error, path) from None
 
-    def write(self, path: str, data: bytes | str) -> int:
-        """One ``write(2)`` by root: the number of bytes taken. OSError with the kernel's errno."""
+    def write(self, path: str, data: bytes | str, *, append: bool = False) -> int:
+        """One ``write(2)`` by root: the number of bytes taken. OSError with the kernel's errno.
+
+        The file is opened as ``>`` opens it, which clears some (``trace``, ``set_event``); ``append``: as ``>>``.
+        """
         taken = data.encode() if isinstance(data, str) else data
         try:
             file = self._open(path)
             try:
                 self._not_under_way(file)
+                if not append and hasattr(file, "truncate"):
+                    file.truncate()
                 return finish(file.write(taken))
             finally:
                 file.close()

@@ -517,7 +517,7 @@ class UserMemory:
             kernel.mmap,
             self.rlimits,
             self.vmas,
-            UnmappedArea(self.user_layout),
+            UnmappedArea(self.user_layout, kernel.context.trace),
             self.vma_pages,
             backing,
             kernel.printk,

@@ -29,6 +29,7 @@ FOLDERS = {
     "cgroup": "cgroup",
     "compaction": "compaction",
     "kaslr": "kaslr",
+    "trace": "trace",
 }
 """Folder of the tree: module of this package whose ``run(folder)`` yields the cases."""
 

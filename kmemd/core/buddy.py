@@ -63,6 +63,18 @@ _PID = cython.declare(cython.int, 2)
 _TGID = cython.declare(cython.int, 3)
 _COMM = cython.declare(cython.int, 4)
 _STACK = cython.declare(cython.int, 5)
+_SITE = cython.declare(cython.int, 6)
+_MASK = cython.declare(cython.int, 0)  # core/trace.py
+_STAGED = cython.declare(cython.int, 1)
+_ROW = cython.declare(cython.int, 24)
+_ROWS = cython.declare(cython.int, 1024)
+
+# trace events, by their bits in the mask
+_T_ALLOC = cython.declare(cython.int, 0)
+_T_FREE = cython.declare(cython.int, 1)
+_T_ZONE_LOCKED = cython.declare(cython.int, 3)
+_T_PCPU_DRAIN = cython.declare(cython.int, 4)
+_T_EXTFRAG = cython.declare(cython.int, 5)
 
 _WMARK_MASK = cython.declare(cython.int, 3)
 _NO_WATERMARKS = cython.declare(cython.int, 0x04)
@@ -122,6 +134,9 @@ class Buddy:
     _meta: cython.int[::1]
     _flags: cython.uint[::1]
     _ctx: cython.longlong[::1]
+    _trace: Any
+    _log: cython.longlong[::1]
+    _control: cython.longlong[::1]
     _events: cython.longlong[::1]
     _zone_stat: cython.longlong[::1]
     _numa_stat: cython.longlong[::1]
@@ -230,6 +245,9 @@ class Buddy:
         self._meta = _view(pages.meta)
         self._flags = _view(pages.flags)
         self._ctx = _view(context.words)
+        self._trace = context.trace
+        self._log = _view(context.trace.rows.reshape(-1))
+        self._control = _view(context.trace.control)
         self._init_zones(zones, cpu_nodes)
         self._init_lists()
         self._init_stats(stats)
@@ -322,6 +340,50 @@ class Buddy:
         base: cython.int = row * self._row
         for i in range(self._row):
             self._zonelists[base + i] = zones[i] if i < len(zones) else -1
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _emit(
+        self, event: cython.int, pfn: cython.longlong, a: cython.longlong, b: cython.longlong, c: cython.longlong
+    ) -> cython.Py_ssize_t:
+        """Append a trace event of a page to the log (``TraceLog``). Where its arguments stand."""
+        at: cython.Py_ssize_t
+        if self._control[_STAGED] >= _ROWS:
+            self._trace.drain()
+        at = self._control[_STAGED] * _ROW
+        self._control[_STAGED] += 1
+        self._log[at] = event
+        self._log[at + 1] = self._ctx[_NOW]
+        self._log[at + 2] = self._ctx[_CPU]
+        self._log[at + 3] = self._ctx[_PID]
+        self._log[at + 4] = self._ctx[_COMM]
+        self._log[at + 5] = self._ctx[_SITE]
+        self._log[at + 6] = self._ctx[_STACK]
+        self._log[at + 7] = pfn
+        self._log[at + 8] = a
+        self._log[at + 9] = b
+        self._log[at + 10] = c
+        return at + 7
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _trace_list(
+        self, event: cython.int, zi: cython.int, li: cython.int, order: cython.int, n: cython.longlong
+    ) -> cython.void:
+        """An event for each of ``n`` blocks of a per-cpu list: those that came, from the head, or go, from the tail."""
+        at: cython.int = self._head_next[li] if event == _T_ZONE_LOCKED else self._head_prev[li]
+        mt: cython.int
+        while at > 0 and n > 0:
+            mt = self._meta[at - 1] >> 16
+            if event == _T_ZONE_LOCKED:
+                self._emit(event, at - 1, order, mt, mt < _PCPTYPES)
+                at = self._next[at - 1]
+            else:
+                if self._isolated[zi]:
+                    mt = self._block_type[(at - 1) >> self.pageblock_order]
+                self._emit(event, at - 1, order, mt, 0)
+                at = self._prev[at - 1]
+            n -= 1
 
     # -- lists ---------------------------------------------------------------------------------------------
 
@@ -611,6 +673,8 @@ class Buddy:
         pfn: cython.longlong
         freed: cython.int = 0
         plain: cython.longlong = 0
+        if self._control[_MASK] >> _T_PCPU_DRAIN & 1:
+            self._trace_list(_T_PCPU_DRAIN, zi, li, order, (count + (1 << order) - 1) >> order)
         while last > 0 and freed < count:
             pfn = last - 1
             last = self._prev[pfn]
@@ -677,6 +741,8 @@ class Buddy:
             self._flags[pfn] = 0
         if self._owner_on:
             self._reset_owner(pfn, order)
+        if self._control[_MASK] >> _T_FREE & 1:
+            self._emit(_T_FREE, pfn, order, 0, 0)
         self._ctx[_NOW] += self.cost_pcp
         mt = self._block_type[pfn >> self.pageblock_order]
         if (order > _COSTLY and order != self.pageblock_order) or mt == _ISOLATE:
@@ -696,7 +762,7 @@ class Buddy:
         """Free blocks in the order given. The number freed: it stops at a bad one, ``bad_pfn``."""
         i: cython.Py_ssize_t = 0
         while i < pfns.shape[0]:
-            if order <= _COSTLY and not self._owner_on:
+            if order <= _COSTLY and not self._owner_on and not self._control[_MASK] >> _T_FREE & 1:
                 i += self._free_run(pfns, i, order)
                 if i == pfns.shape[0]:
                     break
@@ -827,6 +893,8 @@ class Buddy:
         current: cython.int
         mt: cython.int = -1
         steal: cython.bint = False
+        pfn: cython.longlong
+        at: cython.Py_ssize_t
         if order < self.pageblock_order and flags & _NOFRAGMENT:
             lowest = self.pageblock_order
         current = _TOP
@@ -844,7 +912,12 @@ class Buddy:
                 if mt >= 0:
                     break
             steal = self._can_steal(current, start)
-        self._steal(zi, self._first(zi, current, mt), flags, start, steal)
+        pfn = self._first(zi, current, mt)
+        self._steal(zi, pfn, flags, start, steal)
+        if self._control[_MASK] >> _T_EXTFRAG & 1:
+            at = self._emit(_T_EXTFRAG, pfn, order, current, start)
+            self._log[at + 4] = mt
+            self._log[at + 5] = self._block_type[pfn >> self.pageblock_order] == start
         return True
 
     @cython.cfunc
@@ -997,6 +1070,8 @@ class Buddy:
         if got:
             self._next[last - 1] = -(li + 1)
             self._head_prev[li] = last
+            if self._control[_MASK] >> _T_ZONE_LOCKED & 1:
+                self._trace_list(_T_ZONE_LOCKED, zi, li, order, got)
         self._pcp_count[pi] += got << order
         self._zone_stat[zi * self._stat_items + self._nr_free_pages] -= got << order
         self._ctx[_NOW] += self.cost_buddy
@@ -1038,6 +1113,8 @@ class Buddy:
                 pfn = self._smallest(zi, order, _HIGHATOMIC)
             if pfn < 0:
                 return -1
+            if self._control[_MASK] >> _T_ZONE_LOCKED & 1:
+                self._emit(_T_ZONE_LOCKED, pfn, order, self._meta[pfn] >> 16, 0)
             self._count_free(zi, self._meta[pfn] >> 16, -(1 << order))
             self._ctx[_NOW] += self.cost_buddy
         self._meta[pfn] = _ALLOCATED | order << 8 | (self._meta[pfn] & 0xFF0000)
@@ -1173,6 +1250,8 @@ class Buddy:
                     continue
                 if self._owner_on:
                     self._set_owner(pfn, order, gfp)
+                if self._control[_MASK] & 1:
+                    self._emit(_T_ALLOC, pfn, order, gfp, mt)
                 if flags & _ALLOC_HIGHATOMIC:
                     self._reserve_highatomic(zi, pfn)
                 return pfn
@@ -1261,13 +1340,18 @@ class Buddy:
             out[i] = pfn
             i += 1
             if self._pcp_used >= 0:
-                i += self._take_rest(out, i, order, gfp)
+                i += self._take_rest(out, i, order, gfp, mt)
         return n
 
     @cython.cfunc
     @cython.exceptval(check=False)
     def _take_rest(
-        self, out: cython.longlong[::1], start: cython.Py_ssize_t, order: cython.int, gfp: cython.longlong
+        self,
+        out: cython.longlong[::1],
+        start: cython.Py_ssize_t,
+        order: cython.int,
+        gfp: cython.longlong,
+        mt: cython.int,
     ) -> cython.Py_ssize_t:
         """Take what is left on the per-cpu list that the last block came from.
 
@@ -1280,11 +1364,15 @@ class Buddy:
         i: cython.Py_ssize_t = start
         taken: cython.longlong
         pi: cython.int = zi * self.ncpus + cython.cast(cython.int, self._ctx[_CPU])
+        each: cython.bint = self._owner_on or self._control[_MASK] & 1
         while at > 0 and i < n:
             out[i] = at - 1
             self._meta[at - 1] += _ALLOCATED - _IN_PCP
-            if self._owner_on:
-                self._set_owner(at - 1, order, gfp)
+            if each:
+                if self._owner_on:
+                    self._set_owner(at - 1, order, gfp)
+                if self._control[_MASK] & 1:
+                    self._emit(_T_ALLOC, at - 1, order, gfp, mt)
                 self._ctx[_NOW] += self.cost_pcp
             at = self._next[at - 1]
             i += 1
@@ -1298,7 +1386,7 @@ class Buddy:
         self._pcp_count[pi] -= taken << order
         self._pcp_factor[pi] >>= min(taken, 31)
         self._events[self._ev_alloc[zi]] += taken << order
-        if not self._owner_on:
+        if not each:
             self._ctx[_NOW] += taken * self.cost_pcp
         if self.numa_stat_on:
             self._count_numa(self._preferred, zi, taken)
@@ -1330,6 +1418,8 @@ class Buddy:
         self._meta[pfn] = _ALLOCATED | self._capture_order << 8 | mt << 16
         if self._owner_on:
             self._set_owner(pfn, self._capture_order, self._capture_gfp)
+        if self._control[_MASK] & 1:
+            self._emit(_T_ALLOC, pfn, self._capture_order, self._capture_gfp, mt)
         self.taken += 1 << self._capture_order
         self.captured = pfn
         self._capture_order = -1

@@ -6,6 +6,8 @@ The compiled loops read the array; Python code uses the properties. It stands fo
 
 import numpy as np
 
+from kmemd.core.trace import TraceLog
+
 NOW = 0  # model time since boot, ns
 CPU = 1  # the CPU the code runs on
 PID = 2
@@ -23,6 +25,7 @@ class Context:
 
     def __init__(self) -> None:
         self.words = np.zeros(WORDS, dtype=np.int64)
+        self.trace = TraceLog(self.words)
         self.comms: list[str] = ["swapper/0"]
         self._comm_index: dict[str, int] = {"swapper/0": 0}
 

@@ -22,6 +22,7 @@ from typing import Any
 import cython
 import numpy as np
 
+from kmemd.core import trace_ids
 from kmemd.core.pages import lazy_zeros
 
 ADD, ACTIVATE, DEACTIVATE, LAZYFREE, MLOCK, ROTATE, DEACTIVATE_FILE = range(7)
@@ -55,6 +56,8 @@ _BATCHES = cython.declare(cython.int, 7)
 _LISTS = cython.declare(cython.int, 5)
 _SIZE = cython.declare(cython.int, 15)
 _CPU = cython.declare(cython.int, 1)
+_INSERTION = cython.declare(cython.int, trace_ids.MM_LRU_INSERTION)
+_ACTIVATION = cython.declare(cython.int, trace_ids.MM_LRU_ACTIVATE)
 
 _REFERENCED = cython.declare(cython.uint, 1 << 1)
 _LRU = cython.declare(cython.uint, 1 << 4)
@@ -62,7 +65,9 @@ _ACTIVE = cython.declare(cython.uint, 1 << 5)
 _LOCKED = cython.declare(cython.uint, 1 << 0)
 _DIRTY = cython.declare(cython.uint, 1 << 3)
 _SWAPCACHE = cython.declare(cython.uint, 1 << 10)
+_PRIVATE = cython.declare(cython.uint, 1 << 13)
 _HEAD = cython.declare(cython.uint, 1 << 16)
+_ON_DISK = cython.declare(cython.uint, 1 << 17)
 _SWAPBACKED = cython.declare(cython.uint, 1 << 19)
 _UNEVICTABLE = cython.declare(cython.uint, 1 << 20)
 _MLOCKED = cython.declare(cython.uint, 1 << 21)
@@ -103,6 +108,8 @@ class Lru:
     sizes = cython.declare(object, visibility="readonly")
     seqs = cython.declare(object, visibility="readonly")
     gen_base = cython.declare(cython.longlong, visibility="readonly")
+    _trace: Any
+    _traced: cython.longlong[::1]
     _words: cython.longlong[::1]
     _gen_pages: cython.longlong[::1]
     _seqs: cython.longlong[::1]
@@ -143,6 +150,7 @@ class Lru:
         self._next, self._prev = _view(pages.next), _view(pages.prev)
         self._mapcount, self._memcg = _view(pages.mapcount), _view(pages.memcg)
         self._ctx = _view(context.words)
+        self._trace, self._traced = context.trace, _view(context.trace.control)
         self._events = _view(vmstat.events)
         self._zone_stat, self._node_stat = _view(vmstat.zone_stat), _view(vmstat.node_stat)
         self._batch = _view(np.zeros((ncpus * BATCHES, PAGEVEC_SIZE), dtype=np.int64))
@@ -467,6 +475,8 @@ class Lru:
             return
         elif kind == _ACTIVATE and not flags & _ACTIVE:
             self._move(pfn, (flags | _ACTIVE), 0)
+            if self._traced[0] >> _ACTIVATION & 1:
+                self._trace.emit(_ACTIVATION, self._struct_page(pfn), pfn)
         elif kind == _DEACTIVATE and (flags & _ACTIVE or self._words[0] == _MGLRU):
             self._move(pfn, flags & ~(_ACTIVE | _REFERENCED), 1)
         elif kind == _FILE:
@@ -525,6 +535,25 @@ class Lru:
             if was:
                 self._events[self._event[4]] += self._pages(pfn)
         self._put(pfn, False)
+        if self._traced[0] >> _INSERTION & 1:
+            self._trace_insertion(pfn)
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _struct_page(self, pfn: cython.longlong) -> cython.longlong:
+        return self._traced[2] + pfn * self._traced[3]
+
+    @cython.cfunc
+    def _trace_insertion(self, pfn: cython.longlong) -> object:
+        """mm_lru_insertion: the list, and what the page is (trace_pagemap_flags)."""
+        flags: cython.uint = self._flags[pfn]
+        kind: cython.int = 1 if self._mapcount[pfn] > 0 else 0
+        kind |= 2 if self._mapping[pfn] > 0 else 4
+        if flags & _SWAPBACKED:
+            kind |= 24 if flags & _SWAPCACHE else 16
+        kind |= (32 if flags & _ON_DISK else 0) | (64 if flags & _PRIVATE else 0)
+        self._trace.emit(_INSERTION, self._struct_page(pfn), pfn, self._list_of(pfn), kind)
+        return None
 
     @cython.cfunc
     @cython.exceptval(check=False)
@@ -633,7 +662,7 @@ class Lru:
                 return False
             if self._memcg[pfns[i]] != self._memcg[pfns[start]]:
                 return False
-        if flags & (_HEAD | _MLOCKED | _UNEVICTABLE | _LRU):
+        if flags & (_HEAD | _MLOCKED | _UNEVICTABLE | _LRU) or self._traced[0] >> _INSERTION & 1:
             return False
         for i in range(start, stop):
             self._flags[pfns[i]] = flags | _LRU

@@ -20,6 +20,7 @@ from typing import Any
 import cython
 import numpy as np
 
+from kmemd.core import trace_ids
 from kmemd.core.pages import lazy_zeros
 
 READ, WRITE, EXEC = 0, 1, 2
@@ -101,6 +102,8 @@ _PFN_MASK = cython.declare(cython.ulonglong, ((1 << 40) - 1) << 12)
 _TABLE = cython.declare(cython.ulonglong, 0x67)
 
 _NOW = cython.declare(cython.int, 0)
+_PAGE_FAULT = cython.declare(cython.int, trace_ids.PAGE_FAULT_USER)
+_RSS_STAT = cython.declare(cython.int, trace_ids.RSS_STAT)
 _CPU = cython.declare(cython.int, 1)
 _READ = cython.declare(cython.int, 0)
 _WRITE = cython.declare(cython.int, 1)
@@ -180,6 +183,7 @@ class Mmu:
     levels = cython.declare(cython.int, visibility="readonly")
     zero_pfn = cython.declare(cython.longlong, visibility="readonly")
     why = cython.declare(cython.int, visibility="readonly")
+    fault_ip = cython.declare(object, visibility="public")
     at = cython.declare(cython.Py_ssize_t, visibility="readonly")
     row = cython.declare(cython.Py_ssize_t, visibility="readonly")
     supply = cython.declare(object, visibility="public")
@@ -221,6 +225,8 @@ class Mmu:
     _cost_local: cython.longlong
     _cost_remote: cython.longlong
 
+    _trace: Any
+    _traced: cython.longlong[::1]
     _context_of: cython.longlong[::1]
     _pcid_mm: cython.int[::1]
     _pcid_next: cython.int[::1]
@@ -275,6 +281,8 @@ class Mmu:
         self._index, self._mapcount = _view(pages.index), _view(pages.mapcount)
         self._meta = _view(pages.meta)
         self._ctx, self._events = _view(context.words), _view(vmstat.events)
+        self._trace, self._traced = context.trace, _view(context.trace.control)
+        self.fault_ip = 0
         self._node_stat = _view(vmstat.node_stat)
         rows = np.array(zones, dtype=np.int64).reshape(-1, 3)
         self._zone_nid, self._zone_start, self._zone_end = (_view(rows[:, k].copy()) for k in range(3))
@@ -361,7 +369,7 @@ class Mmu:
 
     def sync_rss(self, mm: cython.int) -> None:
         """Hand the task's own counts over to the address space (sync_mm_rss)."""
-        self._sync(mm)
+        self._sync(mm, 0)
 
     @cython.cfunc
     @cython.exceptval(check=False)
@@ -376,10 +384,13 @@ class Mmu:
 
     @cython.cfunc
     @cython.exceptval(check=False)
-    def _sync(self, mm: cython.int) -> cython.void:
+    def _sync(self, mm: cython.int, current: cython.int) -> cython.void:
+        """``current``: it is the executing task's own address space."""
         k: cython.int
         for k in range(mm * 4, mm * 4 + 4):
             self._rss[k] += self._rss_task[k]
+            if self._rss_task[k] and self._traced[0] >> _RSS_STAT & 1:
+                self._trace.emit(_RSS_STAT, 0, current, k - mm * 4, self._rss[k] << 12)
             self._rss_task[k] = 0
         self._rss_events[mm] = 0
 
@@ -395,7 +406,7 @@ class Mmu:
         self._faults_of[mm] += 1
         self._ctx[_NOW] += self._cost_fault
         if self._rss_events[mm] > _EVENTS_THRESH:
-            self._sync(mm)
+            self._sync(mm, 1)
         else:
             self._rss_events[mm] += 1
 
@@ -952,7 +963,7 @@ class Mmu:
             got = self._miss(mm, cpu, tags, vpns[i], op, vmas, i)
             if got == _DONE:
                 i += 1
-                if op == _WRITE and self._pend and self._pend_at[self._pend - 1] == i - 1:
+                if op == _WRITE and self._pend and self._pend_at[self._pend - 1] == i - 1 and not self._traced[0]:
                     i = self._run(mm, cpu, tags, vpns, i, vmas)
                 continue
             i = self.at
@@ -1018,6 +1029,8 @@ class Mmu:
             self._drop_all(cpu, tags, vpn)
         if self._walk(mm, cpu, tags, vpn, op):
             return _DONE
+        if self._traced[0] >> _PAGE_FAULT & 1:
+            self._trace_fault(mm, vpn, op)
         for _ in range(2):
             got = self._fault(mm, vpn, op, vmas, at)
             if got != _DONE:
@@ -1028,6 +1041,16 @@ class Mmu:
             if self._fill(mm, cpu, tags, vpn, op, self._fault_slot, 0):
                 return _DONE
         return _SLOW
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _trace_fault(self, mm: cython.int, vpn: cython.longlong, op: cython.int) -> cython.void:
+        """The exception as the program caused it (page_fault_user): X86_PF_USER, and what else the access was."""
+        slot: cython.longlong = self._leaf(mm, vpn)
+        code: cython.int = 4 | (2 if op == _WRITE else 0) | (16 if op == _EXEC else 0)
+        if slot >= 0 and self._words[slot] & _PRESENT:
+            code |= 1
+        self._trace.emit(_PAGE_FAULT, vpn << 12, vpn << 12 if op == _EXEC else self.fault_ip, code)
 
     @cython.cfunc
     @cython.exceptval(check=False)
@@ -1059,7 +1082,7 @@ class Mmu:
             vpn += 1
             slot += 1
             if events > _EVENTS_THRESH:
-                self._sync(mm)
+                self._sync(mm, 1)
                 events = 0
             else:
                 events += 1

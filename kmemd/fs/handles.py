@@ -89,3 +89,9 @@ class Handles:
 
     def __len__(self) -> int:
         return len(self._files) + len(self._listings)
+
+
+def truncated(file: OpenFile, flags: int) -> None:
+    """Tell a file that it was opened with O_TRUNC, which clears a few (``trace``, ``set_event``)."""
+    if flags & os.O_TRUNC and hasattr(file, "truncate"):
+        file.truncate()

@@ -24,10 +24,10 @@ from pyfuse3 import EntryAttributes, FileInfo, InodeT, RequestContext
 from kmemd.errors import KernelError
 from kmemd.fs.access import check_open
 from kmemd.fs.answers import failure, handler, waiting_handler
-from kmemd.fs.handles import Handle, Handles, Listing
+from kmemd.fs.handles import Handle, Handles, Listing, truncated
 from kmemd.fs.inodes import Inode, InodeTable
 from kmemd.fs.relatives import relatives
-from kmemd.fs.waiting import POLL_S, Change, Waiter
+from kmemd.fs.waiting import POLL_S, Change, Waiter, never_waits
 from kmemd.steps import Steps
 from kmemd.views.tree import Caller, Directory, Namespace, write_at
 
@@ -122,6 +122,7 @@ class Operations(pyfuse3.Operations):
         node = target.node
         check_open(node, flags)
         file = self._namespace.open(node, self._caller(ctx))
+        truncated(file, flags)
         number = self._handles.add(Handle(target, file, flags, ctx.pid))
         return FileInfo(number, node.entry.length is None, False)
 
@@ -135,7 +136,7 @@ class Operations(pyfuse3.Operations):
             raise failure(error, "read") from None
 
     async def _wait_for_data(self, handle: Handle, off: int, size: int) -> bytes:
-        if handle.nonblocking:
+        if handle.nonblocking or never_waits(handle.pid, handle.inode.node.path):
             raise KernelError(errno.EAGAIN, f"{handle.inode.node.path} has nothing to read")
         with Waiter(handle.pid) as waiter:
             while not waiter.interrupted():

@@ -101,3 +101,34 @@ def pending_signals(status: bytes) -> int:
             masks[name] = int(value, 16)
     pending = masks.get(b"SigPnd", 0) | masks.get(b"ShdPnd", 0)
     return pending & ~masks.get(b"SigBlk", 0) & ~masks.get(b"SigIgn", 0)
+
+
+def never_waits(pid: int, path: str) -> bool:
+    """Whether all descriptors that a program has of a file are O_NONBLOCK.
+
+    fcntl(2) may have made them so since they were opened (``trace-cmd extract`` does); the requests do not say it.
+    ``path`` is the file's within the model.
+    """
+    try:
+        numbers = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return False
+    flags = [_flags_of(pid, number) for number in numbers if _leads_to(pid, number, path)]
+    return bool(flags) and all(flag & os.O_NONBLOCK for flag in flags)
+
+
+def _leads_to(pid: int, number: str, path: str) -> bool:
+    try:
+        return os.readlink(f"/proc/{pid}/fd/{number}").endswith(path)
+    except OSError:
+        return False
+
+
+def _flags_of(pid: int, number: str) -> int:
+    """The flags of an open file; as if none were set when it is gone."""
+    try:
+        with open(f"/proc/{pid}/fdinfo/{number}", "rb") as file:
+            fields = dict(line.split(b":", 1) for line in file.read().splitlines() if b":" in line)
+    except OSError:
+        return 0
+    return int(fields.get(b"flags", b"0"), 8)

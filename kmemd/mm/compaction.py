@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 from kmemd.core import stats
+from kmemd.core import trace_ids as ev
 from kmemd.core.buddy import Buddy
 from kmemd.core.compact import ASYNC, SYNC, SYNC_LIGHT, Scanner
 from kmemd.core.context import Context
 from kmemd.core.lru import Lru
 from kmemd.core.pages import PageMap
 from kmemd.mm import gfp as g
+from kmemd.mm import trace_points
 from kmemd.mm.compaction_scan import Mover, ZoneCompactor
 from kmemd.mm.compaction_zone import PFNS, Control, Priority, Result, ZoneState
 from kmemd.mm.mmzone import Node, Zone
@@ -111,18 +113,23 @@ class Compaction(Tuned):
         found = Result.SKIPPED
         if not gfp & g.F.IO:
             return found, -1
+        trace = self._vmstat.trace
+        trace.emit(ev.MM_COMPACTION_TRY_TO_COMPACT_PAGES, order, gfp, priority)
         for zone in zones:
             state = self.states[zone.index]
             if priority > Priority.SYNC_FULL and state.deferred(order):
+                trace_points.compaction_zone(trace, ev.MM_COMPACTION_DEFERRED, zone, order, *state.deferral)
                 found = max(found, Result.DEFERRED)
                 continue
             result, captured = self._compact_for(state, gfp, order, alloc_flags, highest, priority)
             found = max(found, result)
             if result is Result.SUCCESS:
                 state.defer_reset(order, allocated=False)
+                trace_points.compaction_zone(trace, ev.MM_COMPACTION_DEFER_RESET, zone, order, *state.deferral)
                 return found, captured
             if priority != Priority.ASYNC and result in DEFER_RESULTS:
                 state.defer(order)
+                trace_points.compaction_zone(trace, ev.MM_COMPACTION_DEFER_COMPACTION, zone, order, *state.deferral)
         return found, -1
 
     def _compact_for(

@@ -7,6 +7,7 @@ its stride, which blocks are suitable targets, and the skip hints. The loops are
 from __future__ import annotations
 
 from kmemd.core import stats
+from kmemd.core import trace_ids as ev
 from kmemd.core.buddy import Buddy
 from kmemd.core.compact import ASYNC, CLUSTER_MAX, Scanner
 from kmemd.mm.compaction_zone import Control, ZoneState
@@ -91,6 +92,8 @@ class FreeScanner:
         )
         cc.free_scanned += self._buddy.scanned
         self._vmstat.count(stats.COMPACTISOLATED, cc.nr_freepages - had)
+        stop, counts = int(self._buddy.scan_pfn), (int(self._buddy.scanned), cc.nr_freepages - had)
+        self._vmstat.trace.emit(ev.MM_COMPACTION_ISOLATE_FREEPAGES, start, stop, *counts)
         return min(int(self._buddy.scan_pfn), end)
 
     def _skip(self, state: ZoneState, start: int) -> None:

@@ -13,12 +13,14 @@ from typing import Protocol
 import numpy as np
 
 from kmemd.core import stats
+from kmemd.core import trace_ids as ev
 from kmemd.core.buddy import ALLOC_CMA, MAX_ORDER, MIGRATE_CMA, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE, Buddy
 from kmemd.core.compact import ASYNC, SYNC, Scanner
 from kmemd.core.context import Context
 from kmemd.core.lru import Lru
 from kmemd.core.pages import PG_SWAPBACKED, PageMap
 from kmemd.mm import gfp as g
+from kmemd.mm import trace_points
 from kmemd.mm.compaction_free import Blocks, FreeScanner, scan_limit
 from kmemd.mm.compaction_zone import NOWHERE, PFNS, Control, Result, ZoneState
 from kmemd.mm.migrate import MR_COMPACTION
@@ -82,6 +84,12 @@ class ZoneCompactor:
 
     def suitable(self, zone: Zone, order: int, alloc_flags: int, highest: int) -> Result:
         """Whether compaction should run: SUCCESS if the request would succeed as it is (compaction_suitable)."""
+        found = self._suitable(zone, order, alloc_flags, highest)
+        trace_points.compaction_zone(self._vmstat.trace, ev.MM_COMPACTION_SUITABLE, zone, order, found)
+        return found
+
+    def _suitable(self, zone: Zone, order: int, alloc_flags: int, highest: int) -> Result:
+        """``__compaction_suitable``, and whether free blocks are too few or too small."""
         if order == -1:
             return Result.CONTINUE
         marks = (zone.watermark_min, zone.watermark_low, zone.watermark_high, zone.watermark_min)
@@ -110,6 +118,7 @@ class ZoneCompactor:
         cached = state.cached_migrate
         in_step = cc.mode == ASYNC and cached[0] == cached[1]
         lru, mover = movers
+        trace_points.compaction_run(self._vmstat.trace, ev.MM_COMPACTION_BEGIN, state.zone, cc)
         lru.drain_local()
         self._scanner.set_frontier(self._buddy.frontier(state.zone.index))
         moved_from = 0
@@ -131,6 +140,7 @@ class ZoneCompactor:
             yield
             self._scanner.set_frontier(self._buddy.frontier(state.zone.index))
         self._end(state, cc)
+        trace_points.compaction_run(self._vmstat.trace, ev.MM_COMPACTION_END, state.zone, cc, result)
         return result
 
     def _start(self, state: ZoneState, cc: Control) -> None:
@@ -164,6 +174,12 @@ class ZoneCompactor:
 
     def _finished(self, state: ZoneState, cc: Control) -> Result:
         """Whether to go on (compact_finished)."""
+        found = self._compact_finished(state, cc)
+        trace_points.compaction_zone(self._vmstat.trace, ev.MM_COMPACTION_FINISHED, state.zone, cc.order, found)
+        return found
+
+    def _compact_finished(self, state: ZoneState, cc: Control) -> Result:
+        """``__compact_finished``."""
         zone = state.zone
         if self._met(cc):
             state.cached_migrate[:] = [zone.start_pfn] * 2
@@ -255,6 +271,8 @@ class ZoneCompactor:
             self._update_cached(state, cc, int(scanner.pfn))
         cc.migrate_scanned += scanner.scanned
         cc.migrate_pfn = int(scanner.pfn)
+        counts = int(scanner.scanned), int(scanner.isolated)
+        self._vmstat.trace.emit(ev.MM_COMPACTION_ISOLATE_MIGRATEPAGES, low, cc.migrate_pfn, *counts)
         if scanner.dropped:
             back = scanner.back[: scanner.dropped].copy()
             lru.remove_bulk(back)
@@ -335,6 +353,7 @@ class ZoneCompactor:
         out_of_memory = at < len(srcs)
         self._context.charge(self._page_ns * (at - len(left)))
         self._vmstat.count(stats.PGMIGRATE_FAIL, len(left) + out_of_memory)
+        self._vmstat.trace.emit(ev.MM_COMPACTION_MIGRATEPAGES, at - len(left), len(srcs) - at + len(left))
         left += srcs[at:].tolist()
         cc.nr_migratepages = 0
         mover.putback(left)

@@ -59,6 +59,11 @@ class ZoneState:
     order_failed: int = 0
     blockskip_flush: bool = False
 
+    @property
+    def deferral(self) -> tuple[int, int, int]:
+        """What trace events say of it: tries since, how many are left out (log2), the order that failed."""
+        return self.considered, self.defer_shift, self.order_failed
+
     def defer(self, order: int) -> None:
         """Compaction failed: leave the zone alone for a number of times that doubles (defer_compaction)."""
         self.considered = 0

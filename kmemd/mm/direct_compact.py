@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from kmemd.core import stats
+from kmemd.mm import trace_points
 from kmemd.mm.compaction import Compaction
 from kmemd.mm.compaction_zone import Priority, Result
 from kmemd.mm.mmzone import PAGE_ALLOC_COSTLY_ORDER, Zone
@@ -56,22 +57,29 @@ class DirectCompaction:
 
     def should_compact_retry(self, request: Request, alloc_flags: int, reclaimable: Callable[[int], int]) -> bool:
         """Whether to compact once more, perhaps harder (should_compact_retry). ``reclaimable(zi)`` are pages."""
-        compaction, result, costly = self._compaction(), request.compact_result, request.order > PAGE_ALLOC_COSTLY_ORDER
-        if compaction is None or not request.order:
+        if self._compaction() is None or not request.order:
             return False
-        if result == Result.SUCCESS:
+        if request.compact_result == Result.SUCCESS:
             request.compact_retries += 1
+        priority, retries, result = request.compact_priority, request.compact_retries, request.compact_result
+        again, most = self._retry(request, reclaimable)
+        trace_points.compact_retry(self._vmstat.trace, request.order, priority, result, retries, most, again)
+        return again
+
+    def _retry(self, request: Request, reclaimable: Callable[[int], int]) -> tuple[bool, int]:
+        """Whether, and how many times at most at a priority."""
+        result, costly = request.compact_result, request.order > PAGE_ALLOC_COSTLY_ORDER
         if result == Result.SKIPPED:
-            return self._room_after_reclaim(request, reclaimable)
+            return self._room_after_reclaim(request, reclaimable), MAX_COMPACT_RETRIES
         most = MAX_COMPACT_RETRIES // (4 if costly else 1)
         if result not in UNSUCCESSFUL and request.compact_retries <= most:
-            return True
+            return True, most
         least = Priority.SYNC_LIGHT if costly else Priority.SYNC_FULL
         if request.compact_priority <= least:
-            return False
+            return False, most
         request.compact_priority -= 1
         request.compact_retries = 0
-        return True
+        return True, most
 
     def _room_after_reclaim(self, request: Request, reclaimable: Callable[[int], int]) -> bool:
         """Whether reclaim could make the room that compaction needs (compaction_zonelist_suitable)."""

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kmemd.core import stats
+from kmemd.core.trace import TraceLog
 from kmemd.errors import KernelError
+from kmemd.mm import trace_writeback as events
 from kmemd.mm.bdi import BdiWriteback, Completions
 from kmemd.mm.clock import HZ, INITIAL_JIFFIES, NSEC_PER_SEC
 from kmemd.mm.io_clock import IoClock
@@ -44,6 +46,8 @@ class Limits(Protocol):
 class NodeTotals(Protocol):
     """The gauges."""
 
+    @property
+    def trace(self) -> TraceLog: ...
     def node_total(self, item: int) -> int: ...
 
 
@@ -206,6 +210,8 @@ class DirtyThrottle:
                 pause = most
         else:
             pause = most
+        rates = (ratelimit, pages, HZ * pages // ratelimit if ratelimit else 0)
+        events.balance(self._totals.trace, wb, control, task, self.dirty_limit, rates, pause, now)
         self._sleep(pause)
         task.paused_when, task.nr_dirtied, task.nr_dirtied_pause = now + pause, 0, interval
         return bool(ratelimit) or control.wb_dirty <= self._stat_error
@@ -269,6 +275,7 @@ class DirtyThrottle:
         step = -(-(step >> shift) // 8) if shift < 64 else 0
         wb.dirty_ratelimit = max(old + step if old < balanced else old - step, 1)
         wb.balanced_dirty_ratelimit = balanced
+        events.ratelimit(self._totals.trace, wb, dirty_rate, task_ratelimit, balanced)
 
 
 def dirty_poll_interval(dirty: int, thresh: int) -> int:

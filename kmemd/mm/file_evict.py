@@ -40,14 +40,18 @@ class CleanEviction:
     ) -> None:
         self._cache, self._lruvecs, self._workingset = cache, lruvecs, workingset
         self._page_alloc, self._charge = page_alloc, charge
-        self._lru, self._nodes = cache.lru, len(vmstat.node_stat)
+        self._lru, self._nodes, self._trace = cache.lru, len(vmstat.node_stat), vmstat.trace
         self._ages = np.zeros(self._nodes, dtype=np.int64)
         rows = [(zone.nid, zone.start_pfn, zone.end_pfn) for zone in zones]
         self._core = CleanPages(pages, rows, vmstat, stats.NR_FILE_PAGES, SHIFTS)
         self._clean, self._rest = (np.empty(0, dtype=np.int64) for _ in range(2))
 
     def __call__(self, pfns: PFNs) -> tuple[int, PFNs]:
-        """Drop what can be dropped of isolated pages, in their order: how many, and the others."""
+        """Drop what can be dropped of isolated pages, in their order: how many, and the others; none while somebody
+        traces.
+        """
+        if self._trace.any_on:
+            return 0, pfns
         if len(self._clean) < len(pfns):
             self._clean, self._rest = (np.empty(len(pfns), dtype=np.int64) for _ in range(2))
         if self._cache.pinned:

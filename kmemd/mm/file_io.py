@@ -29,6 +29,7 @@ from kmemd.core.pages import (
 )
 from kmemd.errors import KernelError
 from kmemd.mm import gfp as g
+from kmemd.mm import trace_points
 from kmemd.mm.blk_mq import REQ_RAHEAD, REQ_SYNC, SECTORS_PER_PAGE
 from kmemd.mm.buffer import BDEV_DEVICE, Buffers
 from kmemd.mm.contents import Contents
@@ -386,8 +387,10 @@ class FileIo:
     def check_error(self, file: File, opener: int) -> None:
         """An error of write-back that the opener was not told of yet (``file_check_and_advance_wb_err``). EIO."""
         self.opened(file, opener)
-        number, file.openers[opener] = errseq_check_and_advance(file.wb_err, file.openers[opener])
+        old = file.openers[opener]
+        number, file.openers[opener] = errseq_check_and_advance(file.wb_err, old)
         if number:
+            trace_points.told_wb_err(self._vmstat.trace, file, opener, old, file.openers[opener])
             file.wb_err = file.openers[opener]
             raise KernelError(number, f"pages of {file.path} could not be written to {file.wb.disk.path}")
 

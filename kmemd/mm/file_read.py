@@ -143,7 +143,7 @@ class FileReads:
 
     def _batch(self, file: File, indices: Indices, at: int, done: Reads) -> int:
         """Reads from ``indices[at]`` on, up to one that needs more. How many."""
-        if file.wb.disk.bad[0]:
+        if file.wb.disk.bad[0] or self._m.vmstat.trace.any_on:
             return 0
         self._begin(file)
         if self._short and self._loop.next_alone(indices, at):

@@ -15,6 +15,7 @@ import numpy as np
 
 from kmemd.core import stats
 from kmemd.core.pages import PG_CONTENT, PG_DIRTY, PG_ERROR, PG_WRITEBACK, PageMap
+from kmemd.mm import trace_points
 from kmemd.mm.blk_mq import BIO_MAX_VECS, REQ_SYNC, SECTORS_PER_PAGE, Bio
 from kmemd.mm.contents import Contents
 from kmemd.mm.errseq import errseq_set
@@ -110,6 +111,7 @@ class FileWriter:
         if error:
             self._pages.flags[part.pfns] |= _ERROR
             file.wb_err = errseq_set(file.wb_err, error)
+            trace_points.wb_err(self._vmstat.trace, file, file.wb_err)
             self._lost(file, range(part.first, part.last))
         else:
             file.data.update(part.data)

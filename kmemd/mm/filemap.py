@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kmemd.core import stats
+from kmemd.core import trace_ids as ev
 from kmemd.core.lru import ACTIVATE, POLICY, TWO_LIST, Lru
 from kmemd.core.pages import (
     PG_ACTIVE,
@@ -31,6 +32,7 @@ from kmemd.core.pages import (
     PG_WRITEBACK,
     PageMap,
 )
+from kmemd.mm import trace_points
 from kmemd.mm.mm_types import Mm, Vma
 from kmemd.mm.mmzone import Zone
 from kmemd.mm.page_slots import PageSlots
@@ -374,6 +376,7 @@ class PageCache:
         if file.is_shmem:
             self._pages.flags[pfns] |= flag(PG_SWAPBACKED)
         self._counts.move(pfns, 1, self._items(file))
+        trace_points.page_cache(self._vmstat.trace, ev.MM_FILEMAP_ADD_TO_PAGE_CACHE, file, indices, pfns)
 
     def replace(self, file: File, index: int, pfn: int) -> None:
         """Another page at an offset, as migration does; counters move with it."""
@@ -425,6 +428,7 @@ class PageCache:
         file.nrpages -= len(pfns)
         self._pages.mapping[pfns] = 0
         self._counts.move(pfns, -1, self._items(file))
+        trace_points.page_cache(self._vmstat.trace, ev.MM_FILEMAP_DELETE_FROM_PAGE_CACHE, file, indices, pfns)
 
     def delete_bulk(self, file: File, indices: Indices, pfns: PFNs, instead: Indices | int = 0) -> None:
         """Pages leave the cache, and memory (``delete_from_page_cache``, and the last reference).
@@ -454,6 +458,7 @@ class PageCache:
         flags[pfns] = 0
         self._pages.index[pfns] = 0
         self._page_alloc.free_pages_bulk(pfns, 0)
+        self._vmstat.trace.emit_pages(ev.MM_PAGE_FREE_BATCHED, pfns, 0)
 
     # -- dirty and under write-back ----------------------------------------------------------------------
 
@@ -466,6 +471,7 @@ class PageCache:
             flags[fresh] &= ~_RECLAIM
             self._counts.move(fresh, 1, (stats.NR_FILE_DIRTY, stats.NR_DIRTIED), _DIRTY_ZONE)
             file.nr_dirty += len(fresh)
+            trace_points.dirty_folios(self._vmstat.trace, file, self._pages.index[fresh])
             if file.wb is not None:
                 file.wb.pages_dirtied(file, len(fresh))
         return len(fresh)

@@ -24,6 +24,7 @@ from kmemd.mm.mm_types import VM_SHARED, Mm, Vma
 from kmemd.mm.shmem import Shmem
 from kmemd.mm.swap_state import SwapState
 from kmemd.mm.swapfile import slots_of
+from kmemd.mm.trace_writeback import SYNC
 from kmemd.mm.units import PAGE_SHIFT, PAGE_SIZE
 from kmemd.mm.vfs import Vfs
 from kmemd.steps import Steps
@@ -210,7 +211,7 @@ class Files:
     def sync(self) -> Steps[int]:
         """sync(2): everything that is dirty, inodes first and then the disks' own blocks. How many pages."""
         flushers, pages = self.vfs.storage.flushers, 0
-        flushers.wakeup_flusher_threads()
+        flushers.wakeup_flusher_threads(SYNC)
         for chosen in (lambda file: file.mount is not None, lambda file: file.mount is None):
             for wb in list(flushers.by_disk.values()):
                 pages += yield from flushers.write_inodes(wb, chosen)

@@ -12,7 +12,9 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Protocol
 
+from kmemd.core import trace_ids as ev
 from kmemd.core.context import Context
+from kmemd.mm import trace_writeback as events
 from kmemd.mm.bdi import BdiWriteback
 from kmemd.mm.blk_mq import REQ_BACKGROUND, REQ_SYNC, Disk
 from kmemd.mm.clock import HZ, NSEC_PER_SEC
@@ -56,6 +58,7 @@ class Work:
     """What a flusher is to do (``wb_writeback_work``)."""
 
     nr_pages: int
+    reason: int
     background: bool = False
     kupdate: bool = False
 
@@ -92,6 +95,7 @@ class Flushers:
         self._again: set[Disk] = set()
         self._last_old_flush: dict[Disk, int] = {}
         self._laptop_timer = 0
+        self._reason = events.VMSCAN
 
     def get(self, disk: Disk) -> BdiWriteback:
         """The write-back of a disk."""
@@ -115,6 +119,9 @@ class Flushers:
     def mark_inode_dirty(self, file: File) -> None:
         """An inode's size or times changed (``__mark_inode_dirty``)."""
         if file.wb is not None:
+            trace = self._context.trace
+            for event in (ev.WRITEBACK_MARK_INODE_DIRTY, ev.WRITEBACK_DIRTY_INODE_START, ev.WRITEBACK_DIRTY_INODE):
+                events.dirty_inode(trace, event, file.wb, file)
             file.inode_dirty = True
             self._list(file.wb, file)
 
@@ -161,10 +168,12 @@ class Flushers:
     def start_background(self, wb: BdiWriteback) -> None:
         """Too much is dirty (``wb_start_background_writeback``)."""
         if wb.disk not in self._running:
+            events.wake_background(self._context.trace, wb)
             self._wake(wb)
 
-    def wakeup_flusher_threads(self) -> None:
+    def wakeup_flusher_threads(self, reason: int = events.VMSCAN) -> None:
         """Reclaim met dirty pages, or sync(2) begins: write everything (``wakeup_flusher_threads``)."""
+        self._reason = reason
         for wb in self.by_disk.values():
             if wb.has_dirty_io and wb.disk not in self._start_all:
                 self._start_all.add(wb.disk)
@@ -178,7 +187,7 @@ class Flushers:
 
     def _laptop_woken(self, when: int) -> None:
         if self._laptop_timer == when:
-            self.wakeup_flusher_threads()
+            self.wakeup_flusher_threads(events.LAPTOP_TIMER)
 
     # -- a flusher at work -------------------------------------------------------------------------------
 
@@ -204,12 +213,13 @@ class Flushers:
         """wb_do_writeback."""
         wrote = 0
         if wb.disk in self._start_all:
-            wrote += yield from self._writeback(wb, Work(self._nr_dirty(wb)))
+            wrote += yield from self._writeback(wb, Work(self._nr_dirty(wb), self._reason))
             self._start_all.discard(wb.disk)
         if self._old_data_due(wb):
-            wrote += yield from self._writeback(wb, Work(self._nr_dirty(wb), kupdate=True))
+            wrote += yield from self._writeback(wb, Work(self._nr_dirty(wb), events.PERIODIC, kupdate=True))
         if self._throttle().over_bg_thresh(wb):
-            wrote += yield from self._writeback(wb, Work(LONG_MAX, background=True))
+            wrote += yield from self._writeback(wb, Work(LONG_MAX, events.BACKGROUND, background=True))
+        events.pages_written(self._context.trace, wrote)
         return wrote
 
     @staticmethod
@@ -236,20 +246,27 @@ class Flushers:
                 before = self._io.jiffies - self._knobs.dirty_expire_centisecs * HZ // 100
             elif work.background:
                 before = self._io.jiffies
+            events.work(self._context.trace, ev.WRITEBACK_START, wb, work)
             if not wb.b_io:
-                self._queue_io(wb, before)
+                moved = self._queue_io(wb, before)
+                events.queue_io(self._context.trace, wb, work, before, self._io.jiffies, moved)
             progress = yield from self._inodes(wb, work)
+            events.work(self._context.trace, ev.WRITEBACK_WRITTEN, wb, work)
             if not progress:
                 break
         return asked - work.nr_pages
 
     @staticmethod
-    def _queue_io(wb: BdiWriteback, before: int) -> None:
-        """The inodes that have been dirty since then or longer, and those that had their turn (``queue_io``)."""
+    def _queue_io(wb: BdiWriteback, before: int) -> int:
+        """The inodes that have been dirty since then or longer, and those that had their turn (``queue_io``). How many
+        of the first there are.
+        """
         wb.b_io.update(wb.b_more_io)
         wb.b_more_io.clear()
-        for file in [file for file, since in wb.b_dirty.items() if since <= before]:
+        due = [file for file, since in wb.b_dirty.items() if since <= before]
+        for file in due:
             wb.b_io[file] = wb.b_dirty.pop(file)
+        return len(due)
 
     def _inodes(self, wb: BdiWriteback, work: Work) -> Waits:
         """A chunk of each inode in turn (``writeback_sb_inodes``). How much was written, inodes count, too."""
@@ -294,7 +311,9 @@ class Flushers:
         """__writeback_single_inode: pages from where the last turn ended, then the inode itself."""
         flags = REQ_BACKGROUND if work.background or work.kupdate else 0
         wb.estimate_start(self._io.jiffies)
-        writer, first = self._writer(), file.writeback_index
+        writer, first, trace = self._writer(), file.writeback_index, self._context.trace
+        since = wb.b_io.get(file, self._io.jiffies)
+        events.single_inode(trace, ev.WRITEBACK_SINGLE_INODE_START, wb, file, since, limit, 0)
         wrote = writer.write_range(file, first, LONG_MAX, limit=limit, flags=flags)
         if wrote < limit and first:
             wrote += writer.write_range(file, 0, first, limit=limit - wrote, flags=flags)
@@ -303,7 +322,10 @@ class Flushers:
             self._throttle().update_bandwidth(wb)
         if file.inode_dirty:
             file.inode_dirty = False
+            events.write_inode(trace, ev.WRITEBACK_WRITE_INODE_START, wb, file)
             self._write_inode(file)
+            events.write_inode(trace, ev.WRITEBACK_WRITE_INODE, wb, file)
+        events.single_inode(trace, ev.WRITEBACK_SINGLE_INODE, wb, file, since, limit, wrote)
         return wrote
 
     def _requeue(self, wb: BdiWriteback, file: File, used_up: bool) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kmemd.core import stats
+from kmemd.core import trace_ids as ev
 from kmemd.core.context import NOW, Context
 from kmemd.mm.clock import Clock
 from kmemd.mm.compaction import Compaction
@@ -104,6 +105,7 @@ class Kcompactd:
         daemon.max_order = max(daemon.max_order, order)
         daemon.highest = min(daemon.highest, highest)
         if daemon.work is None and self._suitable(daemon):
+            self._context.trace.emit(ev.MM_COMPACTION_WAKEUP_KCOMPACTD, nid, order, highest)
             self._begin(daemon, self._do_work(daemon), stalls=True)
 
     def _suitable(self, daemon: _Daemon) -> bool:
@@ -117,6 +119,7 @@ class Kcompactd:
         while daemon.max_order:
             order, highest = daemon.max_order, daemon.highest
             self._vmstat.count(stats.KCOMPACTD_WAKE)
+            self._context.trace.emit(ev.MM_COMPACTION_KCOMPACTD_WAKE, daemon.node.nid, order, highest)
             for zone in daemon.node.zones[: highest + 1]:
                 if zone.populated:
                     yield from self._compaction.compact_for_daemon(zone, order, highest)
@@ -181,6 +184,11 @@ class Kcompactd:
 
     def _sleep(self, daemon: _Daemon, ns: int) -> None:
         """Look again after a time, unless something else happens before."""
+        if ns and self._context.trace.on(ev.MM_COMPACTION_KCOMPACTD_SLEEP):
+            before = self._context.words.copy()
+            self._run_as(f"kcompactd{daemon.node.nid}")
+            self._context.trace.emit(ev.MM_COMPACTION_KCOMPACTD_SLEEP, daemon.node.nid)
+            self._context.words[:] = before
         daemon.turn += 1
         turn = daemon.turn
         if self._compaction.compaction_proactiveness:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kmemd.core import pte, stats
+from kmemd.core import trace_ids as ev
 from kmemd.core.context import Context
 from kmemd.core.lru import Lru
 from kmemd.core.mmu import Mmu
@@ -69,6 +70,14 @@ EVENTS = {
     Scan.EXCEED_SWAP_PTE: stats.THP_SCAN_EXCEED_SWAP_PTE,
     Scan.EXCEED_SHARED_PTE: stats.THP_SCAN_EXCEED_SHARED_PTE,
 }
+_NAMES_OF_EVENT = (
+    *("FAIL", "SUCCEED", "PMD_NULL", "PMD_NONE", "PMD_MAPPED", "EXCEED_NONE_PTE", "EXCEED_SWAP_PTE"),
+    *("EXCEED_SHARED_PTE", "PTE_NON_PRESENT", "PTE_UFFD_WP", "PTE_MAPPED_HUGEPAGE", "PAGE_RO", "LACK_REFERENCED_PAGE"),
+    *("PAGE_NULL", "SCAN_ABORT", "PAGE_COUNT", "PAGE_LRU", "PAGE_LOCK", "PAGE_ANON", "PAGE_COMPOUND", "ANY_PROCESS"),
+    *("VMA_NULL", "VMA_CHECK", "ADDRESS_RANGE", "DEL_PAGE_LRU", "ALLOC_HUGE_PAGE_FAIL", "CGROUP_CHARGE_FAIL"),
+)
+SCAN_RESULT = {result: _NAMES_OF_EVENT.index(result.name) for result in Scan}
+"""The results' numbers in trace events (``enum scan_result``)."""
 GO_ON = {
     *(Scan.PMD_NULL, Scan.PTE_NON_PRESENT, Scan.PAGE_RO, Scan.LACK_REFERENCED_PAGE),
     *(Scan.PAGE_NULL, Scan.PAGE_LRU),
@@ -310,11 +319,30 @@ class Khugepaged:
         if isinstance(found, Scan):
             return found, False
         look = self._examine(found, forced=forced)
+        self._trace_look(mm, look)
         if look.result is not Scan.SUCCEED:
             if look.result in EVENTS:
                 self._vmstat.count(EVENTS[look.result])
             return look.result, False
-        return self._collapse(mm, vma, vpn, found, look, forced=forced), True
+        result = self._collapse(mm, vma, vpn, found, look, forced=forced)
+        self._vmstat.trace.emit(ev.MM_COLLAPSE_HUGE_PAGE, mm.id, result is Scan.SUCCEED, SCAN_RESULT[result])
+        return result, True
+
+    def _trace_look(self, mm: Mm, look: _Look, *, again: bool = False) -> None:
+        """What a look at a table found (mm_khugepaged_scan_pmd, mm_collapse_huge_page_isolate)."""
+        event, trace = ev.MM_COLLAPSE_HUGE_PAGE_ISOLATE if again else ev.MM_KHUGEPAGED_SCAN_PMD, self._vmstat.trace
+        if not trace.on(event):
+            return
+        mapped = look.entries[look.places]
+        pfn = int(look.heads[0]) if len(look.heads) else -1
+        referenced = self._referenced(look)
+        writable = bool((mapped & np.uint64(pte.RW) != 0).any())
+        empty = len(look.entries) - len(look.places) - len(look.unmapped)
+        result = SCAN_RESULT[look.result]
+        if again:
+            trace.emit(event, pfn, empty, referenced, writable, result)
+        else:
+            trace.emit(event, mm.id, pfn, writable, referenced, empty, result, len(look.unmapped))
 
     def _table(self, mm: Mm, vpn: int) -> int | Scan:
         """The first entry of the range's page table, or why there is none (``find_pmd_or_thp_or_none``)."""
@@ -357,11 +385,18 @@ class Khugepaged:
         mapped = look.entries[look.places]
         if not (mapped & np.uint64(pte.RW) != 0).any():
             return Scan.PAGE_RO
-        flags = self._pages.flags[look.heads]
-        young = (mapped & np.uint64(pte.ACCESSED) != 0) | (flags >> np.uint32(PG_REFERENCED) & np.uint32(1) != 0)
-        referenced = int(young.sum())
+        referenced = self._referenced(look)
         few = not referenced or (len(look.unmapped) > 0 and referenced < self._settings.pages // 2)
         return Scan.LACK_REFERENCED_PAGE if few and not forced else Scan.SUCCEED
+
+    def _referenced(self, look: _Look) -> int:
+        """Pages that somebody used."""
+        flags = self._pages.flags[look.heads] >> np.uint32(PG_REFERENCED) & np.uint32(1) != 0
+        return int(((look.entries[look.places] & np.uint64(pte.ACCESSED) != 0) | flags).sum())
+
+    def _trace_swapin(self, mm: Mm, look: _Look, brought: int, *, done: bool) -> None:
+        if self._vmstat.trace.on(ev.MM_COLLAPSE_HUGE_PAGE_SWAPIN):
+            self._vmstat.trace.emit(ev.MM_COLLAPSE_HUGE_PAGE_SWAPIN, mm.id, brought, self._referenced(look), int(done))
 
     def _mapcounts(self, pfns: Places, heads: Places) -> Places:
         """How often each page is mapped, alone or with the huge page that it is in (``page_mapcount``)."""
@@ -385,6 +420,7 @@ class Khugepaged:
         result = self._bring_in(mm, vma, vpn, look)
         if result is Scan.SUCCEED:
             look = self._examine(first, forced=forced)
+            self._trace_look(mm, look, again=True)
             result = Scan.PTE_NON_PRESENT if len(look.unmapped) else look.result
         if result is not Scan.SUCCEED:
             self._page_alloc.free_pages(head, self._mmu.bits)
@@ -410,11 +446,15 @@ class Khugepaged:
 
     def _bring_in(self, mm: Mm, vma: Vma, vpn: int, look: _Look) -> Scan:
         """Bring what is missing in from swap (``__collapse_huge_page_swapin``)."""
+        brought = 0
         for place in look.unmapped.tolist():
             if not self._swap_in(mm, vma, vpn + place):
+                self._trace_swapin(mm, look, brought, done=False)
                 return Scan.FAIL
+            brought += 1
         if len(look.unmapped):
             self._lru.drain_local()
+        self._trace_swapin(mm, look, brought, done=True)
         return Scan.SUCCEED
 
     # -- MADV_COLLAPSE -----------------------------------------------------------------------------------

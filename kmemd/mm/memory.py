@@ -176,6 +176,7 @@ class Memory:
         faults = self._fault_counts() if counted is not None else []
         done = 0
         user = self._user.begin(mm, vpns, write=op == core.WRITE, execute=op == core.EXEC, span=span, task=task)
+        self.mmu.fault_ip = self._user.ip(self._user.access) if self._user.access is not None else 0
         try:
             end = self._first_beyond(mm, vpns)
             self.page_alloc.patience = None if patient else PATIENCE

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kmemd.core import stats
+from kmemd.core import trace_ids as ev
 from kmemd.core.context import Context
 from kmemd.core.lru import MLOCK_PAGE, MUNLOCK, Lru
 from kmemd.core.owner import OwnerTable
@@ -48,6 +49,7 @@ from kmemd.core.pte import (
     swap_type,
 )
 from kmemd.errors import KernelError
+from kmemd.mm import trace_points
 from kmemd.mm.compound import compound_heads
 from kmemd.mm.memory import prot_bits
 from kmemd.mm.mempolicy import Mempolicy
@@ -63,6 +65,9 @@ if TYPE_CHECKING:
 PFNS = npt.NDArray[np.int64]
 
 MR_COMPACTION, MR_MEMORY_FAILURE, MR_MEMORY_HOTPLUG, MR_SYSCALL, MR_MEMPOLICY_MBIND, MR_NUMA_MISPLACED = range(6)
+
+MIGRATE_ASYNC, MIGRATE_SYNC_LIGHT, MIGRATE_SYNC = range(3)
+"""How long a caller waits (``enum migrate_mode``)."""
 
 SWP_PFN_BITS = 40
 SWP_MIG_YOUNG, SWP_MIG_DIRTY = 1 << SWP_PFN_BITS, 1 << SWP_PFN_BITS + 1
@@ -167,6 +172,11 @@ class _Stats:
     thp_succeeded: int = 0
     thp_failed: int = 0
     thp_split: int = 0
+
+    @property
+    def traced(self) -> tuple[int, int, int, int, int]:
+        """The counts as mm_migrate_pages has them."""
+        return self.succeeded, self.failed_pages, self.thp_succeeded, self.thp_failed, self.thp_split
 
 
 @dataclass(frozen=True)
@@ -292,6 +302,7 @@ class Migrate:
         a small page the call ends. Preconditions: all are isolated.
         """
         outcome, counts = Outcome(), _Stats()
+        self._vmstat.trace.emit(ev.MM_MIGRATE_PAGES_START, MIGRATE_SYNC, reason)
         todo = list(pfns)
         splits: list[int] = []
         out_of_memory = False
@@ -323,6 +334,7 @@ class Migrate:
         if not outcome.left:
             outcome.failed = 0
         self._count(counts)
+        self._vmstat.trace.emit(ev.MM_MIGRATE_PAGES, *counts.traced, MIGRATE_SYNC, reason)
         return outcome
 
     def move_bulk(self, srcs: PFNS, dsts: PFNS, reason: int, *, wait: bool = True) -> list[int]:
@@ -331,6 +343,14 @@ class Migrate:
 
         Preconditions: all frames are of one node, and allocated.
         """
+        mode = MIGRATE_SYNC if wait else MIGRATE_ASYNC
+        trace = self._vmstat.trace
+        trace.emit(ev.MM_MIGRATE_PAGES_START, mode, reason)
+        left = self._move_bulk(srcs, dsts, reason, wait=wait)
+        trace.emit(ev.MM_MIGRATE_PAGES, *_Stats(len(srcs) - len(left), len(left)).traced, mode, reason)
+        return left
+
+    def _move_bulk(self, srcs: PFNS, dsts: PFNS, reason: int, *, wait: bool) -> list[int]:
         done = self._bulk.move(srcs, dsts, reason, drain=self._no_batches > 0)
         if done.all():
             return []
@@ -422,7 +442,9 @@ class Migrate:
         for place in places:
             entry = int(self._mmu.words[place.slot])
             exclusive = anon and bool(int(self._pages.flags[place.pfn]) >> PG_ANON_EXCLUSIVE & 1)
-            self._mmu.words[place.slot] = migration_entry(entry, place.pfn, exclusive)
+            waiting = migration_entry(entry, place.pfn, exclusive)
+            self._mmu.words[place.slot] = waiting
+            trace_points.migration_entry(self._vmstat.trace, place.vpn, waiting, order, set_=True, pmd=place.level > 0)
             self._mmu.flush_range(place.mm.id, place.vpn, place.vpn + (1 << order if place.level else 1))
             if entry & DIRTY:
                 self._mark_dirty(src, anon)
@@ -492,7 +514,10 @@ class Migrate:
             else:
                 self._rmap.map_again(pfn)
             found = restored_entry(entry, pfn, place.vma, dirty)
-            self._mmu.words[place.slot] = found | (PSE if place.level else 0)
+            found |= PSE if place.level else 0
+            self._mmu.words[place.slot] = found
+            order = self.order(dst)
+            trace_points.migration_entry(self._vmstat.trace, place.vpn, found, order, set_=False, pmd=place.level > 0)
             if self._locks(place):
                 self._lru.mlock(np.array([dst], dtype=np.int64), MLOCK_PAGE)
                 self._lru.drain_local()

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kmemd.core import stats
+from kmemd.core import trace_ids as ev
 from kmemd.core.context import Context
 from kmemd.core.lru import Lru
 from kmemd.core.owner import OwnerTable
@@ -95,9 +96,12 @@ class BulkMove:
 
     def move(self, srcs: PFNS, dsts: PFNS, reason: int, *, drain: bool) -> Flags:
         """Move what can be moved many at a time: anonymous pages that one entry maps, and pages of files that none
-        does. 1 for those that were moved. ``drain``: the CPU's batches are not to keep them.
+        does. 1 for those that were moved. ``drain``: the CPU's batches are not to keep them. None is moved while
+        somebody traces entries.
         """
         done = np.zeros(len(srcs), dtype=np.uint8)
+        if self._vmstat.trace.on(ev.SET_MIGRATION_PTE) or self._vmstat.trace.on(ev.REMOVE_MIGRATION_PTE):
+            return done
         owners = self._pages.mapping[srcs]
         first = int(owners[0])
         for number in (first,) if (owners == first).all() else set(owners.tolist()):

@@ -11,6 +11,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from kmemd.core.context import Context
+from kmemd.core.trace import TraceLog
 from kmemd.mm.mm_types import MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, NR_MM_COUNTERS, Mm
 from kmemd.mm.units import PAGE_SIZE
 
@@ -25,7 +27,8 @@ class CounterArrays(Protocol):
 class MmCounters:
     """Reads the counters by address space. ``arrays()`` are the core's, once there are address spaces."""
 
-    def __init__(self, arrays: Callable[[], CounterArrays]) -> None:
+    def __init__(self, arrays: Callable[[], CounterArrays], trace: TraceLog | None = None) -> None:
+        self.trace = trace if trace is not None else Context().trace
         self._arrays = arrays
 
     def counter(self, mm: Mm, kind: int) -> int:

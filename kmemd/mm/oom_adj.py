@@ -33,7 +33,8 @@ class OomAdj:
     """Takes writes to the two files.
 
     ``tasks()`` lists all tasks, ``warn(text)`` logs the one complaint about the old file, ``writer()`` is the
-    name and pid of who writes.
+    name and pid of who writes; ``updated(pid, comm, value)`` is told of each
+    task whose bias has changed.
     """
 
     def __init__(
@@ -41,7 +42,9 @@ class OomAdj:
         tasks: Callable[[], Iterable[Adjustable]],
         warn: Callable[[str], None],
         writer: Callable[[], tuple[str, int]],
+        updated: Callable[[int, str, int], None] = lambda pid, comm, value: None,
     ) -> None:
+        self._updated = updated
         self._tasks = tasks
         self._warn = warn
         self._writer = writer
@@ -81,6 +84,7 @@ class OomAdj:
         """Give the bias to the task and to those that share its memory; ``lowest``: what others may go down to."""
         for other in [task, *self._sharers(task)]:
             other.oom_score_adj = value
+            self._updated(other.pid, getattr(other, "comm", ""), value)
             if lowest is not None:
                 other.oom_score_adj_min = lowest
 

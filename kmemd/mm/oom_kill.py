@@ -15,8 +15,10 @@ from functools import partial
 from typing import ClassVar, Protocol
 
 from kmemd.core import stats
+from kmemd.core import trace_ids as ev
 from kmemd.core.context import Context
 from kmemd.mm import gfp as g
+from kmemd.mm import trace_points
 from kmemd.mm.clock import NSEC_PER_SEC, Clock
 from kmemd.mm.memcontrol_group import OOM_GROUP_KILL, OOM_KILL, MemCgroup
 from kmemd.mm.mm_counters import MmCounters
@@ -65,6 +67,7 @@ class OomReaper:
         if mm is None or mm.flags & MMF_OOM_REAP_QUEUED:
             return
         mm.flags |= MMF_OOM_REAP_QUEUED
+        self._context.trace.emit(ev.WAKE_REAPER, task.pid)
         entry = (self._clock.now + OOM_REAPER_DELAY_NS, task, mm)
         self._queue.append(entry)
         self._clock.call_at(entry[0], partial(self._timer, entry))
@@ -88,9 +91,12 @@ class OomReaper:
         self._queue.remove(entry)
         _, task, mm = entry
         if task.mm is not mm or mm.flags & MMF_OOM_SKIP:
+            self._context.trace.emit(ev.SKIP_TASK_REAPING, task.pid)
             return False
         mm.flags |= MMF_UNSTABLE
+        self._context.trace.emit(ev.START_TASK_REAPING, task.pid)
         self._reap(mm)
+        self._context.trace.emit(ev.FINISH_TASK_REAPING, task.pid)
         self._report.reaped(task, mm)
         mm.flags |= MMF_OOM_SKIP
         return True
@@ -302,6 +308,7 @@ class OomKill(Tuned):
             victim.cgroup.memcg.event(OOM_KILL)
         victim.killed = SIGKILL
         self._mark(victim)
+        trace_points.mark_victim(self._vmstat.trace, victim, self._counters, mm)
         self._report.killed(message, victim, mm)
         dying = [victim]
         for task in self._tasks():

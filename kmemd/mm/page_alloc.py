@@ -67,6 +67,7 @@ from kmemd.mm.panic import TAINT_BAD_PAGE
 from kmemd.mm.preempt import Preempt
 from kmemd.mm.printk import KERN_ALERT, KERN_WARNING, Printk
 from kmemd.mm.stackdepot import StackDepot
+from kmemd.mm.trace_points import reclaim_retry
 from kmemd.mm.units import NUMA_NO_NODE
 from kmemd.mm.zonelists import build_all_zonelists, zonelist_rows, zones_of
 
@@ -392,7 +393,7 @@ class PageAllocator:
         for zone in self._eligible(request):
             if zone.nid not in seen:
                 seen.append(zone.nid)
-                self._relief.wakeup_kswapd(zone.nid, request.order, request.highest)
+                self._relief.wakeup_kswapd(zone.nid, request.order, request.highest, request.gfp)
 
     def _compact_first(self, request: Request, flags: int) -> int:
         """Costly and non-movable blocks: compact before reclaiming. -1: go on, -2: give up."""
@@ -483,7 +484,10 @@ class PageAllocator:
             for zone in self._eligible(request):
                 reclaimable = self._relief.reclaimable_pages(zone.index)
                 mark = zone.watermark_min + zone.boost - reclaimable
-                if reclaimable and self._buddy.watermark_ok(zone.index, request.order, mark, request.highest, flags):
+                ok = self._buddy.watermark_ok(zone.index, request.order, mark, request.highest, flags)
+                least = zone.watermark_min + zone.boost
+                reclaim_retry(self._context.trace, zone, request.order, reclaimable, least, no_progress, ok)
+                if reclaimable and ok:
                     return True
         return self._unreserve(request, True)
 

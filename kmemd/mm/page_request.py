@@ -47,8 +47,8 @@ class Relief(Protocol):
     patience: int | None
     may_suspend: bool
 
-    def wakeup_kswapd(self, nid: int, order: int, highest: int) -> None:
-        """Wake a node's kswapd."""
+    def wakeup_kswapd(self, nid: int, order: int, highest: int, gfp: int = 0) -> None:
+        """Wake a node's kswapd. ``gfp`` is what the request may do."""
 
     def drop_boosts(self) -> None:
         """A request goes into the slow path: kswapd has run meanwhile, and boosted watermarks are lowered."""

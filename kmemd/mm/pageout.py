@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kmemd.core import stats
+from kmemd.core import trace_ids as ev
 from kmemd.core.lru import Lru
 from kmemd.core.mmu import Mmu
 from kmemd.core.pages import (
@@ -59,6 +60,7 @@ from kmemd.mm.rmap import Rmap
 from kmemd.mm.shmem import Shmem
 from kmemd.mm.swap_state import SwapState
 from kmemd.mm.swapfile import Entries, entries_of
+from kmemd.mm.trace_points import reclaim_flags
 from kmemd.mm.vmstat import VmStat
 
 CHUNK = 256
@@ -81,7 +83,8 @@ class Evictions(Protocol):
 class PageOut:
     """Takes pages out of memory that somebody names. ``split(pfns)`` makes small pages of huge ones and gives all of
     them; ``page_ns`` is the time that each page takes. ``workingset``, once it is there, keeps the shadows of pages.
-    ``written`` counts the pages that were sent to a device."""
+    ``written`` counts the pages that were sent to a device, ``activated`` those that became active: anonymous, files'.
+    """
 
     def __init__(
         self,
@@ -103,6 +106,7 @@ class PageOut:
         self._split, self._charge, self._page_ns = split, charge, page_ns
         self.workingset: Evictions | None = None
         self.written = 0
+        self.activated = [0, 0]
 
     def reclaim_pages(self, pfns: PFNs) -> int:
         """Reclaim pages that are on a list; what cannot go stays. How many were freed at once."""
@@ -169,6 +173,9 @@ class PageOut:
             self._swap.free_swap(cached)
         fresh = pfns[flags[pfns] & (flag(PG_ACTIVE) | _MLOCKED) == 0]
         flags[fresh] |= flag(PG_ACTIVE)
+        anon = int(np.count_nonzero(flags[fresh] & _SWAPBACKED))
+        self.activated[0] += anon
+        self.activated[1] += len(fresh) - anon
         self._vmstat.count(stats.PGACTIVATE, len(fresh))
         return pfns
 
@@ -325,6 +332,7 @@ class PageOut:
             self.written += len(mine)
             flags[mine] |= np.uint32(1 << PG_RECLAIM)
             self._counts.move(mine, 1, (stats.NR_VMSCAN_WRITE,))
+            self._vmstat.trace.emit_pages(ev.MM_VMSCAN_WRITE_FOLIO, mine, 0, reclaim_flags(file=False))
             done, under_way = _parted(mine, self._swap.io.write(mine, slots, area))
             clean = np.concatenate((clean, done))
             kept.append(under_way)

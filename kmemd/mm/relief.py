@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kmemd.core import stats
+from kmemd.core import trace_ids as ev
 from kmemd.core.buddy import Buddy
 from kmemd.mm import gfp as g
 from kmemd.mm.clock import NSEC_PER_SEC, Clock
@@ -71,16 +72,17 @@ class MemoryPressure:
     def _kswapd_sleeps(self, nid: int, order: int, highest: int) -> None:
         self._wake_kcompactd(nid, order, highest)
 
-    def wakeup_kswapd(self, nid: int, order: int, highest: int) -> None:
-        """Wake a node's kswapd, unless the node is balanced or hopeless."""
+    def wakeup_kswapd(self, nid: int, order: int, highest: int, gfp: int = 0) -> None:
+        """Wake a node's kswapd, unless the node is balanced or hopeless. ``gfp`` is what the request may do."""
         if self._kswapds is not None:
-            self._kswapds.wake(nid, order, highest)
+            self._kswapds.wake(nid, order, highest, gfp)
             return
         node = self._nodes[nid]
         boosted = any(zone.boost for zone in node.zones[: highest + 1])
         hopeless = node.kswapd_failures >= MAX_RECLAIM_RETRIES
         if nid in self._awake or hopeless or (self._balanced(node, order, highest) and not boosted):
             return
+        self._vmstat.trace.emit(ev.MM_VMSCAN_WAKEUP_KSWAPD, nid, highest, order, gfp)
         self._awake[nid] = (order, highest)
         self._clock.call_at(self._clock.now, self.run_kswapds)
 
@@ -145,12 +147,20 @@ class MemoryPressure:
         if steps is None:
             self._throttle(nodes, request.gfp)
             sc = ScanControl(SWAP_CLUSTER_MAX, request.gfp, order=request.order, reclaim_idx=request.highest)
-            steps = self._reclaim.try_to_free(nodes, sc)
+            steps = self._traced(self._reclaim.try_to_free(nodes, sc), request)
         freed = self._drive(steps)
         if freed is None:
             self._suspended = pid, steps
             return SUSPENDED
         self.run_kswapds()
+        return freed
+
+    def _traced(self, steps: Pauses[int], request: Request) -> Pauses[int]:
+        """Direct reclaim between its two events."""
+        trace = self._vmstat.trace
+        trace.emit(ev.MM_VMSCAN_DIRECT_RECLAIM_BEGIN, request.order, request.gfp)
+        freed = yield from steps
+        trace.emit(ev.MM_VMSCAN_DIRECT_RECLAIM_END, freed)
         return freed
 
     def _drive(self, steps: Pauses[int]) -> int | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kmemd.core import stats
+from kmemd.mm import trace_points
 from kmemd.mm.vmstat import VmStat
 from kmemd.steps import Steps, finish
 
@@ -85,6 +86,9 @@ class Shrinkers:
         delta = (freeable >> priority) * 4 // shrinker.seeks if shrinker.seeks else freeable // 2
         left = min((waiting >> priority) + delta, 2 * freeable)
         freed = scanned = 0
+        total = left
+        trace = self._vmstat.trace
+        trace_points.shrink_slab_start(trace, shrinker.name, nid, waiting, freeable, delta, total, priority)
         while left >= shrinker.batch or left >= freeable:
             part = min(shrinker.batch, left)
             gone = shrinker.scan(nid, part) if part else SHRINK_STOP
@@ -96,4 +100,5 @@ class Shrinkers:
             scanned += part
             yield
         shrinker.deferred[nid] = min(max(waiting + delta - scanned, 0), 2 * freeable)
+        trace_points.shrink_slab_end(trace, shrinker.name, nid, freed, waiting, shrinker.deferred[nid], left)
         return freed

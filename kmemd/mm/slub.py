@@ -12,6 +12,7 @@ import errno
 import numpy as np
 import numpy.typing as npt
 
+from kmemd.core import trace_ids as ev
 from kmemd.core.buddy import MAX_ORDER
 from kmemd.core.context import Context
 from kmemd.core.pages import PageMap
@@ -49,6 +50,7 @@ from kmemd.mm.slub_check import check_slub
 from kmemd.mm.slub_harden import Hardening
 from kmemd.mm.slub_machine import SlubMachine
 from kmemd.mm.slub_report import ReportTools
+from kmemd.mm.slub_trace import kmalloc_large
 from kmemd.mm.stackdepot import StackDepot
 from kmemd.mm.units import NUMA_NO_NODE, PAGE_SIZE
 
@@ -201,6 +203,7 @@ class Slub(SlabCaches):
         if n and not len(pfns):
             raise KernelError(errno.ENOMEM, f"no free block of order {order} for {format_gfp(gfp)}")
         out = pfns.astype(np.uint64) * np.uint64(PAGE_SIZE) + np.uint64(self.machine.page_offset)
+        kmalloc_large(self._context.trace, out, size, order, gfp, nid)
         for pfn in pfns.tolist():
             self._large[pfn] = order
             self.node_stat[self.core.nid_of(pfn), NR_SLAB_UNRECLAIMABLE_B] += 1 << order
@@ -227,6 +230,7 @@ class Slub(SlabCaches):
 
     def kfree_bulk(self, addresses: Addresses) -> None:
         """Give back what kmalloc gave; one that is refused does not keep the others. The first error is raised."""
+        self._context.trace.emit_objects(ev.KFREE, addresses, 0)
         error = self._free(addresses, -1, KFREE_FRAMES, True)
         if error is not None:
             raise error

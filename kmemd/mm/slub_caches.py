@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from kmemd.core import trace_ids as ev
 from kmemd.core.context import Context
 from kmemd.core.pages import PageMap
 from kmemd.core.slab import SlabCore
@@ -37,6 +38,7 @@ from kmemd.mm.slub_debugging import ALLOC, SlubDebugging
 from kmemd.mm.slub_harden import BUG_LINE, Hardening
 from kmemd.mm.slub_machine import SlubMachine
 from kmemd.mm.slub_report import ReportTools, SlubReports
+from kmemd.mm.slub_trace import slab_alloc
 from kmemd.mm.stackdepot import StackDepot
 from kmemd.mm.units import NUMA_NO_NODE
 
@@ -429,6 +431,7 @@ class SlabCaches:
         zero = self.hardening.clears(cache, gfp)
         if (zero and cache.flags & sf.OBJECT_POISON) or self.bytes.concerns(out):
             self.bytes.allocated(cache, out, zero=zero)
+        slab_alloc(self._context.trace, cache, out, frames[-1], size, gfp, nid, self.machine.costs.alloc)
         return out
 
     def _take_carefully(self, cache: KmemCache, gfp: int, n: int, nid: int, frames: tuple[str, ...]) -> Addresses:
@@ -533,6 +536,7 @@ class SlabCaches:
 
     def kmem_cache_free_bulk(self, cache: KmemCache, addresses: Addresses) -> None:
         """Give objects back; one that is refused does not keep the others. The first error is raised."""
+        self._context.trace.emit_objects(ev.KMEM_CACHE_FREE, addresses, 0, cache.name)
         observed = not cache.flags & sf.SLAB_NOLEAKTRACE
         error = self._free(addresses, cache.index, CACHE_FREE_FRAMES, observed)
         if error is not None:

@@ -13,9 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 
+from kmemd.core.context import Context
+from kmemd.core.trace import TraceLog
 from kmemd.errors import KernelError
 from kmemd.mm.layout import PAGE_OFFSET_32, X86_64
 from kmemd.mm.mm_types import VM_GROWSDOWN, Mm, Vma
+from kmemd.mm.trace_points import unmapped_area
 from kmemd.mm.units import MIB, PAGE_MASK, PAGE_SIZE
 
 MAP_32BIT = 0x40
@@ -79,8 +82,9 @@ def start_gap(vma: Vma) -> int:
 class UnmappedArea:
     """Finds room. ``layout`` is the machine's."""
 
-    def __init__(self, layout: UserLayout) -> None:
+    def __init__(self, layout: UserLayout, trace: TraceLog | None = None) -> None:
         self.layout = layout
+        self._trace = trace if trace is not None else Context().trace
 
     def find(self, mm: Mm, hint: int, length: int, flags: int, align: int = 0, offset: int = 0) -> int:
         """An address for ``length`` bytes (``arch_get_unmapped_area_topdown``); ``hint`` is page aligned. ENOMEM.
@@ -98,6 +102,7 @@ class UnmappedArea:
             if hint > layout.window:
                 high += layout.task_size - layout.window
             found = self._topdown(mm, length, PAGE_SIZE, high, align, offset)
+            unmapped_area(self._trace, found, mm, True, length, PAGE_SIZE, high, align, offset)
             if found:
                 return found
         return self._upwards(mm, hint, length, low_2g != 0, align, offset)

@@ -34,6 +34,7 @@ class Found:
     congested: int = 0
     writeback: int = 0
     immediate: int = 0
+    ref_keep: int = 0
     file_taken: int = 0
     taken: int = 0
 

@@ -8,11 +8,13 @@ becomes of pages that may go is mm/pageout.py's. Left out: too many isolated pag
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from kmemd.core import stats
+from kmemd.core import trace_ids as ev
 from kmemd.core.lru import LRU_INACTIVE_FILE, Lru
 from kmemd.core.mmu import Mmu
 from kmemd.core.pages import (
@@ -29,6 +31,7 @@ from kmemd.core.pages import (
     PageMap,
 )
 from kmemd.mm import gfp as g
+from kmemd.mm import trace_points
 from kmemd.mm.filemap import PageCache, PFNs, ZoneCounts, flag
 from kmemd.mm.lruvec import LruVecs
 from kmemd.mm.mm_types import VM_EXEC, Mm, Vma
@@ -90,6 +93,9 @@ class ListScan:
         blocks, scanned, taken = self._lru.isolate(
             number, which, count, sc.reclaim_idx, sc.may_unmap, self._out, self._skipped
         )
+        if self._vmstat.trace.any_on:
+            skipped = int(self._skipped.sum())
+            trace_points.lru_isolate(self._vmstat.trace, sc, which, count, scanned, skipped, taken)
         if scanned != taken:
             for kind in np.flatnonzero(self._skipped).tolist():
                 self._vmstat.count(stats.PGSCAN_SKIP + kind, int(self._skipped[kind]))
@@ -160,14 +166,22 @@ class ListScan:
         if not sc.cgroup:
             self._vmstat.count(stats.PGREFILL, scanned)
         self._lruvecs.count(memcg, nid, -stats.PGREFILL, scanned)
-        gone = taken if self.deactivate_unmapped(pfns) else self._deactivate(pfns)
+        gone, used = (taken, 0) if self.deactivate_unmapped(pfns) else self._deactivate(pfns)
         self._vmstat.count(stats.PGDEACTIVATE, gone)
         self._lruvecs.count(memcg, nid, -stats.PGDEACTIVATE, gone)
+        file = which >= LRU_INACTIVE_FILE
         if taken:
-            self._vmstat.node_stat[nid, stats.NR_ISOLATED_ANON + (which >= LRU_INACTIVE_FILE)] -= taken
+            self._vmstat.node_stat[nid, stats.NR_ISOLATED_ANON + file] -= taken
+        self._vmstat.trace.emit(
+            ev.MM_VMSCAN_LRU_SHRINK_ACTIVE,
+            *(nid, taken, taken - gone, gone, used),
+            *(sc.priority, trace_points.reclaim_flags(file)),
+        )
 
-    def _deactivate(self, pfns: PFNs) -> int:
-        """Isolated pages go to the inactive list unless they are locked, or program text that was used. How many go."""
+    def _deactivate(self, pfns: PFNs) -> tuple[int, int]:
+        """Isolated pages go to the inactive list unless they are locked, or program text that was used. How many go,
+        and how many were used.
+        """
         flags = self._pages.flags
         locked = flags[pfns] & _LOCKED_IN != 0
         if locked.any():
@@ -179,7 +193,7 @@ class ListScan:
         flags[old] = flags[old] & ~_ACTIVE | flag(PG_WORKINGSET)
         self._lru.putback(np.ascontiguousarray(pfns[stay]))
         self._lru.putback(old)
-        return self._size(old)
+        return self._size(old), int(np.count_nonzero(counts))
 
     def _size(self, pfns: PFNs) -> int:
         return int((np.int64(1) << self._pages.order[pfns].astype(np.int64)).sum())
@@ -193,7 +207,8 @@ class ListScan:
         if not taken:
             self.count_scan(memcg, nid, which, scanned, 0, sc)
             return 0
-        before, unqueued = self._pageout.written, sc.nr.unqueued_dirty
+        before, unqueued, nr = self._pageout.written, sc.nr.unqueued_dirty, replace(sc.nr)
+        activated = self._pageout.activated.copy()
         freed, kept = self.shrink_folio_list(pfns, nid, sc, taken)
         if len(kept):
             self.putback(kept)
@@ -204,6 +219,8 @@ class ListScan:
             self.wakeup_flushers()
         sc.nr.taken += taken
         sc.nr.file_taken += taken if file else 0
+        active = [now - then for now, then in zip(self._pageout.activated, activated, strict=True)]
+        trace_points.shrink_inactive(self._vmstat.trace, nid, sc, scanned, freed, nr, active, file)
         return freed
 
     def count_scan(self, memcg: int, nid: int, which: int, scanned: int, freed: int, sc: ScanControl) -> None:
@@ -236,7 +253,7 @@ class ListScan:
         self._note_dirty(pfns[file], sc)
         pfns = self._activated(pfns, self._under_writeback(pfns, nid, sc), kept)
         if references:
-            pfns = self._check_references(pfns, kept)
+            pfns = self._check_references(pfns, kept, sc)
         heads = pfns[flags[pfns] & flag(PG_HEAD) != 0]
         if len(heads):
             pfns = self._split(pfns, heads, kept)
@@ -286,7 +303,7 @@ class ListScan:
             flags[pfns[writeback]] |= _RECLAIM
         return writeback
 
-    def _check_references(self, pfns: PFNs, kept: list[PFNs]) -> PFNs:
+    def _check_references(self, pfns: PFNs, kept: list[PFNs], sc: ScanControl) -> PFNs:
         """``folio_check_references``: used twice makes active, used once keeps."""
         flags = self._pages.flags
         marked = flags[pfns] & _REFERENCED != 0
@@ -304,6 +321,7 @@ class ListScan:
             kept.append(self._pageout.activate(pfns[active]))
         if (used & ~active).any():
             kept.append(pfns[used & ~active])
+            sc.nr.ref_keep += self._size(kept[-1])
         return self._clean_only(pfns[rest], marked[rest], kept)
 
     def _clean_only(self, pfns: PFNs, marked: Marks, kept: list[PFNs]) -> PFNs:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 from kmemd.core import stats
+from kmemd.core import trace_ids as ev
 from kmemd.core.buddy import Buddy
 from kmemd.core.context import NOW, Context
 from kmemd.mm import gfp as g
@@ -100,7 +101,7 @@ class Kswapd:
             self._buddy.watermark_ok(zone.index, order, zone.watermark_high + zone.boost, highest, 0) for zone in zones
         )
 
-    def wake(self, nid: int, order: int, highest: int) -> None:
+    def wake(self, nid: int, order: int, highest: int, gfp: int = 0) -> None:
         """A request found too little: tell the node's kswapd, and wake it unless it has nothing to do or no hope
         (``wakeup_kswapd``)."""
         thread = self.threads[nid]
@@ -112,6 +113,7 @@ class Kswapd:
         boosted = any(zone.boost for zone in node.zones[: highest + 1])
         if self.balanced(node, order, highest) and not boosted:
             return
+        self._context.trace.emit(ev.MM_VMSCAN_WAKEUP_KSWAPD, nid, highest, order, gfp)
         self.rouse(nid)
 
     def rouse(self, nid: int) -> None:
@@ -222,6 +224,7 @@ class Kswapd:
         while True:
             order, highest = thread.order, highest if thread.highest < 0 else thread.highest
             thread.order, thread.highest = 0, -1
+            self._context.trace.emit(ev.MM_VMSCAN_KSWAPD_WAKE, node.nid, highest, order)
             reached = yield from self._balance_pgdat(node, order, highest)
             if reached < order:  # the small ones come first; the block is asked for again by who needs it
                 yield from self._try_to_sleep(thread, order, reached, highest)
@@ -239,6 +242,7 @@ class Kswapd:
                 thread.highest = max(thread.highest, highest)
                 thread.order = max(thread.order, reached)
         if not woken and self._may_sleep(thread.node, reached, highest):
+            self._context.trace.emit(ev.MM_VMSCAN_KSWAPD_SLEEP, thread.node.nid)
             yield SLEEP
         else:
             quickly = stats.KSWAPD_LOW_WMARK_HIT_QUICKLY if woken else stats.KSWAPD_HIGH_WMARK_HIT_QUICKLY

@@ -14,9 +14,11 @@ from collections.abc import Callable, Generator, Iterable
 from typing import Protocol, TypeVar
 
 from kmemd.core import stats
+from kmemd.core import trace_ids as ev
 from kmemd.core.buddy import ALLOC_CMA, Buddy
 from kmemd.core.lru import LRU_ACTIVE_ANON, LRU_INACTIVE_ANON
 from kmemd.mm import gfp as g
+from kmemd.mm import trace_points
 from kmemd.mm.clock import HZ, NSEC_PER_SEC
 from kmemd.mm.lruvec import LruVecs
 from kmemd.mm.mmzone import PAGE_ALLOC_COSTLY_ORDER, Node, Zone
@@ -180,12 +182,18 @@ class Reclaim:
                 state |= PGDAT_DIRTY
             self._lists.state[node.nid] = state
             if found.immediate:
-                yield TIMEOUT_WRITEBACK
+                yield from self._wait_for(node.nid, TIMEOUT_WRITEBACK, trace_points.THROTTLE_WRITEBACK)
         lruvec = self.lruvecs.get(sc.target, node.nid)
         if (sc.kswapd or sc.cgroup) and found.dirty and found.dirty == found.congested:
             lruvec.congested = True
         if not sc.kswapd and lruvec.congested and self._may_help_to_wait(node):
-            yield TIMEOUT_NOPROGRESS
+            yield from self._wait_for(node.nid, TIMEOUT_NOPROGRESS, trace_points.THROTTLE_CONGESTED)
+
+    def _wait_for(self, nid: int, ns: int, reason: int) -> Pauses[None]:
+        """Wait for devices (``reclaim_throttle``)."""
+        start = self._vmstat.trace.now
+        yield ns
+        trace_points.throttled(self._vmstat.trace, nid, ns, self._vmstat.trace.now - start, reason)
 
     def _may_help_to_wait(self, node: Node) -> bool:
         """Whether most of what could go is being written, and the node not hopeless (``skip_throttle_noprogress``)."""
@@ -266,7 +274,7 @@ class Reclaim:
     def _no_progress(self, node: Node) -> Pauses[None]:
         """A direct reclaim that gets nowhere waits for devices (``consider_reclaim_throttle``)."""
         if self._may_help_to_wait(node):
-            yield TIMEOUT_NOPROGRESS
+            yield from self._wait_for(node.nid, TIMEOUT_NOPROGRESS, trace_points.THROTTLE_NOPROGRESS)
 
     def _snapshot_refaults(self, nodes: list[Node], sc: ScanControl) -> None:
         for node in nodes:
@@ -289,7 +297,10 @@ class Reclaim:
     ) -> Pauses[int]:
         """``of_cgroup`` with points where others may run."""
         sc = ScanControl(max(nr_pages, SWAP_CLUSTER_MAX), gfp, target=memcg, may_swap=may_swap, proactive=proactive)
-        return (yield from self.try_to_free([node for node in self._nodes if node.has_memory], sc))
+        self._vmstat.trace.emit(ev.MM_VMSCAN_MEMCG_RECLAIM_BEGIN, 0, gfp)
+        freed = yield from self.try_to_free([node for node in self._nodes if node.has_memory], sc)
+        self._vmstat.trace.emit(ev.MM_VMSCAN_MEMCG_RECLAIM_END, freed)
+        return freed
 
     def of_node(self, nid: int, gfp: int, order: int) -> int:
         """Reclaim within a node before another one is asked (``__node_reclaim``). Pages reclaimed."""
@@ -302,9 +313,11 @@ class Reclaim:
             may_writepage=bool(mode & RECLAIM_WRITE),
             may_unmap=bool(mode & RECLAIM_UNMAP),
         )
+        self._vmstat.trace.emit(ev.MM_VMSCAN_NODE_RECLAIM_BEGIN, nid, order, gfp)
         while sc.priority >= 0 and sc.nr_reclaimed < 1 << order:
             self.finish(self.shrink_node(self._nodes[nid], sc))
             sc.priority -= 1
+        self._vmstat.trace.emit(ev.MM_VMSCAN_NODE_RECLAIM_END, sc.nr_reclaimed)
         return sc.nr_reclaimed
 
     # -- kswapd's --------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kmemd.core import stats
+from kmemd.core.context import Context
+from kmemd.core.trace import TraceLog
 
 Counters = npt.NDArray[np.int64]
 
@@ -60,7 +62,7 @@ class VmStat:
     ``zone_names`` are the zone types of a node in order, "DMA", "DMA32", … ; ``numa`` says that the kernel
     was built for NUMA (x86_64, not i386), ``pud_thp`` that it has PUD-sized huge pages;
     ``hpage_pmd_nr`` is the number of base pages of a PMD-sized huge page.
-    The arrays are public: the compiled core counts into them.
+    The arrays are public: the compiled core counts into them. ``trace`` takes the trace events of whoever counts.
     """
 
     def __init__(
@@ -71,11 +73,13 @@ class VmStat:
         numa: bool = True,
         pud_thp: bool = True,
         hpage_pmd_nr: int = 512,
+        trace: TraceLog | None = None,
     ) -> None:
         assert len(zone_names) == stats.ZONES_PER_NODE
         nr_zones = nr_nodes * stats.ZONES_PER_NODE
         self.numa = numa
         self.hpage_pmd_nr = hpage_pmd_nr
+        self.trace = trace if trace is not None else Context().trace
         self.events: Counters = np.zeros(stats.NR_VM_EVENT_ITEMS, dtype=np.int64)
         self.zone_stat: Counters = np.zeros((nr_zones, stats.NR_VM_ZONE_STAT_ITEMS), dtype=np.int64)
         self.numa_stat: Counters = np.zeros((nr_zones, stats.NR_VM_NUMA_EVENT_ITEMS), dtype=np.int64)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from kmemd.core import trace_ids as ev
 from kmemd.core.lru import MUNLOCK, Lru
 from kmemd.core.mmu import Mmu
 from kmemd.core.pages import PG_LRU, PageMap
@@ -104,6 +105,7 @@ class ZapPages:
         self._lru.clear_mlock(pfns)
         self._pages.flags[pfns] = 0
         self._page_alloc.free_pages_bulk(pfns)
+        self.counters.trace.emit_pages(ev.MM_PAGE_FREE_BATCHED, pfns, 0)
 
     def reap(self, mm: Mm) -> None:
         """Take the pages of private memory from a dying task, locked ones as well (__oom_reap_task_mm)."""

@@ -13,7 +13,7 @@ def test_captured_writes() -> None:
     cases = list(writes.run(CAPTURE))
     assert [case for case in cases if not case.passed and not case.absent] == []
     assert sum(case.passed for case in cases) > 900
-    assert {case.name for case in cases if case.absent} >= {"/sys/kernel/tracing/trace_clock"}
+    assert any("/sys/kernel/tracing/trace_clock" in case.name for case in cases)
 
 
 def test_unescape() -> None:

@@ -51,6 +51,7 @@ class Counts:
     """Stands for the machine's counters: none but OOM kills move."""
 
     def __init__(self) -> None:
+        self.trace = Context().trace
         self.kills = 0
         self.slab = 0
 

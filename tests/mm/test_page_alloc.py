@@ -130,7 +130,7 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[str] = []
 
-    def wakeup_kswapd(self, nid: int, order: int, highest: int) -> None:
+    def wakeup_kswapd(self, nid: int, order: int, highest: int, gfp: int = 0) -> None:
         self.calls.append("kswapd")
 
     def drop_boosts(self) -> None:

@@ -1,0 +1,308 @@
+"""Tracing as a whole: the arrays, which events are on, and where each goes (kernel/trace/trace.c, trace_events.c).
+
+Emitters append to ``Context.trace``; what only the top array wants goes from there into its ring in compiled code.
+All else comes to ``_slow`` one event after the other: instances, filters, triggers, stacks.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from kmemd.core import trace_ids
+from kmemd.core.context import Context
+from kmemd.core.trace import (
+    CALLER,
+    COMM,
+    CPU,
+    DATA_LOC,
+    EVENT,
+    MEMMAP,
+    OFF,
+    PID,
+    PLAIN,
+    SITE,
+    SLOW,
+    STACK,
+    STRUCT_PAGE,
+    TEXT,
+    TIME,
+    WORD,
+)
+from kmemd.core.trace_pages import signed
+from kmemd.debug.kallsyms import Kallsyms
+from kmemd.debug.trace_array import EventFile, TraceArray
+from kmemd.debug.trace_comms import SavedComms
+from kmemd.debug.trace_events import EVENTS
+from kmemd.debug.trace_filter import Sample
+from kmemd.debug.trace_format import Event, Layout
+from kmemd.debug.trace_ftrace import EVENTS as FTRACE_EVENTS
+from kmemd.debug.trace_ftrace import print_record, raw_record, stack_record
+from kmemd.debug.trace_function import FunctionTracer
+from kmemd.debug.trace_printfmt import Machine, compile_print_fmt
+from kmemd.debug.trace_trigger import Triggers
+from kmemd.errors import KernelError
+from kmemd.mm.layout import Layout as AddressSpace
+from kmemd.mm.stackdepot import StackDepot
+
+MAX_FIELDS = 17
+IRQS_OFF = 1
+NS_PER_JIFFY = 4_000_000
+THROTTLE = ("WRITEBACK", "ISOLATED", "NOPROGRESS", "CONGESTED")
+IRQS_OFF_EVENTS = frozenset(
+    {
+        "page_fault_user",
+        "page_fault_kernel",
+        "mm_page_alloc_zone_locked",
+        "mm_page_pcpu_drain",
+        "mm_page_alloc_extfrag",
+    }
+)
+"""Events in code that runs with interrupts off."""
+MARKER_MAX = 4096 - 16 - 4
+MARKER_SYMBOL = "tracing_mark_write"
+TRACE_BYTES = 1 << 20
+
+
+class Tracing:
+    """The trace arrays of one machine. ``tgid_of(pid)`` is the process of a thread that is known, or None."""
+
+    def __init__(
+        self, context: Context, depot: StackDepot, kallsyms: Kallsyms, space: AddressSpace, cpus: int, tsc_mhz: int
+    ) -> None:
+        self.context = context
+        self.cpus = cpus
+        self.log = context.trace
+        self.log.control[MEMMAP] = signed(space.page_struct(0))
+        self.log.control[STRUCT_PAGE] = space.struct_page_size
+        self._depot = depot
+        self._kallsyms = kallsyms
+        self._tsc_mhz = tsc_mhz
+        word = space.pointer_size
+        self.machine = Machine(
+            kallsyms.symbolize,
+            self.function_name,
+            kallsyms.p,
+            {"vmemmap_base": space.page_struct(0), **{f"VMSCAN_THROTTLE_{name}": i for i, name in enumerate(THROTTLE)}},
+            lambda: context.now // NS_PER_JIFFY,
+            {"page": space.struct_page_size},
+        )
+        self.plain = replace(self.machine, pointer=space.format_address)
+        self.layouts = [event.layout(word) for event in EVENTS]
+        self.ftrace = [event.layout(word) for event in FTRACE_EVENTS]
+        self._numbers = {name: number for number, name in enumerate(trace_ids.NAMES)}
+        self.comms = SavedComms(context)
+        self._texts: dict[bool, dict[int, tuple[str, Callable[[bytes], str]]]] = {}
+        self._heads, self._fields = self._tables()
+        self.triggers = Triggers(self)
+        self.functions = FunctionTracer(self, self._function_address)
+        self._wanting: dict[int, list[tuple[TraceArray, EventFile]]] = {}
+        self.top = self._make_array("")
+        self.instances: dict[str, TraceArray] = {}
+        self.log.attach(self.top.ring, self._slow, self._call_site, self._function_address)
+
+    # -- arrays ------------------------------------------------------------------------------------------
+
+    def arrays(self) -> Iterator[TraceArray]:
+        """The top array, then the instances."""
+        yield self.top
+        yield from self.instances.values()
+
+    def _make_array(self, name: str) -> TraceArray:
+        files = (EventFile(layout.event, layout, self._numbers[layout.event.name]) for layout in self.layouts)
+        array = TraceArray(name, self.cpus, files, self.update, bool(name))
+        array.ring.lay_out(self._heads, self._fields)
+        return array
+
+    def mkdir(self, name: str) -> None:
+        """Make an instance (``instance_mkdir``). EEXIST."""
+        if name in self.instances:
+            raise KernelError(errno.EEXIST, f"there is an instance {name}")
+        self.instances[name] = self._make_array(name)
+
+    def rmdir(self, name: str) -> None:
+        """Remove an instance. ENOENT, EBUSY while something reads from it or triggers point to it."""
+        array = self.instances.get(name)
+        if array is None:
+            raise KernelError(errno.ENOENT, f"there is no instance {name}")
+        if array.references:
+            raise KernelError(errno.EBUSY, f"instance {name} is in use")
+        self.sync()
+        self.functions.forget(array)
+        del self.instances[name]
+        self.update()
+
+    # -- records -----------------------------------------------------------------------------------------
+
+    def _tables(self) -> tuple[np.ndarray, np.ndarray]:
+        """Layouts for the compiled code."""
+        heads = np.zeros((len(trace_ids.NAMES), 4), dtype=np.int64)
+        fields = np.zeros((len(trace_ids.NAMES), MAX_FIELDS, 3), dtype=np.int64)
+        kinds = {"word": WORD, "text": TEXT, "dynamic": DATA_LOC}
+        for layout in self.layouts:
+            number = self._numbers[layout.event.name]
+            flags = IRQS_OFF if layout.event.name in IRQS_OFF_EVENTS else 0
+            heads[number] = layout.event.id, flags, layout.size, len(layout.own)
+            for place, field in enumerate(layout.own):
+                kind = CALLER if field.name == "call_site" else kinds[field.kind]
+                fields[number, place] = field.offset, field.size, kind
+        return heads, fields
+
+    def _call_site(self, handle: int) -> int:
+        frames = self._depot.frames(handle)
+        return self._kallsyms.frame(frames[0], "kmalloc")[0] if frames else 0
+
+    def _function_address(self, name: str) -> int:
+        return self._kallsyms.symbol(name).address
+
+    def text_functions(self, array: TraceArray) -> dict[int, tuple[str, Callable[[bytes], str]]]:
+        """Name and text of each kind of record, by its number; ``hash-ptr`` says how pointers are shown."""
+        hashed = "hash-ptr" in array.options
+        if hashed not in self._texts:
+            self._texts[hashed] = LazyTexts(self.layouts, self.machine if hashed else self.plain)
+        return self._texts[hashed]
+
+    def function_name(self, address: int) -> str:
+        """``%ps``."""
+        text = self._kallsyms.symbolize(address)
+        name, _, rest = text.partition("+")
+        module = rest.partition(" ")[2]
+        return f"{name} {module}" if module else name
+
+    def symbol(self, address: int) -> str:
+        """``%pS``."""
+        return self._kallsyms.symbolize(address)
+
+    def tgid_column(self, pid: int) -> str:
+        """The process of a thread, as recorded with ``record-tgid``."""
+        tgid = self.comms.tgid(pid)
+        return f"({tgid:7d}) " if tgid else "(-------) "
+
+    def clock_value(self, array: TraceArray, ns: int) -> int:
+        """What an array's clock says at a time."""
+        if array.clock == "counter":
+            array.count += 1
+            return array.count
+        if array.clock == "uptime":
+            return ns // NS_PER_JIFFY
+        return ns * self._tsc_mhz // 1000 if array.clock == "x86-tsc" else ns
+
+    # -- delivering --------------------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """Bring what was emitted to the buffers."""
+        self.log.drain()
+        self.comms.learn(self.log.comm_of)
+
+    def update(self) -> None:
+        """What is on has changed: tell the emitters (and deliver what came before)."""
+        self.sync()
+        self._wanting.clear()
+        plain_clock = self.top.clock not in ("counter", "uptime", "x86-tsc")
+        for key, top in self.top.files.items():
+            wanting = [(array, array.files[key]) for array in self.arrays() if array.files[key].wanted]
+            self._wanting[top.number] = wanting
+            alone = len(wanting) == 1 and wanting[0][0] is self.top and self.top.records_all
+            plain = alone and top.plain and plain_clock
+            self.log.set_mode(top.number, (PLAIN if plain else SLOW) if wanting else OFF)
+
+    def _slow(self, index: int) -> None:
+        row = self.log.rows[index]
+        cpu, pid = int(row[CPU]), int(row[PID])
+        sample: Sample | None = None
+        for array, file in list(self._wanting[int(row[EVENT])]):
+            if not array.takes(cpu, pid):
+                continue
+            if sample is None and (file.filter is not None or file.triggers):
+                sample = self._sample(index)
+            self._deliver(array, file, index, sample)
+
+    def _sample(self, index: int) -> Sample:
+        row = [int(word) for word in self.log.rows[index, :7]]
+        comm = self.context.comms[row[COMM]]
+        return Sample(self.log.payload(index), row[CPU], row[PID], comm, row[TIME], row[STACK] or row[SITE])
+
+    def _deliver(self, array: TraceArray, file: EventFile, index: int, sample: Sample | None) -> None:
+        """One event for one array: triggers, filter, record (``trace_event_buffer_commit``)."""
+        hit = [trigger for trigger in file.triggers if sample is not None and trigger.matches(sample)]
+        for trigger in hit:
+            if trigger.filter is None and not trigger.after:
+                trigger.run(sample)
+        keep = file.recording and array.ring.on
+        for trigger in hit:
+            if trigger.filter is not None and not trigger.after:
+                trigger.run(sample)
+        if keep and (file.filter is None or (sample is not None and file.filter.matches(sample))):
+            self._record(array, index)
+        for trigger in hit:
+            if trigger.after:
+                trigger.run(sample)
+
+    def _record(self, array: TraceArray, index: int) -> None:
+        row = self.log.rows[index]
+        ns = int(row[TIME])
+        was, array.ring.on = array.ring.on, True
+        row[TIME] = self.clock_value(array, ns)
+        self.log.record(array.ring, index)
+        row[TIME] = ns
+        array.ring.on = was
+        if "stacktrace" in array.options:
+            self.write_stack(array, int(row[CPU]), ns, int(row[PID]), int(row[STACK]) or int(row[SITE]))
+
+    def stack(self, handle: int) -> tuple[int, ...]:
+        """The addresses of a call stack, innermost first."""
+        return self._kallsyms.addresses(handle)
+
+    def write_stack(self, array: TraceArray, cpu: int, ns: int, pid: int, handle: int) -> None:
+        """Record a call stack."""
+        array.ring.write(cpu, self.clock_value(array, ns), stack_record(pid, self.stack(handle)))
+
+    # -- messages ----------------------------------------------------------------------------------------
+
+    def marker(self, array: TraceArray, data: bytes, caller_pid: int) -> int:
+        """``trace_marker``: a message from user space. EINVAL when markers are off. The bytes taken."""
+        if "markers" not in array.options:
+            raise KernelError(errno.EINVAL, "the option markers is off")
+        self.sync()
+        taken = data[: MARKER_MAX - 2]
+        text = taken if taken.endswith(b"\n") else taken + b"\n"
+        ip = self._kallsyms.frame(MARKER_SYMBOL)[0]
+        self._write_own(array, print_record(caller_pid, ip, text))
+        return len(data) if len(taken) == len(data) else len(taken)
+
+    def marker_raw(self, array: TraceArray, data: bytes, caller_pid: int) -> int:
+        """``trace_marker_raw``: a number and bytes. EINVAL for less than a number or when markers are off."""
+        if "markers" not in array.options or len(data) < 4 or len(data) > MARKER_MAX:
+            raise KernelError(errno.EINVAL, "trace_marker_raw takes a number of 4 bytes and up to 4072 more")
+        self.sync()
+        self._write_own(array, raw_record(caller_pid, data))
+        return len(data)
+
+    def _write_own(self, array: TraceArray, record: bytes) -> None:
+        array.expand()
+        array.ring.write(self.context.cpu, self.clock_value(array, self.context.now), record)
+
+    def event(self, system: str, name: str) -> Event:
+        """A declared event. ENOENT."""
+        return self.top.file(system, name).event
+
+    def ftrace_layout(self, name: str) -> Layout:
+        """One of ftrace's own events."""
+        return next(layout for layout in self.ftrace if layout.event.name == name)
+
+
+class LazyTexts(dict[int, tuple[str, Callable[[bytes], str]]]):
+    """Functions that make texts, each compiled when a record needs it."""
+
+    def __init__(self, layouts: list[Layout], machine: Machine) -> None:
+        super().__init__()
+        self._layouts = {layout.event.id: layout for layout in layouts}
+        self.machine = machine
+
+    def __missing__(self, number: int) -> tuple[str, Callable[[bytes], str]]:
+        layout = self._layouts[number]
+        self[number] = made = layout.event.name, compile_print_fmt(layout, self.machine)
+        return made

@@ -1,0 +1,216 @@
+"""Records as text: the header of ``trace``, the columns before an event, the event (kernel/trace/trace_output.c)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kmemd.debug.trace_ftrace import FUNCTION, GRAPH_ENTRY, GRAPH_EXIT, PRINT, RAW_DATA, STACK
+from kmemd.debug.trace_graph import GraphText
+
+if TYPE_CHECKING:
+    from kmemd.debug.trace import Tracing
+    from kmemd.debug.trace_array import TraceArray
+
+IRQS_OFF, NEED_RESCHED, HARDIRQ, SOFTIRQ = 0x01, 0x04, 0x08, 0x10
+
+
+def usecs(ns: int) -> tuple[int, int]:
+    """Seconds and microseconds, rounded as the kernel does (``ns2usecs``)."""
+    return divmod((ns + 500) // 1000, 1_000_000)
+
+
+def irq_columns(flags: int, preempt: int) -> str:
+    """The five columns of state (``trace_print_lat_fmt``)."""
+    context = {0: ".", HARDIRQ: "h", SOFTIRQ: "s", HARDIRQ | SOFTIRQ: "H"}[flags & (HARDIRQ | SOFTIRQ)]
+    depth, migrate = (f"{count:x}" if count else "." for count in (preempt & 15, preempt >> 4))
+    return f"{'d' if flags & IRQS_OFF else '.'}{'n' if flags & NEED_RESCHED else '.'}{context}{depth}{migrate}"
+
+
+IRQ_COLUMNS = {flags << 8 | preempt: irq_columns(flags, preempt) for flags in range(32) for preempt in range(256)}
+
+
+def header(array: TraceArray, online: int) -> str:
+    """What stands above the records (``trace_default_header``)."""
+    if "context-info" not in array.options:
+        return ""
+    entries, written = array.counts()
+    if array.tracer == "function_graph":
+        return GraphText.header(array.graph_options)
+    if "latency-format" in array.options:
+        return _latency_header(array, entries, written, online)
+    head = f"# tracer: {array.tracer}\n#\n"
+    info = f"# entries-in-buffer/entries-written: {entries}/{written}   #P:{online}\n#\n"
+    tgid = "record-tgid" in array.options
+    if "irq-info" not in array.options:
+        names = f"#           TASK-PID    {'TGID     ' if tgid else ''} CPU#     TIMESTAMP  FUNCTION\n"
+        rule = f"#              | |      {'  |      ' if tgid else ''}   |         |         |\n"
+        return head + info + names + rule
+    room = " " * (12 if tgid else 2)
+    rows = (
+        f"#                            {room}  _-----=> irqs-off/BH-disabled\n",
+        f"#                            {room} / _----=> need-resched\n",
+        f"#                            {room}| / _---=> hardirq/softirq\n",
+        f"#                            {room}|| / _--=> preempt-depth\n",
+        f"#                            {room}||| / _-=> migrate-disable\n",
+        f"#                            {room}|||| /     delay\n",
+        f"#           TASK-PID  {'     TGID   '[: len(room)]} CPU#  |||||  TIMESTAMP  FUNCTION\n",
+        f"#              | |    {'       |    '[: len(room)]}   |   |||||     |         |\n",
+    )
+    return head + info + "".join(rows)
+
+
+def _latency_header(array: TraceArray, entries: int, written: int, online: int) -> str:
+    rule = "#    -----------------\n"
+    return (
+        f"# tracer: {array.tracer}\n#\n# {array.tracer} latency trace v1.1.5 on 6.1.0\n"
+        "# --------------------------------------------------------------------\n"
+        f"# latency: 0 us, #{entries}/{written}, CPU#0 | (M:server VP:0, KP:0, SP:0 HP:0 #P:{online})\n"
+        f"{rule}#    | task: -0 (uid:0 nice:0 policy:0 rt_prio:0)\n{rule}#\n"
+        "#                    _------=> CPU#            \n"
+        "#                   / _-----=> irqs-off/BH-disabled\n"
+        "#                  | / _----=> need-resched    \n"
+        "#                  || / _---=> hardirq/softirq \n"
+        "#                  ||| / _--=> preempt-depth   \n"
+        "#                  |||| / _-=> migrate-disable \n"
+        "#                  ||||| /     delay           \n"
+        "#  cmd     pid     |||||| time  |   caller     \n"
+        "#     \\   /        ||||||  \\    |    /       \n"
+    )
+
+
+class Printer:
+    """Makes the lines of one array's records; keeps what function_graph needs from line to line."""
+
+    def __init__(self, tracing: Tracing, array: TraceArray) -> None:
+        self._tracing = tracing
+        self._array = array
+        self._graph = GraphText(tracing, array)
+        options = array.options
+        self._context = "context-info" in options
+        self._irq = "irq-info" in options
+        self._tgid = "record-tgid" in options
+        self._latency = "latency-format" in options
+        self._comms = tracing.comms
+        self._in_ns = array.clock not in ("counter", "x86-tsc", "uptime")
+        self._prefixes: dict[tuple[int, bytes], str] = {}
+        self._makers: dict[bytes, tuple[str, Callable[[bytes], str]]] = {}
+        self._events = tracing.text_functions(array)
+        self._first: int | None = None
+        self._last_second = -1
+        self._second = ""
+
+    def line(self, cpu: int, ns: int, record: bytes) -> str:
+        """A record's line, with its newline."""
+        maker = self._makers.get(record[:2])
+        if maker is None:
+            number = record[0] | record[1] << 8
+            if number in (GRAPH_ENTRY, GRAPH_EXIT):
+                return self._graph.line(cpu, ns, number, record)
+            special = _SPECIAL.get(number)
+            if special is not None:
+                return (self._columns_of(cpu, ns, record) if self._context else "") + special(self, record)
+            name, text_of = self._events[number]
+            maker = self._makers[record[:2]] = f"{name}: ", text_of
+        columns = self._columns_of(cpu, ns, record) if self._context else ""
+        return f"{columns}{maker[0]}{maker[1](record)}\n"
+
+    def rest(self) -> str:
+        """What was held back until the next record."""
+        return self._graph.rest()
+
+    def _columns_of(self, cpu: int, ns: int, record: bytes) -> str:
+        key = cpu, record[2:8]
+        prefix = self._prefixes.get(key)
+        if prefix is None:
+            prefix = self._prefixes[key] = self._prefix(cpu, record)
+        if not self._in_ns:
+            return f"{prefix} {ns:>12d}: "
+        if self._latency:
+            self._first = ns if self._first is None else self._first
+            return f"{prefix} {(ns - self._first + 500) // 1000:4d}us : "
+        micros = (ns + 500) // 1000
+        seconds = micros // 1_000_000
+        if seconds != self._last_second:
+            self._last_second, self._second = seconds, f" {seconds:5d}."
+        return f"{prefix}{self._second}{micros % 1_000_000:06d}: "
+
+    def _prefix(self, cpu: int, record: bytes) -> str:
+        """The columns before the time, the same for all records of a task on a CPU."""
+        pid = int.from_bytes(record[4:8], "little", signed=True)
+        comm, state = self._comms.find(pid), IRQ_COLUMNS[record[2] << 8 | record[3]]
+        if self._latency:
+            return f"{comm[:8]:>8}-{pid:<7d} {cpu:3d}{state}"
+        tgid = self._tracing.tgid_column(pid) if self._tgid else ""
+        return f"{comm:>16}-{pid:<7d} {tgid}[{cpu:03d}] {state if self._irq else ''}"
+
+    # what is not an event of its own
+
+    def _print(self, record: bytes) -> str:
+        where = int.from_bytes(record[8:16], "little")
+        text = record[16:].split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+        return f"{self._tracing.function_name(where)}: {text}"
+
+    def _raw(self, record: bytes) -> str:
+        number = int.from_bytes(record[8:12], "little")
+        return f"# {number:x} buf:" + "".join(f" {byte:02x}" for byte in record[12:]) + "\n"
+
+    def _function(self, record: bytes) -> str:
+        ip, parent = (int.from_bytes(record[at : at + 8], "little") for at in (8, 16))
+        symbol = self._tracing.symbol if "sym-offset" in self._array.options else self._tracing.function_name
+        text = symbol(ip)
+        if "print-parent" in self._array.options:
+            text += f" <-{symbol(parent)}"
+        return text + "\n"
+
+    def _stack(self, record: bytes) -> str:
+        count = int.from_bytes(record[8:12], "little")
+        frames = (int.from_bytes(record[16 + 8 * i : 24 + 8 * i], "little") for i in range(count))
+        symbol = self._tracing.symbol if "sym-offset" in self._array.options else self._tracing.function_name
+        return "<stack trace>\n" + "".join(f" => {symbol(frame)}\n" for frame in frames)
+
+
+_SPECIAL: dict[int, Callable[[Printer, bytes], str]] = {
+    PRINT: Printer._print,
+    RAW_DATA: Printer._raw,
+    FUNCTION: Printer._function,
+    STACK: Printer._stack,
+}
+
+
+def merged(array: TraceArray, cpus: range | tuple[int, ...]) -> Iterator[tuple[int, int, bytes]]:
+    """CPU, time and record of what the buffers hold at this moment, in the order of time."""
+    shots = [array.ring.snapshot(cpu) for cpu in cpus]
+    sizes = [rows.shape[1] for rows, _ in shots]
+    times = np.concatenate([rows[0] for rows, _ in shots])
+    owners = np.repeat(np.arange(len(sizes)), sizes)
+    order = np.argsort(times, kind="stable")
+    datas = [data.tobytes() for _, data in shots]
+    rows = np.concatenate([rows for rows, _ in shots], axis=1)
+    for begin in range(0, len(order), 4096):
+        part = order[begin : begin + 4096]
+        columns = rows[:, part]
+        for owner, ns, at, length in zip(owners[part].tolist(), *columns.tolist(), strict=True):
+            yield cpus[owner], ns, datas[owner][at : at + length]
+
+
+def trace_text(tracing: Tracing, array: TraceArray, cpu: int | None, online: int) -> Iterator[str]:
+    """The ``trace`` file: a header, then everything in the buffers."""
+    cpus: tuple[int, ...] = tuple(range(array.cpus)) if cpu is None else (cpu,)
+    yield header(array, online)
+    printer = Printer(tracing, array)
+    annotate = "annotate" in array.options and any(int(array.ring.state[number, 7]) for number in cpus)
+    started: set[int] = set()
+    lines: list[str] = []
+    for index, (number, ns, record) in enumerate(merged(array, cpus)):
+        if annotate and number not in started:
+            started.add(number)
+            if index > 0:
+                lines.append(f"##### CPU {number} buffer started ####\n")
+        lines.append(printer.line(number, ns, record))
+        if len(lines) >= 256:
+            yield "".join(lines)
+            lines.clear()
+    yield "".join(lines) + printer.rest()
