@@ -104,6 +104,7 @@ class Mappings(RuleBasedStateMachine):
         mapped = 0
         while mapped < pages and start + mapped in self.model:
             mapped += 1
+        before = [self.model[page].flags for page in range(start, start + mapped)]
         for page in range(start, start + mapped):
             old = self.model[page]
             flags = old.flags & ~VM_ACCESS_FLAGS | prot
@@ -113,7 +114,8 @@ class Mappings(RuleBasedStateMachine):
         try:
             self.space.mprotect(self.address(start), pages * PAGE, prot)
             assert mapped == pages
-            self.merged_around(start, start + pages)
+            if all(self.model[start + n].flags != flags for n, flags in enumerate(before)):
+                self.merged_around(start, start + pages)  # a mapping that stays as it is is left alone
         except KernelError:
             assert mapped < pages
 
