@@ -1,4 +1,4 @@
-"""The thread that makes huge pages, wired to what it uses (hugepage_init, start_stop_khugepaged).
+"""Huge pages of user memory and the thread that makes them, wired (hugepage_init, hugetlb_init).
 
 A part of ``user_memory.py`` in a module of its own.
 """
@@ -8,6 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kmemd.errors import KernelError
+from kmemd.mm.huge_pmd import TransparentHuge
+from kmemd.mm.huge_split import HugeSplit
+from kmemd.mm.hugetlb_vm import HugetlbVm
 from kmemd.mm.khugepaged import Khugepaged
 from kmemd.mm.mm_types import Mm, Vma
 from kmemd.mm.signals import Signal
@@ -58,4 +61,50 @@ def make_khugepaged(kernel: Kernel, user: Any) -> Khugepaged:
         swap_in,
         user.run_as,
         charge,
+    )
+
+
+def make_huge_split(kernel: Kernel, user: Any) -> HugeSplit:
+    """Huge pages that are made into small ones."""
+    return HugeSplit(
+        kernel.pages,
+        user.huge_pages,
+        user.lru,
+        kernel.page_alloc,
+        kernel.vmstat,
+        kernel.owner,
+        len(kernel.nodes),
+        lambda head: user.thp.split_mappings(head),
+    )
+
+
+def make_thp(kernel: Kernel, user: Any) -> TransparentHuge:
+    """Transparent huge pages."""
+    return TransparentHuge(
+        kernel.huge_memory,
+        user.huge_pages,
+        user.huge_split,
+        user.khugepaged_slots,
+        user.mmu,
+        user.tables,
+        kernel.pages,
+        user.rmap,
+        user.lru,
+        kernel.page_alloc,
+        kernel.mempolicy,
+        kernel.vmstat,
+    )
+
+
+def make_hugetlb_vm(kernel: Kernel, user: Any) -> HugetlbVm:
+    """Mappings of hugetlb's."""
+    return HugetlbVm(
+        kernel.hugetlb,
+        user.page_cache,
+        user.mmu,
+        user.tables,
+        user.rmap,
+        kernel.mempolicy,
+        kernel.printk,
+        user.huge_pages,
     )

@@ -5,14 +5,12 @@ What Linux does in ``start_kernel`` and ``mm_init`` (init/main.c), in that order
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from random import Random
 
-from kmemd import kernel_guards, kernel_memory
+from kmemd import kernel_guards, kernel_memory, kernel_oom
 from kmemd.boot import log as boot_log
 from kmemd.boot import populate
 from kmemd.command_state import CommandState
-from kmemd.core import trace_ids as ev
 from kmemd.core.buddy import MIGRATE_UNMOVABLE, Buddy
 from kmemd.core.context import Context
 from kmemd.core.lru import Lru
@@ -36,7 +34,6 @@ from kmemd.mm.direct_map import DirectMap, from_meminfo, map_memory
 from kmemd.mm.do_exit import DoExit
 from kmemd.mm.drop_caches import DropCaches
 from kmemd.mm.dump_stack import DumpStack
-from kmemd.mm.fault_inject import FailPageAlloc, FailSlab
 from kmemd.mm.file_table import FileTable
 from kmemd.mm.fork import ThreadStacks
 from kmemd.mm.handles import Handles
@@ -59,23 +56,19 @@ from kmemd.mm.mm_counters import MmCounters
 from kmemd.mm.mmap import Mmap, free_kb_at_init
 from kmemd.mm.mmzone import Node, Zone
 from kmemd.mm.node_reclaim import NodeReclaim
-from kmemd.mm.oom_adj import OomAdj
-from kmemd.mm.oom_kill import OomKill, OomReaper
-from kmemd.mm.oom_report import OomReport, SlabUse
 from kmemd.mm.page_alloc import PageAllocator
 from kmemd.mm.page_flags import PageFlags
 from kmemd.mm.page_writeback import PageWriteback
 from kmemd.mm.panic import Taint
 from kmemd.mm.params import CommandLine
 from kmemd.mm.preempt import Preempt
-from kmemd.mm.printk import KERN_INFO, KERN_WARNING, Printk
+from kmemd.mm.printk import KERN_INFO, Printk
 from kmemd.mm.psi import Monitor, Psi
 from kmemd.mm.ratelimit import RateLimit
 from kmemd.mm.relief import MemoryPressure
 from kmemd.mm.sched import Task, TaskTable
 from kmemd.mm.set_memory import SetMemory
 from kmemd.mm.show_mem import ShowMem, hugetlb_lines
-from kmemd.mm.slab_flags import SLAB_RECLAIM_ACCOUNT
 from kmemd.mm.stackdepot import StackDepot
 from kmemd.mm.swap import Swap
 from kmemd.mm.swapfile import SwapFiles
@@ -117,7 +110,7 @@ class Kernel:
         self.init_mm = kernel_memory.make_init_mm(self)
         self.oops = kernel_memory.make_oops(self)
         self.set_memory: SetMemory = SetMemory(self.init_mm, self.dump_stack)
-        self._init_fault_injection()
+        self.fail_slab, self.fail_page_alloc = kernel_guards.make_fault_injection(self)
         self.kfence = kernel_guards.make_kfence(self)
         self.usercopy = kernel_guards.make_usercopy(self)
         self.kernel_write = kernel_guards.make_kernel_write(self)
@@ -309,52 +302,16 @@ class Kernel:
 
     def _init_oom(self) -> None:
         """The OOM killer: it ends tasks by means that are made after the page allocator (oom_init)."""
-        tasks, bits = self.tasks, self.machine.long_bits
         self._init_exit()
-        report = OomReport(
-            self.context,
-            self.printk,
-            self.dump_stack,
-            self.show_mem,
-            self.mm_counters,
-            self.vmstat,
-            self._unreclaimable_slabs,
-            lambda memcg: self.memcg_stat.lines(memcg),
-        )
-        self.oom_kill = OomKill(
-            self.nodes,
-            tasks.in_order_of_fork,
-            self._executing,
-            lambda: (self.totalram_pages(), self.swap.total_pages),
-            self.mm_counters,
-            self.vmstat,
-            report,
-            OomReaper(self.context, self.clock, report, lambda mm: self.user.zap.reap(mm)),
-            self.do_exit,
-            long_bits=bits,
-        )
-        self.oom_adj = OomAdj(
-            tasks.in_order_of_fork,
-            lambda text: self.printk.log(KERN_WARNING, text),
-            lambda: (self.context.comm, self.context.pid),
-            lambda pid, comm, value: self.context.trace.emit(ev.OOM_SCORE_ADJ_UPDATE, pid, comm, value),
-        )
+        self.oom_kill = kernel_oom.make_oom_kill(self, self._executing)
+        self.oom_adj = kernel_oom.make_oom_adj(self)
         self.ratelimit = RateLimit(
             lambda: self.context.now,
             self.printk,
             lambda: self.kernel_sysctl.printk_ratelimit,
             lambda: self.kernel_sysctl.printk_ratelimit_burst,
         )
-        self.bad_area = BadArea(
-            self.context,
-            self.printk,
-            self.user_mode,
-            self.ratelimit,
-            self.dump_stack,
-            lambda cpu: (cpu, 0),
-            long_bits=bits,
-            print_fatal_signals=int(self.cmdline.has("print-fatal-signals")),
-        )
+        self.bad_area: BadArea = kernel_oom.make_bad_area(self)
 
     def _init_cgroups(self) -> None:
         """Control groups, the memory controller and pressure accounting (cgroup_init, mem_cgroup_init, psi_init)."""
@@ -394,24 +351,11 @@ class Kernel:
         """What cgroup_disable= names."""
         return [name for value in self.cmdline.all("cgroup_disable") for name in value.split(",")]
 
-    def _init_fault_injection(self) -> None:
-        """Failures made on purpose (fault_create_debugfs_attr)."""
-        parts = (self.context, self.tasks, self.rng, self.printk, self.dump_stack, self.cmdline)
-        self.fail_slab = self.slub.fail = FailSlab(*parts)
-        self.fail_page_alloc = self.page_alloc.fail = FailPageAlloc(*parts)
-
     def _executing(self) -> Task | None:
         """The task that executes: the one whose memory is being accessed, if any is."""
         access = self.user_mode.access
         found: Task | None = access.task if access is not None else None
         return found or self.tasks.current()
-
-    def _unreclaimable_slabs(self) -> Iterator[SlabUse]:
-        """What each cache that cannot be reclaimed uses, the newest first, for the OOM report."""
-        for cache in self.slub.caches:
-            if not cache.flags & SLAB_RECLAIM_ACCOUNT:
-                active, objects, _ = self.slub.slab_counts(cache)
-                yield cache.name, active * cache.size, objects * cache.size
 
     def _init_allocators(self) -> None:
         """What is built on pages, and the instruments that watch it (mm_init, fork_init)."""

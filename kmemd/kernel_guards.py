@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kmemd.debug.kallsyms import ETEXT
+from kmemd.mm.fault_inject import FailPageAlloc, FailSlab
 from kmemd.mm.gfp import GFP_KERNEL
 from kmemd.mm.kernel_write import KernelWrite
 from kmemd.mm.kfence import POOL_ORDER, Kfence
@@ -88,3 +89,11 @@ def make_kernel_write(kernel: Kernel) -> KernelWrite:
     return KernelWrite(
         kernel.layout, kernel.pages, lambda: kernel.contents, kernel.slub, kernel.kfence, kernel.page_poison
     )
+
+
+def make_fault_injection(kernel: Kernel) -> tuple[FailSlab, FailPageAlloc]:
+    """Failures made on purpose (fault_create_debugfs_attr)."""
+    parts = (kernel.context, kernel.tasks, kernel.rng, kernel.printk, kernel.dump_stack, kernel.cmdline)
+    slab, pages = FailSlab(*parts), FailPageAlloc(*parts)
+    kernel.slub.fail, kernel.page_alloc.fail = slab, pages
+    return slab, pages

@@ -21,7 +21,7 @@ from kmemd.core.pages import PG_HEAD
 from kmemd.core.ptes import PteRanges
 from kmemd.core.swap_fault import SwapFaults
 from kmemd.errors import KernelError
-from kmemd.huge_pages import make_khugepaged
+from kmemd.huge_pages import make_huge_split, make_hugetlb_vm, make_khugepaged, make_thp
 from kmemd.memory_pressure import PageReclaim
 from kmemd.mm import gfp as g
 from kmemd.mm.clock import HZ, NSEC_PER_SEC
@@ -37,9 +37,7 @@ from kmemd.mm.fork import Fork
 from kmemd.mm.holders import Holders
 from kmemd.mm.huge_page import HugePages
 from kmemd.mm.huge_pmd import TransparentHuge
-from kmemd.mm.huge_split import HugeSplit
 from kmemd.mm.hugetlb_migrate import HugetlbMigrate
-from kmemd.mm.hugetlb_vm import HugetlbVm
 from kmemd.mm.khugepaged import Khugepaged, KhugepagedSlots
 from kmemd.mm.layout import PHYSICAL_START, X86_64
 from kmemd.mm.madvise import Madvise
@@ -224,42 +222,11 @@ class UserMemory:
         kernel = self._kernel
         spans = [(zone.start_pfn, zone.end_pfn, zone.nid) for zone in kernel.zones]
         huge = HugePages(kernel.pages, self.mmu, kernel.context, kernel.machine.latency.zero_page, spans)
-        self.huge_split = HugeSplit(
-            kernel.pages,
-            huge,
-            self.lru,
-            kernel.page_alloc,
-            kernel.vmstat,
-            kernel.owner,
-            len(kernel.nodes),
-            lambda head: self.thp.split_mappings(head),
-        )
-        self.khugepaged_slots = KhugepagedSlots(kernel.huge_memory)
-        self.thp: TransparentHuge = TransparentHuge(
-            kernel.huge_memory,
-            huge,
-            self.huge_split,
-            self.khugepaged_slots,
-            self.mmu,
-            self.tables,
-            kernel.pages,
-            self.rmap,
-            self.lru,
-            kernel.page_alloc,
-            kernel.mempolicy,
-            kernel.vmstat,
-        )
-        self.hugetlb_vm = HugetlbVm(
-            kernel.hugetlb,
-            self.page_cache,
-            self.mmu,
-            self.tables,
-            self.rmap,
-            kernel.mempolicy,
-            kernel.printk,
-            huge,
-        )
         self.huge_pages = huge
+        self.huge_split = make_huge_split(kernel, self)
+        self.khugepaged_slots = KhugepagedSlots(kernel.huge_memory)
+        self.thp: TransparentHuge = make_thp(kernel, self)
+        self.hugetlb_vm = make_hugetlb_vm(kernel, self)
 
     def _migration(self) -> None:
         """Pages that move, and NUMA balancing, which moves them."""

@@ -29,6 +29,7 @@ RANKS = {
     "block_storage": 6,
     "swap_storage": 6,
     "kernel_memory": 6,
+    "kernel_oom": 6,
     "kernel_guards": 6,
     "huge_pages": 6,
     "memory_pressure": 6,

@@ -69,3 +69,22 @@ class Parts:
     swap: SwapSpace
     numa: Balancing
     files: FileCache
+
+
+class Task(Protocol):
+    """The process that accesses memory."""
+
+    killed: int
+    utime_ns: int
+    stime_ns: int
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def mm(self) -> Mm | None: ...
+
+
+class Stacks(Protocol):
+    """Mappings that grow (mm/mmap.c ``expand_stack``)."""
+
+    def expand_stack(self, task: Any, address: int) -> Vma: ...

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +24,8 @@ from kmemd.core.pte import ACCESSED, DIRTY, NX, PFN_MASK, PFN_SHIFT, PRESENT, PR
 from kmemd.core.ptes import PteRanges
 from kmemd.errors import KernelError
 from kmemd.mm.contents import Contents
-from kmemd.mm.fault_parts import Parts
+from kmemd.mm.copy_range import CopyRange
+from kmemd.mm.fault_parts import Parts, Stacks, Task
 from kmemd.mm.memcontrol import MemControl
 from kmemd.mm.memcontrol_group import MemCgroup
 from kmemd.mm.mempolicy import Mempolicy
@@ -36,9 +36,6 @@ from kmemd.mm.mm_types import (
     VM_EXEC,
     VM_HUGETLB,
     VM_LOCKED,
-    VM_MAYWRITE,
-    VM_MIXEDMAP,
-    VM_PFNMAP,
     VM_RAND_READ,
     VM_READ,
     VM_SEQ_READ,
@@ -55,7 +52,7 @@ from kmemd.mm.stackdepot import StackDepot
 from kmemd.mm.units import PAGE_SHIFT
 from kmemd.mm.user_regs import UserMode
 from kmemd.mm.vmstat import VmStat
-from kmemd.mm.zap import ZAP_ROWS, ZapPages
+from kmemd.mm.zap import ZapPages
 
 Rows = npt.NDArray[np.int64]
 Vpns = npt.NDArray[np.int64]
@@ -73,25 +70,6 @@ ROOMY = 4
 CHARGE_FRAMES = ("mem_cgroup_charge.constprop.0", *FAULT_FRAMES[2:])
 VDSO_PAGE, VVAR_PAGE = 1, 2
 """Pages of the kernel's data behind the shared zero page."""
-
-
-class Task(Protocol):
-    """The process that accesses memory."""
-
-    killed: int
-    utime_ns: int
-    stime_ns: int
-
-    @property
-    def pid(self) -> int: ...
-    @property
-    def mm(self) -> Mm | None: ...
-
-
-class Stacks(Protocol):
-    """Mappings that grow (mm/mmap.c ``expand_stack``)."""
-
-    def expand_stack(self, task: Any, address: int) -> Vma: ...
 
 
 class Memory:
@@ -142,6 +120,7 @@ class Memory:
         self._task: Task | None = None
         self._vmas: list[Vma] = []
         self._rows: dict[int, tuple[Mm, int, int, Rows]] = {}
+        self.copy_range = CopyRange(mmu, ptes, tables, parts)
         mmu.supply = self._supply
         mmu.make_table = tables.ensure
         mmu.copied = contents.copy
@@ -600,37 +579,6 @@ class Memory:
             self.lru.mlock(np.array([pfn], dtype=np.int64), MLOCK_NEW)
         else:
             self.lru.add(pfn)
-
-    # -- fork --------------------------------------------------------------------------------------------
-
-    def copy_steps(self, child: Mm, new: Vma, parent: Mm, vma: Vma) -> Iterator[None]:
-        """Have a child's mapping show the parent's pages, some tables between two yields (copy_page_range); those
-        of files are left to faults. ENOMEM.
-        """
-        if vma.anon_vma is None and not vma.flags & (VM_PFNMAP | VM_MIXEDMAP):
-            return
-        if vma.flags & VM_HUGETLB:
-            self._parts.hugetlb.copy(child, parent, new, vma)
-            return
-        at, last = vma.vpn, vma.end >> PAGE_SHIFT
-        while len(rows := self.mmu.extents(parent.id, at, last)):
-            rows = rows[:ZAP_ROWS]
-            self._copy_rows(child, new, parent, vma, rows)
-            at = int(rows[-1, 0] + rows[-1, 1])
-            if at >= last:
-                break
-            yield
-
-    def _copy_rows(self, child: Mm, new: Vma, parent: Mm, vma: Vma, rows: Rows) -> None:
-        """The entries of some tables (copy_pmd_range). ENOMEM."""
-        cow = vma.flags & (VM_SHARED | VM_MAYWRITE) == VM_MAYWRITE
-        small = np.ascontiguousarray(rows[rows[:, 3] == 0])
-        targets = np.array([self.tables.ensure(child.id, vpn) for vpn in small[:, 0].tolist()], dtype=np.int64)
-        swapped = self.ptes.copy(child.id, small, targets, cow) if len(small) else 0
-        if swapped:
-            self._parts.swap.duplicate(self.ptes.swapped[:swapped].copy())
-        for vpn, _, slot, _ in rows[rows[:, 3] > 0].tolist():
-            self._parts.huge.copy(child, new, parent, vma, vpn, slot)
 
     # -- for who changes mappings -------------------------------------------------------------------------
 

@@ -109,7 +109,7 @@ class MmStructs:
             rmap.fork(child, new, vma)
         rmap.link(child, new)
         if not wiped:
-            for _ in self._memory.copy_steps(child, new, parent, vma):
+            for _ in self._memory.copy_range.steps(child, new, parent, vma):
                 self._memory.mmu.flush_mm(parent.id)
                 yield
 
