@@ -18,6 +18,7 @@ COVERED = (
     "sys/class/bdi",
     "sys/fs/cgroup",
     "sys/kernel/mm",
+    "sys/module",
     "sys/kernel/slab",
     "sys/kernel/debug",
     "sys/kernel/tracing",

@@ -1,4 +1,4 @@
-"""``/proc/modules`` (kernel/module/procfs.c): the modules that call sites of the model are in."""
+"""``/proc/modules`` and ``/sys/module`` (kernel/module/procfs.c, sysfs.c): the modules that call sites are in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from collections.abc import Iterator
 from kmemd.debug.kallsyms import show_values
 from kmemd.kernel import Kernel
 from kmemd.mm.units import PAGE_SIZE
-from kmemd.views.tree import Caller, proc
+from kmemd.views.tree import Caller, proc, sysfs
+
+MODULE = "module/{module}"
+
+
+def _span(kernel: Kernel, name: str) -> tuple[int, int]:
+    """Where a module's text begins, and its bytes in whole pages."""
+    own = [symbol for symbol in kernel.kallsyms.symbols() if symbol.module == name]
+    start = min(symbol.address for symbol in own)
+    end = max(symbol.address + symbol.size for symbol in own)
+    return start, -(-(end - start) // PAGE_SIZE) * PAGE_SIZE
 
 
 @proc.file("modules", caller=True)
@@ -16,8 +26,32 @@ def modules(kernel: Kernel, caller: Caller) -> Iterator[str]:
     knobs = kernel.kernel_sysctl
     shown = show_values(caller.uid, knobs.kptr_restrict, knobs.perf_event_paranoid)
     for name in reversed(kernel.kallsyms.modules()):
-        own = [symbol for symbol in kernel.kallsyms.symbols() if symbol.module == name]
-        start = min(symbol.address for symbol in own)
-        end = max(symbol.address + symbol.size for symbol in own)
-        size = -(-(end - start) // PAGE_SIZE) * PAGE_SIZE
+        start, size = _span(kernel, name)
         yield f"{name} {size} 0 - Live 0x{kernel.layout.format_address(start if shown else 0)}\n"
+
+
+@sysfs.keys(MODULE)
+def module_names(kernel: Kernel) -> list[str]:
+    """A directory for each module, beside those of built-in parameters."""
+    return list(kernel.kallsyms.modules())
+
+
+sysfs.dir(f"{MODULE}/holders")
+
+
+@sysfs.file(f"{MODULE}/coresize", mode=0o444)
+def coresize(kernel: Kernel, module: str) -> str:
+    """Bytes of the module."""
+    return f"{_span(kernel, module)[1]}\n"
+
+
+@sysfs.file(f"{MODULE}/initstate", mode=0o444)
+def initstate(kernel: Kernel, module: str) -> str:
+    """Whether it is loaded, or about to be."""
+    return "live\n"
+
+
+@sysfs.file(f"{MODULE}/refcnt", mode=0o444)
+def refcnt(kernel: Kernel, module: str) -> str:
+    """How many use it."""
+    return "0\n"

@@ -140,7 +140,7 @@ class _ArrayPattern(Pattern):
         return (key,)
 
     def name(self, key: Any) -> str:
-        return str(key.name)
+        return key if isinstance(key, str) else str(key.name)
 
 
 INSTANCES = tracefs.dir("instances", 0o750)

@@ -39,7 +39,7 @@ WATCHERS = {
     "atop": ["atop", "-P", "MEM,SWP,PAG,PSI", "1", "2"],
 }
 ROUND = (
-    "access hog anon+190M 20M w",
+    "access hog anon 230M w pattern=random n=6000",
     "read_file /mnt/read n=8M",
     "write_file /mnt/written n=8M",
     "access hog anon 8M r",

@@ -78,7 +78,7 @@ def test_a_signal_ends_a_large_process_in_slices(system: System, monkeypatch: py
 
 
 def test_fork_copies_in_slices_and_nobody_may_write_meanwhile(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kmemd.mm.memory.ZAP_ROWS", 8)
+    monkeypatch.setattr("kmemd.mm.copy_range.ZAP_ROWS", 8)
     system.command("access p m 4K w")  # the TLB knows it as writable
     stops = 0
     for _ in steps(system, "q = fork p", monkeypatch):
