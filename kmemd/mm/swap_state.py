@@ -236,6 +236,11 @@ class SwapState:
             return slots
         pfns = np.ascontiguousarray(self._charged(slots, self._alloc(task, vma, vpn, len(slots))))
         slots = slots[: len(pfns)]
+        stale = (self.files.counts(slots) == 0) | (self.files.cached(slots) >= 0)
+        if stale.any():  # reclaim for these pages, or a kill, gave the slot back or read it meanwhile
+            left = int(stale.argmax())
+            self._cache.release(pfns[left:], listed=False)
+            slots, pfns = slots[:left], pfns[:left]
         if not len(pfns):
             return pfns
         self._pages.flags[pfns] |= _FRESH
