@@ -100,10 +100,6 @@ class Scanner:
                     return _TOP
         return -1
 
-    def free_order(self, pfn: cython.longlong) -> int:
-        """The order of the free block that begins at a page, -1 without one."""
-        return self._free_order(pfn)
-
     def holds(self, low: cython.longlong, high: cython.longlong, lru: cython.bint, free: cython.bint) -> bool:
         """Whether a sample of every eighth page has one on an LRU list, or a free block (__reset_isolation_pfn)."""
         pfn: cython.longlong = low

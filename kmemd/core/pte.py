@@ -39,8 +39,3 @@ def swap_type(entry: int) -> int:
 def swap_offset(entry: int) -> int:
     """The slot, or the PFN under migration."""
     return ~(entry >> SWP_OFFSET_SHIFT) & _OFFSET_MASK
-
-
-def is_swap(entry: int) -> bool:
-    """Whether an entry is neither empty, nor present, nor PROT_NONE."""
-    return entry != 0 and not entry & (PRESENT | PROTNONE)

@@ -97,7 +97,6 @@ class DirtyThrottle:
         self._per_cpu = [0] * cpus
         self.ratelimit_pages = MIN_RATELIMIT_PAGES
         self.pauses = 0
-        self.paused_ns = 0
         self._stat_error = cpus * WB_STAT_BATCH * cpus.bit_length()
 
     def set_ratelimit(self) -> None:
@@ -230,10 +229,8 @@ class DirtyThrottle:
     def _sleep(self, ticks: int) -> None:
         """io_schedule_timeout: until the tick that ends the pause."""
         self.pauses += 1
-        before = self._io.now
         wake = (self._io.jiffies - INITIAL_JIFFIES + max(ticks, 1)) * TICK_NS
         self._io.sleep_until(wake)
-        self.paused_ns += self._io.now - before
 
     # -- estimates ---------------------------------------------------------------------------------------
 

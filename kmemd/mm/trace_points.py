@@ -73,8 +73,6 @@ def shrink_inactive(
     """A scan of an inactive list is over (mm_vmscan_lru_shrink_inactive); ``before`` are the counts at its start,
     ``active`` the pages that became active, anonymous and files'.
     """
-    if not trace.on(ev.MM_VMSCAN_LRU_SHRINK_INACTIVE):
-        return
     now = sc.nr
     trace.emit(
         ev.MM_VMSCAN_LRU_SHRINK_INACTIVE,

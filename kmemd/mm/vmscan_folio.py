@@ -207,8 +207,9 @@ class ListScan:
         if not taken:
             self.count_scan(memcg, nid, which, scanned, 0, sc)
             return 0
-        before, unqueued, nr = self._pageout.written, sc.nr.unqueued_dirty, replace(sc.nr)
-        activated = self._pageout.activated.copy()
+        before, unqueued = self._pageout.written, sc.nr.unqueued_dirty
+        traced = self._vmstat.trace.on(ev.MM_VMSCAN_LRU_SHRINK_INACTIVE)
+        then = (replace(sc.nr), self._pageout.activated.copy()) if traced else None
         freed, kept = self.shrink_folio_list(pfns, nid, sc, taken)
         if len(kept):
             self.putback(kept)
@@ -219,8 +220,10 @@ class ListScan:
             self.wakeup_flushers()
         sc.nr.taken += taken
         sc.nr.file_taken += taken if file else 0
-        active = [now - then for now, then in zip(self._pageout.activated, activated, strict=True)]
-        trace_points.shrink_inactive(self._vmstat.trace, nid, sc, scanned, freed, nr, active, file)
+        if then is not None:
+            nr, activated = then
+            active = [now - old for now, old in zip(self._pageout.activated, activated, strict=True)]
+            trace_points.shrink_inactive(self._vmstat.trace, nid, sc, scanned, freed, nr, active, file)
         return freed
 
     def count_scan(self, memcg: int, nid: int, which: int, scanned: int, freed: int, sc: ScanControl) -> None:
