@@ -16,8 +16,12 @@ from dataclasses import dataclass, field
 from xml.sax.saxutils import escape
 from zlib import crc32
 
+from kmemd.perf.data import MAGIC
+from kmemd.perf.data_reader import unpack
 from kmemd.perf.options import PerfError
-from kmemd.perf.record import HEAD, recorded
+from kmemd.perf.record import recorded
+from kmemd.perf.samples import Sample
+from kmemd.perf.samples import parse as parse_samples
 from kmemd.perf.target import target
 
 ROW = 16
@@ -51,7 +55,7 @@ def _from_machine(options: argparse.Namespace) -> Folded:
             if options.target:
                 with _standard_output_is_the_picture():
                     recorded(machine, "cpu-clock", period=1)
-            return collapse(machine.read("kmemd/perf/script").splitlines())
+            return collapse(parse_samples(machine.read("kmemd/perf/script").splitlines()))
         with _standard_output_is_the_picture():
             machine.run()
         return parse(machine.read(f"kmemd/perf/folded/{options.source}-{options.by}").splitlines())
@@ -72,15 +76,23 @@ def _standard_output_is_the_picture() -> Iterator[None]:
 
 
 def _from_file(name: str) -> Folded:
+    """The stacks of a perf.data file, of what ``perf script`` printed, or folded ones. PerfError."""
     try:
         if name == "-":
-            lines = sys.stdin.read().splitlines()
+            content = sys.stdin.buffer.read()
         else:
-            with open(name, encoding="utf-8", errors="replace") as file:
-                lines = file.read().splitlines()
+            with open(name, "rb") as file:
+                content = file.read()
+        if content.startswith(MAGIC):
+            return collapse(unpack(content).samples)
+        lines = content.decode("utf-8", "replace").splitlines()
+        if any(line.startswith(("#", "\t")) for line in lines):
+            return collapse(parse_samples(lines))
     except OSError as error:
         raise PerfError(f"{name}: {error.strerror}") from None
-    return collapse(lines) if any(line.startswith(("#", "\t")) for line in lines) else parse(lines)
+    except ValueError as error:
+        raise PerfError(f"{name}: {error}") from None
+    return parse(lines)
 
 
 def parse(lines: Iterable[str]) -> Folded:
@@ -95,25 +107,18 @@ def parse(lines: Iterable[str]) -> Folded:
     return found
 
 
-def collapse(lines: Iterable[str]) -> Folded:
-    """What ``perf script`` prints, as stacks with the name of the task outermost, and their periods added up.
+def collapse(samples: Iterable[Sample]) -> Folded:
+    """Samples as stacks with the name of the task outermost, and their periods added up.
 
     Of several events the first one's samples, as stackcollapse-perf.pl has it.
     """
     found: Folded = {}
-    event, frames, comm, period = "", list[str](), "", 0
-    for line in (*lines, ""):
-        head = HEAD.match(line)
-        if head is not None:
-            event = event or head["event"]
-            comm, period = head["comm"].replace(" ", "_"), int(head["n"]) if head["event"] == event else 0
-        elif line.startswith("\t"):
-            frames.append(line.split(None, 1)[1].rpartition(" (")[0].rpartition("+0x")[0])
-        elif not line and comm:
-            stack = (comm, *reversed(frames))
-            if period:
-                found[stack] = found.get(stack, 0) + period
-            frames, comm = [], ""
+    event = ""
+    for sample in samples:
+        event = event or sample.event
+        if sample.event == event:
+            stack = (sample.comm.replace(" ", "_"), *(frame.name for frame in reversed(sample.frames)))
+            found[stack] = found.get(stack, 0) + sample.period
     return found
 
 

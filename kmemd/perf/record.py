@@ -1,4 +1,4 @@
-"""``kmemd perf record``, ``script`` and ``list``. A perf.data of kmemd is the text of ``perf script --header``.
+"""``kmemd perf record``, ``script`` and ``list``. perf itself reads the perf.data files, too.
 
 A sample stands for ``period`` events: readers that add periods up (stackcollapse-perf.pl of 2019 and later) give widths
 in events; those that count samples show how often there were some.
@@ -10,15 +10,20 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 
 from kmemd.daemon import mountpoint
 from kmemd.debug.perf_counters import CLOCKS
 from kmemd.mm.clock import NSEC_PER_SEC
+from kmemd.perf.data import Event, Recording, Symbols, pack
+from kmemd.perf.data_reader import unpack
 from kmemd.perf.options import PerfError
+from kmemd.perf.samples import Sample, parse
 from kmemd.perf.target import Mounted, Target, target
 
-HEAD = re.compile(r"^(?P<comm>\S.*?) +(?P<tid>\d+) \[\d+\] +\d+\.\d+: +(?P<n>\d+) (?P<event>\S+): ")
+EVENT = re.compile(r"name = (\S+), , sample_period = (\d+), ")
+SAMPLE_TYPE = "IP|TID|TIME|CALLCHAIN|CPU|PERIOD|IDENTIFIER"
 
 
 def record(options: argparse.Namespace) -> int:
@@ -26,9 +31,11 @@ def record(options: argparse.Namespace) -> int:
     with target(options) as machine:
         status = recorded(machine, options.event, period_of(options), options.pid)
         text = machine.read("kmemd/perf/script")
+        symbols = Symbols(machine.read("proc/kallsyms"))
         totals = dict(line.split() for line in machine.read("kmemd/perf/totals").splitlines())
-    with open(options.output, "w", encoding="utf-8") as file:
-        size = file.write(text)
+    lines = text.splitlines(keepends=True)
+    with open(options.output, "wb") as file:
+        size = file.write(pack(Recording(*_header(lines), parse(lines)), symbols))
     lost = f", {totals['lost']} lost" if int(totals["lost"]) else ""
     sys.stdout.flush()
     print(
@@ -62,30 +69,55 @@ def period_of(options: argparse.Namespace) -> int:
 def script(options: argparse.Namespace) -> int:
     """Print samples."""
     if options.at is not None:
-        lines: Iterable[str] = Mounted(mountpoint.find(options.at), []).read("kmemd/perf/script").splitlines(True)
-        sys.stdout.writelines(chosen(lines, options))
-        return 0
-    if not os.path.exists(options.input):
-        raise PerfError(f"{options.input}: no such file; make one with kmemd perf record")
-    with open(options.input, encoding="utf-8", errors="replace") as lines:
-        sys.stdout.writelines(chosen(lines, options))
+        lines = Mounted(mountpoint.find(options.at), []).read("kmemd/perf/script").splitlines(keepends=True)
+        return _print([line for line in lines if line.startswith("#")], parse(lines), options)
+    try:
+        with open(options.input, "rb") as file:
+            recording = unpack(file.read())
+        head = [f"# {line}\n" for line in _about(recording, os.stat(options.input).st_mtime)]
+        return _print([*head, "#\n"], recording.samples, options)
+    except FileNotFoundError:
+        raise PerfError(f"{options.input}: no such file; make one with kmemd perf record") from None
+    except ValueError as error:
+        raise PerfError(f"{options.input}: {error}") from None
+
+
+def _print(head: Sequence[str], samples: Iterable[Sample], options: argparse.Namespace) -> int:
+    """The samples that the options ask for, below the header where it is wanted."""
+    events = set(filter(None, options.event.split(",")))
+    if options.header:
+        sys.stdout.writelines(head)
+    for sample in samples:
+        if (not events or sample.event in events) and options.pid in (0, sample.tid):
+            sys.stdout.write(sample.text())
     return 0
 
 
-def chosen(lines: Iterable[str], options: argparse.Namespace) -> Iterator[str]:
-    """The lines that the options ask for."""
-    events = set(filter(None, options.event.split(",")))
-    keep = True
+def _header(lines: Iterable[str]) -> tuple[dict[str, str], list[Event]]:
+    """What the header of a text says of the machine, and of the events."""
+    about: dict[str, str] = {}
+    events = []
     for line in lines:
-        if line.startswith("#"):
-            if options.header:
-                yield line
-            continue
-        head = HEAD.match(line)
-        if head is not None:
-            keep = (not events or head["event"] in events) and options.pid in (0, int(head["tid"]))
-        if keep:
-            yield line
+        key, separator, value = line.strip("# \n").partition(" : ")
+        event = EVENT.match(value)
+        if not line.startswith("#"):
+            break
+        if event is not None:
+            events.append(Event(event[1], int(event[2])))
+        elif separator:
+            about[key.strip()] = value
+    return about, events
+
+
+def _about(recording: Recording, when: float) -> Iterator[str]:
+    """The lines of a header. ``when``: the time of the file (s), which perf takes for that of the recording."""
+    yield "========"
+    yield f"captured on    : {time.strftime('%a %b %e %H:%M:%S %Y', time.localtime(when))}"
+    yield "header version : 1"
+    yield from (f"{key} : {value}" for key, value in recording.about.items())
+    for event in recording.events:
+        yield f"event : name = {event.name}, , sample_period = {event.period}, sample_type = {SAMPLE_TYPE}"
+    yield "========"
 
 
 def listing(options: argparse.Namespace) -> int:

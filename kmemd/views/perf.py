@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kmemd.kernel import Kernel
 
 _FOLDED = "perf/folded/{stacks}"
-SAMPLE_TYPE = "IP|TID|TIME|CALLCHAIN|CPU|PERIOD"
+SAMPLE_TYPE = "IP|TID|TIME|CALLCHAIN|CPU|PERIOD|IDENTIFIER"
 
 
 @kmemd.file("perf/counters", mode=0o444)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ET
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from kmemd.perf import samples
 from kmemd.perf.flamegraph import collapse, parse
-from tests.clients.conftest import KMEMD, Mounted, run_clean
+from tests.clients.conftest import KMEMD, Mounted, program, run_clean
 from tests.fs.mounting import ROOT
 
 pytestmark = pytest.mark.mount
@@ -55,14 +57,33 @@ def test_record_and_script(mounted: Mounted, tmp_path: Path) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=True, cwd=ROOT)
     assert "Captured and wrote" in done.stderr
     text = run_clean([*KMEMD, "perf", "script", "-i", str(data)])
-    stacks = collapse(text.splitlines())
+    stacks = collapse(samples.parse(text.splitlines()))
     probed = sum(ns for stack, ns in stacks.items() if "perf_probe" in stack)
     assert probed >= 500 * 50
     script = shutil.which("stackcollapse-perf.pl")
     if script is not None:
-        folded = parse(run_clean([script, str(data)]).splitlines())
+        printed = tmp_path / "script"
+        printed.write_text(text)
+        folded = parse(run_clean([script, str(printed)]).splitlines())
         assert {stack: ns for stack, ns in stacks.items() if ns} == folded
     assert run_clean(perf(mounted, "script")) == text
+
+
+def test_perf_reads_it(mounted: Mounted, tmp_path: Path) -> None:
+    """perf itself: the same samples, and its report by functions."""
+    data = str(tmp_path / "perf.data")
+    words = ["-e", "cpu-clock,vmstat:pgfree", "-o", data, *allocate(500, "perf_c")]
+    subprocess.run(perf(mounted, "record", *words), capture_output=True, check=True, cwd=ROOT)
+    ours = run_clean([*KMEMD, "perf", "script", "-i", data]).splitlines()
+    theirs = run_clean([program("perf"), "script", "-i", data]).splitlines()
+    assert len(ours) > 10
+    heads = [line.split() for line in theirs if line and not line.startswith("\t")]
+    assert heads == [line.split() for line in ours if line and not line.startswith("\t")]
+    frames = [line.split("+0x")[0].partition(" [") for line in theirs if line.startswith("\t")]
+    assert [name for name, _, _ in frames] == [line.split("+0x")[0] for line in ours if line.startswith("\t")]
+    report = run_clean([program("perf"), "report", "-i", data, "--stdio", "--no-children", "-g", "none"])
+    assert re.search(r"^# Samples: \d+ +of event 'vmstat:pgfree'$", report, re.M), report
+    assert "perf_probe" in run_clean([program("perf"), "report", "-i", data, "--stdio", "-g", "caller"])
 
 
 def test_flamegraph(mounted: Mounted) -> None:

@@ -13,6 +13,7 @@ import pytest
 from kmemd.cli import main
 from kmemd.perf.flamegraph import PAD_X, ROW, collapse, parse, svg
 from kmemd.perf.options import PerfError
+from kmemd.perf.samples import parse as parse_samples
 
 SVG = "{http://www.w3.org/2000/svg}"
 STACKS = parse(["a;b;c 60", "a;b 20", "a;d<x> 20", "e 100"])
@@ -105,4 +106,4 @@ def test_nothing_is_a_picture_too() -> None:
 def test_of_several_events_the_first() -> None:
     text = "a b    7 [000]     1.000000:         10 cpu-clock: \n\t  1 f+0x1 ([k])\n\n"
     other = "a b    7 [000]     1.000000:          5 page-faults: \n\t  1 f+0x1 ([k])\n\n"
-    assert collapse((text + other + text).splitlines()) == {("a_b", "f"): 20}
+    assert collapse(parse_samples((text + other + text).splitlines())) == {("a_b", "f"): 20}

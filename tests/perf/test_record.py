@@ -10,6 +10,7 @@ import pytest
 
 from kmemd.cli import main
 from kmemd.perf.flamegraph import collapse
+from kmemd.perf.samples import parse
 
 SCRIPT = """\
 t = spawn comm=worker
@@ -60,7 +61,7 @@ def test_it_reads_as_perf_script_does(recorded: Path, capsys: pytest.CaptureFixt
     assert sum(n for stack, n in stacks.items() if "Exec." not in stack) == 16, "besides what spawn touches"
     assert all(stack.startswith("worker;") for stack in stacks)
     assert any("asm_exc_page_fault" in stack and "Memory.access" in stack for stack in stacks)
-    assert {tuple(key.split(";")): value for key, value in stacks.items()} == collapse(text.splitlines())
+    assert {tuple(key.split(";")): value for key, value in stacks.items()} == collapse(parse(text.splitlines()))
 
 
 def test_time_goes_to_the_call_site(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,7 +94,7 @@ def test_periods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script.write_text(SCRIPT)
     words = ["perf", "record", "-o", str(data)]
     assert main([*words, "-F", "1000000", str(script)]) == 0
-    assert "sample_period = 1000," in data.read_text()
+    assert "sample_period = 1000," in printed(capsys, "--header", "-i", str(data))
     assert main([*words, "-F", "10", "-c", "10", str(script)]) == 1
     assert main([*words, "-F", "10", "-e", "page-faults", str(script)]) == 1
     assert "-F is for cpu-clock" in capsys.readouterr().err
