@@ -14,6 +14,7 @@ from kmemd.mm.hugetlb_vm import HugetlbVm
 from kmemd.mm.khugepaged import Khugepaged
 from kmemd.mm.mm_types import Mm, Vma
 from kmemd.mm.signals import Signal
+from kmemd.mm.split_huge_pages import SplitHugePages
 
 if TYPE_CHECKING:
     from kmemd.kernel import Kernel
@@ -75,6 +76,19 @@ def make_huge_split(kernel: Kernel, user: Any) -> HugeSplit:
         kernel.owner,
         len(kernel.nodes),
         lambda head: user.thp.split_mappings(head),
+    )
+
+
+def make_split_huge_pages(kernel: Kernel, user: Any) -> SplitHugePages:
+    """The file that splits huge pages on demand."""
+    return SplitHugePages(
+        kernel.pages,
+        user.mmu,
+        user.huge_pages,
+        user.huge_split,
+        user.page_cache,
+        kernel.tasks,
+        lambda path: user.vfs.lookup(path),
     )
 
 

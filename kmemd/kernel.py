@@ -502,7 +502,7 @@ class Kernel:
         self.mm_check = MmCheck(user.memory, user.mms, self.vmstat, self.zones, self.accounting.used)
         self.accounting.also(self.mm_check.gauges)
         self.accounting.also(lambda: user.thp.gauges(user.mms.living.values()))
-        self.tuned_by_user: list[Tuned] = [user.numa]
+        self.tuned_by_user: list[Tuned] = [user.numa, user.memory.fault_around]
         self.perf = kernel_memory.make_perf(self)
         self.alloc_stacks = kernel_memory.make_alloc_stacks(self)
 
@@ -520,6 +520,7 @@ class Kernel:
             self.taint,
             long_bits=bits,
         )
+        self.sysrq = kernel_oom.make_sysrq(self)
         self.tuned: list[Tuned] = [
             self.huge_memory,
             self.watermarks,

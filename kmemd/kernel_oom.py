@@ -1,4 +1,4 @@
-"""The OOM killer and bad accesses, wired (oom_init, trap_init).
+"""The OOM killer, bad accesses and SysRq, wired (oom_init, trap_init, sysrq_init).
 
 A part of ``kernel.py`` in a module of its own. The killer ends tasks by means that are made after the page allocator.
 """
@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 from kmemd.core import trace_ids as ev
 from kmemd.mm.bad_area import BadArea
+from kmemd.mm.gfp import GFP_KERNEL, gfp_zone
 from kmemd.mm.oom_adj import OomAdj
 from kmemd.mm.oom_kill import OomKill, OomReaper
 from kmemd.mm.oom_report import OomReport, SlabUse
 from kmemd.mm.printk import KERN_WARNING
 from kmemd.mm.sched import Task
 from kmemd.mm.slab_flags import SLAB_RECLAIM_ACCOUNT
+from kmemd.mm.sysrq import SysRq
 
 if TYPE_CHECKING:
     from kmemd.kernel import Kernel
@@ -68,6 +70,24 @@ def make_bad_area(kernel: Kernel) -> BadArea:
         lambda cpu: (cpu, 0),
         long_bits=kernel.machine.long_bits,
         print_fatal_signals=int(kernel.cmdline.has("print-fatal-signals")),
+    )
+
+
+def make_sysrq(kernel: Kernel) -> SysRq:
+    """What the magic SysRq keys do."""
+    names = tuple(zone.name for zone in kernel.nodes[0].zones)
+    return SysRq(
+        kernel.context,
+        kernel.depot,
+        kernel.printk,
+        kernel.dump_stack,
+        kernel.tasks,
+        lambda: kernel.kernel_sysctl,
+        kernel.show_mem,
+        kernel.oom_kill,
+        kernel.do_exit,
+        lambda: kernel.user.files.sync(),
+        (len(names) - 1, gfp_zone(GFP_KERNEL, names)),
     )
 
 

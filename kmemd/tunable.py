@@ -45,7 +45,8 @@ class Tunable:
     def bounded(self, value: int) -> int:
         """``value``, when it is within ``min`` and ``max``. EINVAL."""
         if (self.min is not None and value < self.min) or (self.max is not None and value > self.max):
-            raise KernelError(errno.EINVAL, f"{value} is out of range {self.min}..{self.max} of {self.path}")
+            low, high = ("" if bound is None else bound for bound in (self.min, self.max))
+            raise KernelError(errno.EINVAL, f"{value} is out of range {low}..{high} of {self.path}")
         return value
 
 

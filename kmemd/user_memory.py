@@ -21,7 +21,13 @@ from kmemd.core.pages import PG_HEAD
 from kmemd.core.ptes import PteRanges
 from kmemd.core.swap_fault import SwapFaults
 from kmemd.errors import KernelError
-from kmemd.huge_pages import make_huge_split, make_hugetlb_vm, make_khugepaged, make_thp
+from kmemd.huge_pages import (
+    make_huge_split,
+    make_hugetlb_vm,
+    make_khugepaged,
+    make_split_huge_pages,
+    make_thp,
+)
 from kmemd.memory_pressure import PageReclaim
 from kmemd.mm import gfp as g
 from kmemd.mm.clock import HZ, NSEC_PER_SEC
@@ -447,6 +453,7 @@ class UserMemory:
                 lambda: self.swap_io.compresses,
             ),
         )
+        self.split_huge_pages = make_split_huge_pages(kernel, self)
         self.vmas = VmaList(self.rmap, lambda: kernel.mmap.max_map_count, self.vma_pages.split_huge)
         self.mbind = Mbind(
             kernel.mempolicy,

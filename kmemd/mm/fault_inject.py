@@ -13,7 +13,7 @@ from random import Random
 from typing import Any, ClassVar
 
 from kmemd.core.context import Context
-from kmemd.mm import kstrtox
+from kmemd.mm.debugfs_handlers import DEBUGFS, SimpleAttr, flag, show_flag, show_number
 from kmemd.mm.dump_stack import DumpStack
 from kmemd.mm.gfp import F
 from kmemd.mm.params import CommandLine
@@ -23,46 +23,13 @@ from kmemd.mm.sched import TaskTable
 from kmemd.mm.slab_flags import SLAB_FAILSLAB
 from kmemd.tunable import Tunable, Tuned
 
-ATTR_BUFFER = 23
-"""Bytes of a write that a simple attribute looks at."""
 PERCENT = 100
 
 
-def _number(bits: int, *, signed: bool = False) -> Callable[[str, int, Tunable], tuple[int, int]]:
-    """``simple_attr_write``: a number of any base, cut to the width of what it is kept in. EINVAL, ERANGE."""
-
-    def parse(text: str, _current: int, _tunable: Tunable) -> tuple[int, int]:
-        data = kstrtox.to_bytes(text)
-        digits = kstrtox.strip(kstrtox.c_string(data[:ATTR_BUFFER]))
-        negative = signed and digits.startswith(b"-")
-        value = kstrtox.kstrtoull(digits[1:] if negative else digits, 0)
-        value = (-value if negative else value) & (1 << bits) - 1
-        return (value - (1 << bits) if signed and value >> bits - 1 else value), len(data)
-
-    return parse
-
-
-def _flag(text: str, current: bool, _tunable: Tunable) -> tuple[bool, int]:
-    """``debugfs_write_file_bool``: what is no boolean changes nothing."""
-    data = kstrtox.to_bytes(text)
-    try:
-        return kstrtox.kstrtobool(data), len(data)
-    except Exception:
-        return current, len(data)
-
-
-def _show_number(value: int) -> str:
-    return f"{value}\n"
-
-
-def _show_flag(value: bool) -> str:
-    return "Y\n" if value else "N\n"
-
-
 def _row(path: str, attr: str, bits: int = 64, *, signed: bool = False) -> Tunable:
-    parse: Callable[[str, Any, Tunable], tuple[Any, int]] = _number(bits, signed=signed) if bits > 1 else _flag
-    show: Callable[[Any], str] = _show_number if bits > 1 else _show_flag
-    return Tunable(f"sys/kernel/debug/{path}", attr, show, parse, mode=0o600, on_change="rearm")
+    parse: Callable[[str, Any, Tunable], tuple[Any, int]] = SimpleAttr(bits, signed=signed) if bits > 1 else flag
+    show: Callable[[Any], str] = show_number if bits > 1 else show_flag
+    return Tunable(f"{DEBUGFS}/{path}", attr, show, parse, mode=0o600, on_change="rearm")
 
 
 def _rows(directory: str) -> tuple[Tunable, ...]:

@@ -30,8 +30,6 @@ from kmemd.mm.mm_types import (
 from kmemd.mm.signals import BUS_ADRERR, SIGBUS, Signal
 from kmemd.mm.units import PAGE_SHIFT
 
-FAULT_AROUND_PAGES = 16
-"""fault_around_bytes."""
 _UPTODATE, _AHEAD = flag(PG_UPTODATE), flag(READAHEAD)
 
 
@@ -136,11 +134,13 @@ class FileFaults:
     def _map_around(self, file: File, memory: Memory, mm: Mm, vma: Vma, vpn: int) -> bool:
         """Map pages of the cache around a read fault; whether the page itself was one (``do_fault_around``).
 
-        The window is 16 pages from an aligned address on, within the mapping, the page table and the file.
+        The window is fault_around_bytes from an aligned address on, within the mapping, the page table and the file.
         """
-        table = 1 << memory.mmu.bits
-        first = max(vpn & -FAULT_AROUND_PAGES, vma.vpn)
-        end = min(first + FAULT_AROUND_PAGES, (vpn & -table) + table, vma.end >> PAGE_SHIFT)
+        table, around = 1 << memory.mmu.bits, memory.fault_around.pages
+        if around == 1:
+            return False
+        first = max(vpn & -around, vma.vpn)
+        end = min(first + around, (vpn & -table) + table, vma.end >> PAGE_SHIFT)
         start = vma.index_of(first)
         indices, pfns = self._cache.find_get_pages(file, start, min(start + end - first, file.pages))
         if not len(pfns):

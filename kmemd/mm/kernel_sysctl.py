@@ -47,6 +47,8 @@ CONSOLE_LOGLEVELS = [7, 4, 1, 7]
 CAP_LAST_CAP = 40
 NGROUPS_MAX = 65536
 POOL_BITS = 256
+SYSRQ_DEFAULT_ENABLE = 0x01B6
+"""CONFIG_MAGIC_SYSRQ_DEFAULT_ENABLE, as Debian has it: the keys of a keyboard, which there is none."""
 TAINT_FLAGS = (1 << len(LETTERS)) - 1
 
 
@@ -104,6 +106,7 @@ class KernelSysctl(Tuned):
         _row("dmesg_restrict", proc_dointvec_minmax, min=0, max=1),
         _row("kptr_restrict", proc_dointvec_minmax, min=0, max=2),
         _row("perf_event_paranoid", proc_dointvec_minmax),
+        _row("sysrq", proc_dointvec_minmax),
         _row("random/poolsize", refuse),
         _row("random/entropy_avail", refuse),
         _row("random/write_wakeup_threshold", take_all),
@@ -153,6 +156,7 @@ class KernelSysctl(Tuned):
         self.printk_ratelimit_burst = 10
         self.printk_delay = 0
         self.dmesg_restrict = 0
+        self.sysrq = 1 if cmdline.has("sysrq_always_enabled") else SYSRQ_DEFAULT_ENABLE
         self.kptr_restrict = 0
         self.perf_event_paranoid = 2
         self.random_poolsize = self.random_entropy_avail = self.random_write_wakeup_threshold = POOL_BITS

@@ -25,6 +25,7 @@ from kmemd.core.ptes import PteRanges
 from kmemd.errors import KernelError
 from kmemd.mm.contents import Contents
 from kmemd.mm.copy_range import CopyRange
+from kmemd.mm.fault_around import FaultAround
 from kmemd.mm.fault_parts import Parts, Stacks, Task
 from kmemd.mm.memcontrol import MemControl
 from kmemd.mm.memcontrol_group import MemCgroup
@@ -115,6 +116,7 @@ class Memory:
         self._access_ns = access_ns
         self._memcg = memcg
         self._at_limit = False
+        self.fault_around = FaultAround(1 << mmu.bits)
         self._site = depot.save(FAULT_FRAMES)
         self._charge_site = depot.save(CHARGE_FRAMES)
         self._task: Task | None = None

@@ -33,8 +33,8 @@ from kmemd.core.pte import (
     SPECIAL,
 )
 from kmemd.mm import gfp as g
-from kmemd.mm import kstrtox
 from kmemd.mm.clock import HZ, NSEC_PER_SEC
+from kmemd.mm.debugfs_handlers import DEBUGFS, SimpleAttr, show_number
 from kmemd.mm.memory import prot_bits
 from kmemd.mm.mempolicy import NUMA_BALANCING_NORMAL, Mempolicy
 from kmemd.mm.migrate import MR_NUMA_MISPLACED, Migrate
@@ -74,17 +74,11 @@ PID_MASK = 0xFF
 """Bits of a pid that a page remembers."""
 KEPT = PFN_MASK | SPECIAL | ACCESSED | DIRTY | SOFT_DIRTY | PSE
 """What pte_modify keeps of an entry."""
-DEBUGFS = "sys/kernel/debug/sched/numa_balancing"
-
-
-def _u32(text: str, _current: int, _tunable: Tunable) -> tuple[int, int]:
-    """A debugfs u32: a number of any base, cut to 32 bits (debugfs_u32_set)."""
-    data = kstrtox.to_bytes(text)
-    return kstrtox.kstrtoull(data[:23], 0) & 0xFFFFFFFF, len(data)
+SETTINGS = f"{DEBUGFS}/sched/numa_balancing"
 
 
 def _knob(name: str, attr: str) -> Tunable:
-    return Tunable(f"{DEBUGFS}/{name}", attr, "{}\n".format, _u32, when="numa")
+    return Tunable(f"{SETTINGS}/{name}", attr, show_number, SimpleAttr(32), when="numa")
 
 
 class Tables(Protocol):

@@ -3,7 +3,7 @@
 Models ``out_of_memory`` with its knobs, constraints and panics, and the oom_reaper. A victim dies at once, as it would
 on a CPU of its own; one that cannot (it sleeps uninterruptibly) is reaped two seconds of model time later. The victim
 that is executing itself may dig into the reserves and ends when its system call or fault does.
-Left out: cpusets, notifiers, the magic SysRq key, threads and vfork. A panic is logged and the
+Left out: cpusets, notifiers, threads and vfork. A panic is logged and the
 request fails: the model lives on. A request that may not call file systems (no __GFP_FS), which Linux lets wait
 for others to free memory, fails as well.
 """
@@ -26,7 +26,7 @@ from kmemd.mm.mm_types import MMF_OOM_REAP_QUEUED, MMF_OOM_SKIP, MMF_UNSTABLE, M
 from kmemd.mm.mmzone import Node
 from kmemd.mm.mpol import MPOL_BIND
 from kmemd.mm.oom_adj import INIT_PID, OOM_SCORE_ADJ_MIN
-from kmemd.mm.oom_report import OomControl, OomReport, OomTask
+from kmemd.mm.oom_report import SYSRQ_ORDER, OomControl, OomReport, OomTask
 from kmemd.mm.oom_score import oom_badness, unkillable
 from kmemd.mm.signals import SIGKILL
 from kmemd.mm.sysctl_handlers import vm_knob
@@ -162,6 +162,11 @@ class OomKill(Tuned):
             return False
         return self._out_of_memory(self._constrain(request))
 
+    def manual(self, highest: int) -> bool:
+        """Kill somebody because a person wants it (SysRq f); no panic comes of it. False: there is nobody."""
+        ram, swap = self._total_pages()
+        return self._kill_worst(OomControl(g.GFP_KERNEL, SYSRQ_ORDER, highest, None, CONSTRAINT_NONE, ram + swap))
+
     def mem_cgroup_out_of_memory(self, memcg: MemCgroup, gfp: int, order: int) -> bool:
         """Kill somebody in a control group that is at its limit. False: there is nobody."""
         current = self._current()
@@ -244,11 +249,11 @@ class OomKill(Tuned):
             if points is not None and (chosen is None or points >= most):
                 chosen, most = task, points
         if dying:
-            return self._reaper.wait()
+            return control.order == SYSRQ_ORDER or self._reaper.wait()
         if chosen is None:
             self._header(control)
             self._report.nobody()
-            if control.memcg is None:
+            if control.memcg is None and control.order != SYSRQ_ORDER:
                 self._report.panic("System is deadlocked on memory")
             return False
         self._kill_process(control, chosen, "Out of memory" if control.memcg is None else "Memory cgroup out of memory")

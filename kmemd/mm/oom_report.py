@@ -36,6 +36,9 @@ CHARGE_FRAMES = (
     *("out_of_memory", "mem_cgroup_out_of_memory", "try_charge_memcg", "try_charge", "charge_memcg"),
     "__mem_cgroup_charge",
 )
+SYSRQ_FRAMES = ("out_of_memory", "moom_callback")
+SYSRQ_ORDER = -1
+"""The order of a run that nothing but a person asked for (``is_sysrq_oom``)."""
 ALLOCATOR_FRAMES = ("out_of_memory", "__alloc_pages_slowpath.constprop.0", "__alloc_pages")
 
 
@@ -119,8 +122,7 @@ class OomReport:
         comm = self._context.comm
         text = f"{comm} invoked oom-killer: gfp_mask={mask}, order={control.order}, oom_score_adj={adj}"
         self._printk.log(KERN_WARNING, text)
-        callers = ALLOCATOR_FRAMES if control.memcg is None else CHARGE_FRAMES
-        self._dump_stack(("dump_header", *frames, *callers))
+        self._dump_stack(("dump_header", *frames, *_callers(control)))
         if control.memcg is not None:
             self._memcg_meminfo(control.memcg)
         else:
@@ -214,6 +216,13 @@ class OomReport:
     def panic(self, message: str, frames: tuple[str, ...] = ()) -> None:
         """The kernel gives up."""
         self._dump_stack.panic(message, (*frames, *ALLOCATOR_FRAMES))
+
+
+def _callers(control: OomControl) -> tuple[str, ...]:
+    """Who called the killer, innermost first."""
+    if control.order == SYSRQ_ORDER:
+        return SYSRQ_FRAMES
+    return ALLOCATOR_FRAMES if control.memcg is None else CHARGE_FRAMES
 
 
 def format_nodes(mask: int) -> str:

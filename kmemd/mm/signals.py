@@ -15,7 +15,7 @@ from enum import Enum
 from kmemd.errors import KernelError
 
 NSIG = 64
-SIGILL, SIGBUS, SIGKILL, SIGSEGV, SIGCHLD, SIGCONT, SIGSTOP = 4, 7, 9, 11, 17, 18, 19
+SIGILL, SIGBUS, SIGKILL, SIGSEGV, SIGTERM, SIGCHLD, SIGCONT, SIGSTOP = 4, 7, 9, 11, 15, 17, 18, 19
 SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH = 20, 21, 22, 23, 28
 KERNEL_ONLY = frozenset({SIGKILL, SIGSTOP})
 """Signals whose action cannot be changed (sig_kernel_only)."""

@@ -13,6 +13,7 @@ from kmemd.mm.clock import NSEC_PER_SEC
 from kmemd.mm.firmware import FILESYSTEMS, mounts_of
 from kmemd.mm.sched import USER_HZ
 from kmemd.mm.sysinfo import highmem_pages
+from kmemd.steps import Steps
 from kmemd.views.tree import Caller, proc
 
 NS_PER_TICK = NSEC_PER_SEC // USER_HZ
@@ -141,3 +142,10 @@ def thread_self_link(kernel: Kernel, caller: Caller) -> str:
     """The thread that looks."""
     pid = kernel.tasks.visit(caller.process, caller.uid)
     return f"{pid}/task/{pid}"
+
+
+@proc.write_only("sysrq-trigger")
+def sysrq_trigger(kernel: Kernel, text: str) -> Steps[None]:
+    """The first character is the key (drivers/tty/sysrq.c ``write_sysrq_trigger``)."""
+    if text:
+        yield from kernel.sysrq(text[0])

@@ -19,7 +19,7 @@ from kmemd.mm.units import KIB_PER_PAGE, PAGE_SIZE
 from kmemd.steps import Steps
 from kmemd.views.pressure import PressureFile
 from kmemd.views.sysctl import one_page
-from kmemd.views.tree import Caller, File, OpenFile, proc, sysfs
+from kmemd.views.tree import Caller, File, OpenFile, debugfs, proc, sysfs
 
 POOL = "kernel/mm/hugepages/{pool}"
 NODE = "devices/system/node/node{nid}"
@@ -279,3 +279,10 @@ class PageIdleBitmap:
 
     def close(self) -> None:
         """Nothing to let go."""
+
+
+@debugfs.write_only("split_huge_pages")
+def split_huge_pages(kernel: Any, text: str) -> Steps[int]:
+    """Make small pages of huge ones (mm/huge_memory.c ``split_huge_pages_write``)."""
+    taken: int = yield from kernel.user.split_huge_pages(text)
+    return taken

@@ -15,6 +15,7 @@ from kmemd.errors import KernelError
 from kmemd.mm.bad_area import BadArea
 from kmemd.mm.compaction import Compaction
 from kmemd.mm.drop_caches import DropCaches
+from kmemd.mm.fault_around import FaultAround
 from kmemd.mm.fault_inject import FailPageAlloc, FailSlab
 from kmemd.mm.file_table import FileTable
 from kmemd.mm.huge_memory import HugeMemory
@@ -63,6 +64,7 @@ OWNERS: tuple[type[Tuned], ...] = (
     Zswap,
     SetMemory,
     FailSlab,
+    FaultAround,
     FailPageAlloc,
 )
 

@@ -19,10 +19,11 @@ from kmemd.kernel import Kernel
 from kmemd.mm import kstrtox
 from kmemd.steps import Steps
 from kmemd.views.trace_readme import README
-from kmemd.views.tree import Caller, Device, Directory, Entry, File, Pattern, tracefs
+from kmemd.views.tree import Caller, Device, Directory, Entry, File, Pattern, debugfs, tracefs
 
 READ, WRITE = 0o440, 0o640
 TOP = tracefs.dir("")
+debugfs.add("tracing", TOP)
 INSTANCE = Directory(0o750)
 PER_CPU, OPTION_DIR = Directory(0o750), Directory(0o750)
 SIZE_MAX_KB = (1 << 44) - 1
