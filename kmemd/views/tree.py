@@ -483,9 +483,14 @@ def render(text: Text) -> bytes:
     return "".join(text).encode()
 
 
+_OF_PROCESS = re.compile(r"/proc/\d+/")
+
+
 def refusal(path: str) -> int:
     """The errno of reading or writing where the kernel has no function for it, by the file system it is in."""
     if path.startswith(("/sys/kernel/debug/", "/sys/kernel/tracing/", "/sys/fs/cgroup/", "/dev/")):
+        return errno.EINVAL
+    if _OF_PROCESS.match(path):
         return errno.EINVAL
     return errno.EIO if path.startswith("/proc/") and not path.startswith("/proc/sys/") else errno.EACCES
 
