@@ -20,7 +20,7 @@ from kmemd.mm.fork import INIT_PID
 from kmemd.mm.init_mm import InitMm
 from kmemd.mm.ioremap import FUNCTIONS
 from kmemd.mm.layout import PHYSICAL_START, X86_64
-from kmemd.mm.oops import Oops
+from kmemd.mm.oops import KernelAccess, Oops
 from kmemd.mm.percpu import POPULATED_BY_BOOT, Percpu
 from kmemd.mm.signals import SIGSEGV
 from kmemd.mm.slub import Slub
@@ -38,12 +38,21 @@ if TYPE_CHECKING:
 def make_slub(kernel: Kernel) -> Slub:
     """The slab allocator with its first caches (kmem_cache_init)."""
     machine, latency = kernel.machine, kernel.machine.latency
+
+    def faults(address: int, frames: tuple[str, ...]) -> bool:
+        """Look at the flags of an address' page: their word is the second for the head of a compound page."""
+        access = KernelAccess(kernel.layout.virt_to_page(address) + kernel.layout.pointer_size, frames=frames)
+        code = kernel.oops.fault(access)
+        if code >= 0:
+            kernel.oops.page_fault(access, code)
+        return code >= 0
+
     tools = ReportTools(
         kernel.dump_stack,
         kernel.kallsyms.frame_text,
         kernel.page_flags.of_page,
         kernel.layout.page_struct,
-        kernel.layout.virt_addr_valid,
+        faults,
     )
     facts = SlubMachine(
         machine.cpu_nodes,
@@ -185,6 +194,7 @@ def make_init_mm(kernel: Kernel) -> InitMm:
         kernel.layout,
         [(region.start, region.end) for region in kernel.boot_memory.memblock.memory],
         kernel.vmalloc.areas,
+        lambda: kernel.vmalloc.version,
         kernel.vmalloc.tables,
         kernel.vmalloc.changed,
         split,

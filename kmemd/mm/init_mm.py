@@ -9,8 +9,9 @@ that change_page_attr changes besides, 5-level tables, page-table isolation.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -48,13 +49,15 @@ IMAGE = {
 """Protected parts of the captured kernels, from _text: code, constants, and the IDT."""
 IMAGE_END = 0x101_C000
 
-CPU_ENTRY = ((1, 2, RO), (2, 3, 0), (3, 8, RO), (9, 11, 0), (12, 14, 0), (15, 17, 0), (18, 20, 0))
-"""Pages of a CPU in the entry area: GDT, entry stack, TSS, exception stacks with guards between them; page 0 of all is
-the IDT."""
-CPU_ENTRY_PAGES = 59
-CPU_ENTRY_BASE_32, CPU_ENTRY_PAGES_32 = 0xFF80_0000, 43
-CPU_ENTRY_32 = ((1, 2, 0), (3, 4, 0), (5, 12, 0), (12, 44, PRESENT))
-"""Behind the stacks is room for the debug store, which is not mapped (PAGE_NONE)."""
+CPU_ENTRY_BASE_32 = 0xFF80_0000
+CPU_STACKS = tuple((first, first + 2, KERNEL) for first in (9, 12, 15, 18))
+CPU_ENTRY = {
+    X86_64: (CPU_ENTRY_AREA_BASE, 59, ((1, 2, KERNEL & ~RO), (2, 3, KERNEL), (3, 8, KERNEL & ~RO), *CPU_STACKS)),
+    "i386": (CPU_ENTRY_BASE_32, 43, ((1, 2, KERNEL), (3, 4, KERNEL), (5, 12, KERNEL), (12, 44, PROTNONE))),
+}
+"""The entry area: where it is, how many pages it has for a CPU, and which of them are there: GDT, entry stack, TSS,
+exception stacks with guards between them. Page 0 of all is the IDT. On i386 there is room behind the stacks for the
+debug store, which is not mapped (PAGE_NONE)."""
 FIXADDR_START, FIXMAP_TABLES = 0xFFFF_FFFF_FF77_C000, (0xFFFF_FFFF_FF40_0000, 0xFFFF_FFFF_FF80_0000)
 FIXADDR_START_32, FIXED_TABLES_32 = (
     0xFFF3_A000,
@@ -74,15 +77,55 @@ class Leaf(NamedTuple):
     flags: int
     phys: int = -1
 
+    def part(self, start: int, end: int, *, small: bool = False) -> Leaf:
+        """A part of it, in small pages where its large one was split."""
+        phys = self.phys + start - self.start if self.phys >= 0 else -1
+        if small:
+            return Leaf(start, end, PAGE_SIZE, self.flags & ~PSE, phys)
+        return Leaf(start, end, self.size, self.flags, phys)
+
+
+class Mappings:
+    """What is mapped at one moment: all leaves by address, and what was found out about them."""
+
+    def __init__(self, leaves: list[Leaf]) -> None:
+        self.leaves = leaves
+        self.regions: dict[int, list[tuple[int, int]]] = {}
+
+    def lookup(self, address: int) -> Leaf | None:
+        """What maps an address."""
+        at = bisect_right(self.leaves, (address, 1 << 64)) - 1
+        found = self.leaves[at] if at >= 0 else None
+        return found if found is not None and found.end > address and found.flags & PRESENT else None
+
+    def within(self, start: int, end: int) -> Iterator[Leaf]:
+        """What maps a range, cut to it."""
+        at = max(bisect_right(self.leaves, (start, 1 << 64)) - 1, 0)
+        while at < len(self.leaves) and self.leaves[at].start < end:
+            leaf = self.leaves[at]
+            low = max(leaf.start, start)
+            if low < leaf.end and leaf.flags & PRESENT:
+                yield leaf.part(low, min(leaf.end, end))
+            at += 1
+
+    @cached_property
+    def read_only(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+        """Where ranges that may not be written begin and end."""
+        found = [(leaf.start, leaf.end) for leaf in self.leaves if not leaf.flags & RW and leaf.flags & PRESENT]
+        starts, ends = zip(*found, strict=True) if found else ((), ())
+        return np.array(starts, dtype=np.uint64), np.array(ends, dtype=np.uint64)
+
 
 class InitMm:
     """The kernel's mappings.
 
-    ``memory`` are the ranges of memory in bytes, ``areas()`` those of vmalloc, ``tables`` the 2 MiB regions (4 MiB
-    on i386) of vmalloc that ever had a page, ``changed`` the bits of small pages that were changed, ``split(size)``
-    hears of large ones that were split, ``cached(area)`` the memory type of an area of ioremap, ``percpu`` the
-    bytes of a unit of per-CPU areas, the pages at its start that are there, and how many CPUs each area is for;
-    ``windows()`` the pages of high memory that have an address.
+    ``memory`` are the ranges of memory in bytes, ``areas()`` those of vmalloc, ``version()`` differs after
+    they changed, ``tables`` the 2 MiB regions (4 MiB on i386) of vmalloc that ever had a page, ``changed`` the bits of
+    small pages that were changed, ``split(size)`` hears of large ones that were split, ``cached(area)`` the memory type
+    of an area of ioremap, ``percpu`` the bytes of a unit of per-CPU areas, the pages at its start that are there, and
+    how many CPUs each area is for; ``windows()`` the pages of high memory that have an address.
+
+    Invariants: one list of leaves is kept, which is made anew when an area, a window or a protection has changed.
     """
 
     def __init__(
@@ -90,6 +133,7 @@ class InitMm:
         layout: Layout,
         memory: Iterable[tuple[int, int]],
         areas: Callable[[], Iterator[VmStruct]],
+        version: Callable[[], Hashable],
         tables: set[int],
         changed: dict[int, int],
         split: Callable[[int], None],
@@ -104,50 +148,72 @@ class InitMm:
         self.long = layout.arch == X86_64
         self.large = LARGE_PAGE[layout.arch]
         self._memory = sorted(memory)
-        self._areas, self._tables = areas, tables
+        self._areas, self._version, self._tables = areas, version, tables
         self._cached, self._windows = cached, windows
         self._cpus, self._percpu = cpus, percpu
         self._gbpages = gbpages and self.long
         self._nx = 0 if self.long else NX
         self._changed, self._split = changed, split
+        self._changes = 0
+        self._kept: tuple[Hashable, Mappings] = (None, Mappings([]))
 
     # -- the whole -----------------------------------------------------------------------------------------
 
+    @property
+    def mappings(self) -> Mappings:
+        """What is mapped now."""
+        windows = () if self.long else tuple(self._windows())
+        key = (self._version(), self._changes, windows)
+        if self._kept[0] != key:
+            self._kept = key, Mappings(self._made(windows))
+        return self._kept[1]
+
     def leaves(self) -> list[Leaf]:
         """Everything that is mapped, by address."""
-        found = [*self._direct_map(), *self._vmalloc(), *self._fixed()]
-        if self.long:
-            found += [*self._vmemmap(), *self._image(), *self._entry_area()]
-        else:
-            found += [*self._windows_32(), *self._entry_area_32()]
-        found = [leaf._replace(flags=leaf.flags & ~self._nx) for leaf in found]
-        return sorted(self._with_changes(found) if self._changed else found)
+        return self.mappings.leaves
 
     def lookup(self, address: int) -> Leaf | None:
         """What maps an address."""
-        leaves = self.leaves()
-        at = bisect_right(leaves, (address, 1 << 64)) - 1
-        found = leaves[at] if at >= 0 else None
-        return found if found is not None and found.end > address and found.flags & PRESENT else None
+        return self.mappings.lookup(address)
 
     def regions(self, size: int) -> list[tuple[int, int]]:
         """The regions of ``size`` that have a table of their own: there are smaller leaves in them, or were."""
-        ranges = [(leaf.start & -size, leaf.end + size - 1 & -size) for leaf in self.leaves() if leaf.size < size]
+        mappings = self.mappings
+        if size not in mappings.regions:
+            mappings.regions[size] = self._regions(size, mappings.leaves)
+        return mappings.regions[size]
+
+    def first_read_only(self, addresses: npt.NDArray[np.uint64]) -> int | None:
+        """The first of some addresses that are mapped and may not be written."""
+        starts, ends = self.mappings.read_only
+        place = np.searchsorted(starts, addresses, side="right")
+        found = (place > 0) & (addresses < ends[np.maximum(place, 1) - 1])
+        return int(addresses[found][0]) if found.any() else None
+
+    def _made(self, windows: Iterable[int]) -> list[Leaf]:
+        mapped = [leaf._replace(flags=leaf.flags & ~self._nx) for leaf in self._vmalloc()]
+        if windows:
+            flags = KERNEL & ~self._nx
+            mapped += [Leaf(address, address + PAGE_SIZE, PAGE_SIZE, flags) for address in windows]
+        found = sorted([*self._boot_leaves, *mapped])
+        return list(self._with_changes(found)) if self._changed else found
+
+    @cached_property
+    def _boot_leaves(self) -> list[Leaf]:
+        """What boot mapped for good."""
+        found = [*self._direct_map(), *self._fixed(), *self._entry_area()]
+        if self.long:
+            found += [*self._vmemmap(), *self._image()]
+        return sorted(leaf._replace(flags=leaf.flags & ~self._nx) for leaf in found)
+
+    def _regions(self, size: int, leaves: list[Leaf]) -> list[tuple[int, int]]:
+        ranges = [(leaf.start & -size, leaf.end + size - 1 & -size) for leaf in leaves if leaf.size < size]
         if self.long and size == TIB // 2:
             ranges.append((self.layout.vmalloc_start & -size, self.layout.vmalloc_end + size - 1 & -size))
         if size == self.large:
             ranges += [(index * size, (index + 1) * size) for index in self._tables]
             ranges += [FIXMAP_TABLES] if self.long else FIXED_TABLES_32
         return merged(ranges)
-
-    def first_read_only(self, addresses: npt.NDArray[np.uint64]) -> int | None:
-        """The first of some addresses that are mapped and may not be written."""
-        ranges = [(leaf.start, leaf.end) for leaf in self.leaves() if not leaf.flags & RW and leaf.flags & PRESENT]
-        starts = np.array([start for start, _ in ranges], dtype=np.uint64)
-        ends = np.array([end for _, end in ranges], dtype=np.uint64)
-        place = np.searchsorted(starts, addresses, side="right")
-        found = (place > 0) & (addresses < ends[np.maximum(place, 1) - 1])
-        return int(addresses[found][0]) if found.any() else None
 
     # -- parts -----------------------------------------------------------------------------------------------
 
@@ -213,23 +279,12 @@ class InitMm:
         yield from self._mapped(PHYSICAL_START, end, marks, base)
 
     def _entry_area(self) -> Iterator[Leaf]:
-        yield Leaf(CPU_ENTRY_AREA_BASE, CPU_ENTRY_AREA_BASE + PAGE_SIZE, PAGE_SIZE, KERNEL & ~RW)
+        area, pages, parts = CPU_ENTRY[self.layout.arch]
+        yield Leaf(area, area + PAGE_SIZE, PAGE_SIZE, KERNEL & ~RW)
         for cpu in range(self._cpus):
-            base = CPU_ENTRY_AREA_BASE + cpu * CPU_ENTRY_PAGES * PAGE_SIZE
-            for first, last, off in CPU_ENTRY:
-                yield Leaf(base + first * PAGE_SIZE, base + last * PAGE_SIZE, PAGE_SIZE, KERNEL & ~off)
-
-    def _entry_area_32(self) -> Iterator[Leaf]:
-        yield Leaf(CPU_ENTRY_BASE_32, CPU_ENTRY_BASE_32 + PAGE_SIZE, PAGE_SIZE, KERNEL & ~RW)
-        for cpu in range(self._cpus):
-            base = CPU_ENTRY_BASE_32 + cpu * CPU_ENTRY_PAGES_32 * PAGE_SIZE
-            for first, last, off in CPU_ENTRY_32:
-                flags = KERNEL if off == 0 else PROTNONE
+            base = area + cpu * pages * PAGE_SIZE
+            for first, last, flags in parts:
                 yield Leaf(base + first * PAGE_SIZE, base + last * PAGE_SIZE, PAGE_SIZE, flags)
-
-    def _windows_32(self) -> Iterator[Leaf]:
-        for address in sorted(self._windows()):
-            yield Leaf(address, address + PAGE_SIZE, PAGE_SIZE, KERNEL)
 
     def _fixed(self) -> Iterator[Leaf]:
         start, end = APIC_PAGES if self.long else APIC_PAGES_32
@@ -237,35 +292,37 @@ class InitMm:
 
     # -- changes ---------------------------------------------------------------------------------------------
 
-    def change(self, address: int, pages: int, off: int, on: int) -> None:
-        """Clear and set bits of small pages; large ones are split (``change_page_attr_set_clr``)."""
-        for start in range(address, address + pages * PAGE_SIZE, PAGE_SIZE):
-            leaf = self.lookup(start)
-            if leaf is None:
-                continue
-            if leaf.size > PAGE_SIZE and not self.layout.is_vmalloc_addr(start):
-                self._split(leaf.size)
-            self._changed[start] = leaf.flags & ~off & ~PSE | on
+    def change(self, start: int, end: int, off: int, on: int) -> None:
+        """Clear and set bits of the small pages of a range that are mapped; large ones are split
+        (``change_page_attr_set_clr``).
+        """
+        for leaf in list(self.mappings.within(start, end)):
+            if leaf.size > PAGE_SIZE and not self.layout.is_vmalloc_addr(leaf.start):
+                for _ in range(leaf.start & -leaf.size, leaf.end, leaf.size):
+                    self._split(leaf.size)
+            pages = range(leaf.start, leaf.end, PAGE_SIZE)
+            self._changed.update(dict.fromkeys(pages, leaf.flags & ~off & ~PSE | on))
+        self._changes += 1
 
     def _with_changes(self, leaves: list[Leaf]) -> Iterator[Leaf]:
         pages = sorted(self._changed)
         for leaf in leaves:
-            mine = [page for page in pages if leaf.start <= page < leaf.end]
+            mine = pages[bisect_left(pages, leaf.start) : bisect_left(pages, leaf.end)]
             at = leaf.start
             for page in mine:
                 large = max(page & -leaf.size, at)
                 if large > at:
-                    yield leaf._replace(start=at, end=large)
+                    yield leaf.part(at, large)
                     at = large
                 if page > at:
-                    yield leaf._replace(start=at, end=page, size=PAGE_SIZE, flags=leaf.flags & ~PSE)
-                yield Leaf(page, page + PAGE_SIZE, PAGE_SIZE, self._changed[page])
+                    yield leaf.part(at, page, small=True)
+                yield leaf.part(page, page + PAGE_SIZE, small=True)._replace(flags=self._changed[page])
                 at = page + PAGE_SIZE
             if mine and at < (rest := min(at + leaf.size - 1 & -leaf.size, leaf.end)):
-                yield leaf._replace(start=at, end=rest, size=PAGE_SIZE, flags=leaf.flags & ~PSE)
+                yield leaf.part(at, rest, small=True)
                 at = rest
             if at < leaf.end:
-                yield leaf._replace(start=at)
+                yield leaf.part(at, leaf.end)
 
 
 def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

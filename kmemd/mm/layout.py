@@ -157,6 +157,15 @@ class Layout:
         """The address of a frame's ``struct page``."""
         return self.vmemmap_start + pfn * self.struct_page_size
 
+    def virt_to_page(self, address: int) -> int:
+        """Where ``struct page`` of any address would be: for one that is neither of the direct map nor of the kernel's
+        image, somewhere (``virt_to_page`` without checks).
+        """
+        mask = (1 << 8 * self.pointer_size) - 1
+        image = self.arch == X86_64 and address >= START_KERNEL_MAP
+        base = self.text_base - PHYSICAL_START if image else self.page_offset
+        return self.page_struct((address - base & mask) >> PAGE_SHIFT) & mask
+
     def format_address(self, address: int) -> str:
         """``%px``: the address in hexadecimal, as wide as a pointer."""
         return f"{address:0{self.pointer_size * 2}x}"

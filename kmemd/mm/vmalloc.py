@@ -173,6 +173,8 @@ class Vmalloc:
         self._table_size = LARGE_PAGE[layout.arch]
         self.changed: dict[int, int] = {}
         """Bits of pages whose protection was changed (``InitMm.change``): an area's go with it."""
+        self.version = 0
+        """Grows whenever an area comes, is complete, or goes."""
         self.numa = layout.arch == X86_64
 
     # -- allocation ------------------------------------------------------------------------------------------
@@ -250,6 +252,7 @@ class Vmalloc:
         if area.nr_pages < count:
             yield from self._drop_pages(area)
             raise KernelError(errno.ENOMEM, f"no memory for {count} pages of a vmalloc area")
+        self.version += 1
         area.node_pages = yield from self._count_nodes(area)
         self._context.charge(self._area_ns + self._page_ns * count)
 
@@ -326,6 +329,7 @@ class Vmalloc:
 
     def _insert(self, area: VmStruct) -> VmStruct:
         self._areas[area.address] = area
+        self.version += 1
         if area.flags & (VM_MAP | VM_IOREMAP):
             self._make_tables(area)
         if area.struct:
@@ -337,6 +341,7 @@ class Vmalloc:
         """Note the tables that small pages of an area need (``vmap_small_pages_range_noflush``)."""
         last = area.end - PAGE_SIZE - 1
         self.tables.update(range(area.address // self._table_size, last // self._table_size + 1))
+        self.version += 1
 
     def _make_struct(self, gfp: int, nid: int, function: str) -> int:
         if self._slab is None:
@@ -464,8 +469,10 @@ class Vmalloc:
     def _remove(self, area: VmStruct) -> Steps[None]:
         """Take an area out; its range waits for a purge (``free_vmap_area_noflush``)."""
         del self._areas[area.address]
-        for page in [page for page in self.changed if area.address <= page < area.end]:
-            del self.changed[page]
+        self.version += 1
+        if self.changed:
+            for page in range(area.address, area.end, PAGE_SIZE):
+                self.changed.pop(page, None)
         self._lazy.add(area.address, area.end)
         self.nr_lazy += area.size >> PAGE_SHIFT
         if area.page_array and self._layout.is_vmalloc_addr(area.page_array):

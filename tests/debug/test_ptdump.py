@@ -68,7 +68,7 @@ def test_no_page_is_writable_and_executable_until_somebody_makes_it_so():
     mm = system.kernel.init_mm
     assert ptdump.insecure(mm) == (0, 0)
     address = system.kernel.layout.page_offset + (64 << 20) + 5 * 4096
-    mm.change(address, 2, off=ptdump.NX, on=0)
+    mm.change(address, address + 8192, off=ptdump.NX, on=0)
     assert ptdump.insecure(mm) == (2, address)
     (line,) = lines_at(system, address)
     assert line.startswith(f"0x{address:016x}-0x{address + 8192:016x}")
