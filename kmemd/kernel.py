@@ -16,6 +16,7 @@ from kmemd.core.context import Context
 from kmemd.core.lru import Lru
 from kmemd.core.owner import OwnerTable
 from kmemd.core.pages import PageMap
+from kmemd.debug.check_wx import CheckWx
 from kmemd.debug.kallsyms import Kallsyms
 from kmemd.debug.page_owner import PageOwner
 from kmemd.debug.trace import Tracing
@@ -110,6 +111,7 @@ class Kernel:
         self.init_mm = kernel_memory.make_init_mm(self)
         self.oops = kernel_memory.make_oops(self)
         self.set_memory: SetMemory = SetMemory(self.init_mm, self.dump_stack)
+        self.check_wx: CheckWx = kernel_memory.make_check_wx(self)
         self.fail_slab, self.fail_page_alloc = kernel_guards.make_fault_injection(self)
         self.kfence = kernel_guards.make_kfence(self)
         self.usercopy = kernel_guards.make_usercopy(self)
@@ -135,7 +137,9 @@ class Kernel:
         kernel.kmemleak.late_init()
         if not machine.is_twin:
             kernel.printk.log_all(boot_log.kernel_init(machine, kernel.cmdline, kernel.boot_memory))
-        if machine.is_twin:
+            kernel.check_wx.boot()
+            kernel.printk.log_all(boot_log.run_init())
+        else:
             kernel.user.file_check.boot_finished()
         kernel.user.vma_objects.boot_finished()
         kernel.user.block.boot_finished()

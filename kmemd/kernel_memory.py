@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from kmemd.boot.areas import percpu_groups
 from kmemd.core import stats
 from kmemd.debug.alloc_stacks import AllocStacks
+from kmemd.debug.check_wx import CheckWx
 from kmemd.debug.kmemleak import Kmemleak
 from kmemd.debug.perf_counters import Counters
 from kmemd.debug.perf_events import PerfEvents
@@ -22,6 +23,7 @@ from kmemd.mm.ioremap import FUNCTIONS
 from kmemd.mm.layout import PHYSICAL_START, X86_64
 from kmemd.mm.oops import KernelAccess, Oops
 from kmemd.mm.percpu import POPULATED_BY_BOOT, Percpu
+from kmemd.mm.pti import check_boottime_disable
 from kmemd.mm.signals import SIGSEGV
 from kmemd.mm.slub import Slub
 from kmemd.mm.slub_harden import Hardening
@@ -203,6 +205,18 @@ def make_init_mm(kernel: Kernel) -> InitMm:
         cpus=machine.cpus,
         percpu=(unit, POPULATED_BY_BOOT[machine.arch], groups),
         gbpages=machine.gbpages,
+        pti=check_boottime_disable(machine.arch, machine.cpu_model.bugs, kernel.cmdline).enabled,
+    )
+
+
+def make_check_wx(kernel: Kernel) -> CheckWx:
+    """The search for memory that is writable and executable (debug_checkwx)."""
+    return CheckWx(
+        kernel.init_mm,
+        kernel.printk,
+        kernel.dump_stack,
+        kernel.kallsyms.symbolize,
+        nx="nx" in kernel.machine.cpu_flags.split(),
     )
 
 

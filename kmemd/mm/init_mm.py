@@ -4,7 +4,8 @@ The tables themselves are not kept: boot's mappings follow from the machine, vma
 ``set_memory_*`` changed is kept page by page (arch/x86/mm/init.c, init_64.c ``mark_rodata_ro``,
 arch/x86/mm/cpu_entry_area.c, arch/x86/realmode/init.c ``set_real_mode_permissions``, arch/x86/mm/pat/set_memory.c).
 A leaf is a run of entries of one size with the same bits (``core/pte.py``, with PWT and PCD). Left out: the aliases
-that change_page_attr changes besides, 5-level tables, page-table isolation.
+that change_page_attr changes besides, 5-level tables. With page table isolation (mm/pti.py) nothing is global but what
+the tables of programs share: the CPUs' entry area, and the large page of entry code.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ IMAGE = {
 }
 """Protected parts of the captured kernels, from _text: code, constants, and the IDT."""
 IMAGE_END = 0x101_C000
+ENTRY_TEXT = (0x40_0000, 0x60_0000)
+"""The large page with the code of system calls and exceptions, from _text (``ALIGN_ENTRY_TEXT_BEGIN``)."""
 
 CPU_ENTRY_BASE_32 = 0xFF80_0000
 CPU_STACKS = tuple((first, first + 2, KERNEL) for first in (9, 12, 15, 18))
@@ -77,6 +80,10 @@ class Leaf(NamedTuple):
     flags: int
     phys: int = -1
 
+    def without(self, bits: int) -> Leaf:
+        """The same with some bits clear."""
+        return self._replace(flags=self.flags & ~bits)
+
     def part(self, start: int, end: int, *, small: bool = False) -> Leaf:
         """A part of it, in small pages where its large one was split."""
         phys = self.phys + start - self.start if self.phys >= 0 else -1
@@ -88,9 +95,18 @@ class Leaf(NamedTuple):
 class Mappings:
     """What is mapped at one moment: all leaves by address, and what was found out about them."""
 
-    def __init__(self, leaves: list[Leaf]) -> None:
+    def __init__(self, leaves: list[Leaf], tables: Callable[[int], list[tuple[int, int]]] = lambda size: []) -> None:
+        """``tables(size)``: regions of a size that have a table whatever is in them."""
         self.leaves = leaves
-        self.regions: dict[int, list[tuple[int, int]]] = {}
+        self._tables = tables
+        self._regions: dict[int, list[tuple[int, int]]] = {}
+
+    def regions(self, size: int) -> list[tuple[int, int]]:
+        """The regions of ``size`` that have a table of their own: there are smaller leaves in them, or were."""
+        if size not in self._regions:
+            ranges = [(leaf.start & -size, leaf.end + size - 1 & -size) for leaf in self.leaves if leaf.size < size]
+            self._regions[size] = merged([*ranges, *self._tables(size)])
+        return self._regions[size]
 
     def lookup(self, address: int) -> Leaf | None:
         """What maps an address."""
@@ -143,7 +159,9 @@ class InitMm:
         cpus: int,
         percpu: tuple[int, int, tuple[int, ...]],
         gbpages: bool = False,
+        pti: bool = False,
     ) -> None:
+        """``pti``: programs have tables of their own (mm/pti.py)."""
         self.layout = layout
         self.long = layout.arch == X86_64
         self.large = LARGE_PAGE[layout.arch]
@@ -152,7 +170,11 @@ class InitMm:
         self._cached, self._windows = cached, windows
         self._cpus, self._percpu = cpus, percpu
         self._gbpages = gbpages and self.long
-        self._nx = 0 if self.long else NX
+        self.isolated = pti
+        self._off = (0 if self.long else NX) | (GLOBAL if pti else 0)
+        entry = [layout.text_base + at for at in ENTRY_TEXT]
+        area = (CPU_ENTRY_AREA_BASE, CPU_ENTRY_AREA_BASE + TIB // 2)
+        self._shared = [area, (entry[0], entry[1])] if pti else []
         self._changed, self._split = changed, split
         self._changes = 0
         self._kept: tuple[Hashable, Mappings] = (None, Mappings([]))
@@ -165,7 +187,7 @@ class InitMm:
         windows = () if self.long else tuple(self._windows())
         key = (self._version(), self._changes, windows)
         if self._kept[0] != key:
-            self._kept = key, Mappings(self._made(windows))
+            self._kept = key, Mappings(self._made(windows), self._kept_tables)
         return self._kept[1]
 
     def leaves(self) -> list[Leaf]:
@@ -177,11 +199,13 @@ class InitMm:
         return self.mappings.lookup(address)
 
     def regions(self, size: int) -> list[tuple[int, int]]:
-        """The regions of ``size`` that have a table of their own: there are smaller leaves in them, or were."""
-        mappings = self.mappings
-        if size not in mappings.regions:
-            mappings.regions[size] = self._regions(size, mappings.leaves)
-        return mappings.regions[size]
+        """The regions of ``size`` that have a table of their own."""
+        return self.mappings.regions(size)
+
+    @property
+    def shared(self) -> Mappings:
+        """What isolated programs have of the kernel in their tables."""
+        return Mappings([leaf for leaf in self.leaves() if any(a <= leaf.start < b for a, b in self._shared)])
 
     def first_read_only(self, addresses: npt.NDArray[np.uint64]) -> int | None:
         """The first of some addresses that are mapped and may not be written."""
@@ -191,11 +215,8 @@ class InitMm:
         return int(addresses[found][0]) if found.any() else None
 
     def _made(self, windows: Iterable[int]) -> list[Leaf]:
-        mapped = [leaf._replace(flags=leaf.flags & ~self._nx) for leaf in self._vmalloc()]
-        if windows:
-            flags = KERNEL & ~self._nx
-            mapped += [Leaf(address, address + PAGE_SIZE, PAGE_SIZE, flags) for address in windows]
-        found = sorted([*self._boot_leaves, *mapped])
+        mapped = [*self._vmalloc(), *(Leaf(at, at + PAGE_SIZE, PAGE_SIZE, KERNEL) for at in windows)]
+        found = sorted([*self._boot_leaves, *(leaf.without(self._off) for leaf in mapped)])
         return list(self._with_changes(found)) if self._changed else found
 
     @cached_property
@@ -204,16 +225,32 @@ class InitMm:
         found = [*self._direct_map(), *self._fixed(), *self._entry_area()]
         if self.long:
             found += [*self._vmemmap(), *self._image()]
-        return sorted(leaf._replace(flags=leaf.flags & ~self._nx) for leaf in found)
+        return sorted(part for leaf in found for part in self._allowed(leaf))
 
-    def _regions(self, size: int, leaves: list[Leaf]) -> list[tuple[int, int]]:
-        ranges = [(leaf.start & -size, leaf.end + size - 1 & -size) for leaf in leaves if leaf.size < size]
+    def _allowed(self, leaf: Leaf) -> Iterator[Leaf]:
+        """A leaf with the bits that this kernel uses: with isolation, what is shared stays global
+        (``pti_set_kernel_image_nonglobal``, ``pti_clone_pgtable``).
+        """
+        at = leaf.start
+        for low, high in self._shared:
+            low, high = max(low, at), min(high, leaf.end)
+            if low < high:
+                if at < low:
+                    yield leaf.part(at, low).without(self._off)
+                yield leaf.part(low, high).without(self._off & ~GLOBAL)
+                at = high
+        if at < leaf.end:
+            yield leaf.part(at, leaf.end).without(self._off)
+
+    def _kept_tables(self, size: int) -> list[tuple[int, int]]:
+        """Regions with tables that stay: all top ones of vmalloc, and those that areas that are gone had."""
+        found: list[tuple[int, int]] = []
         if self.long and size == TIB // 2:
-            ranges.append((self.layout.vmalloc_start & -size, self.layout.vmalloc_end + size - 1 & -size))
+            found.append((self.layout.vmalloc_start & -size, self.layout.vmalloc_end + size - 1 & -size))
         if size == self.large:
-            ranges += [(index * size, (index + 1) * size) for index in self._tables]
-            ranges += [FIXMAP_TABLES] if self.long else FIXED_TABLES_32
-        return merged(ranges)
+            found += [(index * size, (index + 1) * size) for index in self._tables]
+            found += [FIXMAP_TABLES] if self.long else FIXED_TABLES_32
+        return found
 
     # -- parts -----------------------------------------------------------------------------------------------
 
