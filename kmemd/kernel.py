@@ -42,6 +42,7 @@ from kmemd.mm.highmem import Highmem
 from kmemd.mm.huge_memory import HugeMemory
 from kmemd.mm.hugetlb import Hugetlb
 from kmemd.mm.hugetlb_boot import PMD_ORDER, PUD_ORDER
+from kmemd.mm.init_mm import rodata_enabled
 from kmemd.mm.kcompactd import Kcompactd
 from kmemd.mm.kernel_sysctl import KernelSysctl
 from kmemd.mm.ksm import Ksm
@@ -137,7 +138,8 @@ class Kernel:
         kernel.kmemleak.late_init()
         if not machine.is_twin:
             kernel.printk.log_all(boot_log.kernel_init(machine, kernel.cmdline, kernel.boot_memory))
-            kernel.check_wx.boot()
+            if rodata_enabled(kernel.cmdline):
+                kernel.check_wx.boot()
             kernel.printk.log_all(boot_log.run_init())
         else:
             kernel.user.file_check.boot_finished()
@@ -181,9 +183,8 @@ class Kernel:
         capture = self.machine.capture
         found = from_meminfo(capture.meminfo) if capture is not None and self.machine.is_twin else None
         ranges = [(region.start, region.end) for region in self.boot_memory.memblock.memory]
-        return found or map_memory(
-            self.machine.arch, ranges, self.layout.max_low_pfn << PAGE_SHIFT, gbpages=self.machine.gbpages
-        )
+        limit, rodata = self.layout.max_low_pfn << PAGE_SHIFT, rodata_enabled(self.cmdline)
+        return found or map_memory(self.machine.arch, ranges, limit, gbpages=self.machine.gbpages, rodata=rodata)
 
     def _init_zones(self) -> None:
         """Page map, counters, nodes and zones, without a free page yet (free_area_init)."""

@@ -18,7 +18,7 @@ from kmemd.mm import memtype
 from kmemd.mm.descriptors import Descriptors
 from kmemd.mm.device_memory import DeviceMemory
 from kmemd.mm.fork import INIT_PID
-from kmemd.mm.init_mm import InitMm
+from kmemd.mm.init_mm import InitMm, rodata_enabled
 from kmemd.mm.ioremap import FUNCTIONS
 from kmemd.mm.layout import PHYSICAL_START, X86_64
 from kmemd.mm.oops import KernelAccess, Oops
@@ -206,6 +206,7 @@ def make_init_mm(kernel: Kernel) -> InitMm:
         percpu=(unit, POPULATED_BY_BOOT[machine.arch], groups),
         gbpages=machine.gbpages,
         pti=check_boottime_disable(machine.arch, machine.cpu_model.bugs, kernel.cmdline).enabled,
+        rodata=rodata_enabled(kernel.cmdline),
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from kmemd.machine import Machine
 from kmemd.mm import page_poison, pti
-from kmemd.mm.init_mm import IMAGE
+from kmemd.mm.init_mm import IMAGE, rodata_enabled
 from kmemd.mm.layout import MAX_LOW_PFN_32, STRUCT_PAGE_SIZE
 from kmemd.mm.mmzone_layout import NodeLayout, ZoneLayout
 from kmemd.mm.params import CommandLine
@@ -256,6 +256,9 @@ def kernel_init(machine: Machine, cmdline: CommandLine, memory: BootMemory) -> L
     if cmdline.get("page_owner") != "on":
         yield KERN_INFO, "page_owner is disabled"
     yield KERN_INFO, f"Freeing unused kernel image (initmem) memory: {INIT_KB[machine.arch]}K"
+    if not rodata_enabled(cmdline):
+        yield KERN_INFO, "Kernel memory protection disabled."
+        return
     what, size = READ_ONLY[machine.arch]
     yield KERN_INFO, f"Write protecting {what}: {size >> 10}k"
     for name, size in GAPS_KB[machine.arch]:

@@ -28,6 +28,7 @@ from kmemd.mm.layout import (
     X86_64,
     Layout,
 )
+from kmemd.mm.params import CommandLine
 from kmemd.mm.units import GIB, KIB, MIB, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, TIB
 from kmemd.mm.vmalloc import PERCPU_CALLER, PMD_ORDER, VM_IOREMAP, VmStruct
 
@@ -47,7 +48,7 @@ IMAGE = {
     X86_64: ((0, 0x60_2000, RO | X), (0x80_0000, 0x9B_2000, RO), (0xBF_7000, 0xBF_8000, RO)),
     "i386": ((0, 0x3F_2000, RO), (0x51_5000, 0x51_6000, RO)),
 }
-"""Protected parts of the captured kernels, from _text: code, constants, and the IDT."""
+"""Protected parts of the captured kernels, from _text: code, constants, and the IDT, which ``rodata=off`` leaves."""
 IMAGE_END = 0x101_C000
 ENTRY_TEXT = (0x40_0000, 0x60_0000)
 """The large page with the code of system calls and exceptions, from _text (``ALIGN_ENTRY_TEXT_BEGIN``)."""
@@ -125,11 +126,11 @@ class Mappings:
             at += 1
 
     @cached_property
-    def read_only(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-        """Where ranges that may not be written begin and end."""
-        found = [(leaf.start, leaf.end) for leaf in self.leaves if not leaf.flags & RW and leaf.flags & PRESENT]
-        starts, ends = zip(*found, strict=True) if found else ((), ())
-        return np.array(starts, dtype=np.uint64), np.array(ends, dtype=np.uint64)
+    def writable(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+        """Where ranges that may be written begin and end."""
+        found = merged((leaf.start, leaf.end) for leaf in self.leaves if leaf.flags & RW and leaf.flags & PRESENT)
+        starts, ends = np.array(found, dtype=np.uint64).T
+        return starts, ends
 
 
 class InitMm:
@@ -160,8 +161,9 @@ class InitMm:
         percpu: tuple[int, int, tuple[int, ...]],
         gbpages: bool = False,
         pti: bool = False,
+        rodata: bool = True,
     ) -> None:
-        """``pti``: programs have tables of their own (mm/pti.py)."""
+        """``pti``: programs have tables of their own (mm/pti.py); ``rodata``: boot protects the kernel's image."""
         self.layout = layout
         self.long = layout.arch == X86_64
         self.large = LARGE_PAGE[layout.arch]
@@ -171,6 +173,8 @@ class InitMm:
         self._cpus, self._percpu = cpus, percpu
         self._gbpages = gbpages and self.long
         self.isolated = pti
+        self._image_flags = KERNEL if rodata else KERNEL & ~NX
+        self._image_parts = IMAGE[layout.arch] if rodata else IMAGE[layout.arch][-1:]
         self._off = (0 if self.long else NX) | (GLOBAL if pti else 0)
         entry = [layout.text_base + at for at in ENTRY_TEXT]
         area = (CPU_ENTRY_AREA_BASE, CPU_ENTRY_AREA_BASE + TIB // 2)
@@ -207,12 +211,12 @@ class InitMm:
         """What isolated programs have of the kernel in their tables."""
         return Mappings([leaf for leaf in self.leaves() if any(a <= leaf.start < b for a, b in self._shared)])
 
-    def first_read_only(self, addresses: npt.NDArray[np.uint64]) -> int | None:
-        """The first of some addresses that are mapped and may not be written."""
-        starts, ends = self.mappings.read_only
+    def first_unwritable(self, addresses: npt.NDArray[np.uint64]) -> int | None:
+        """The first of some addresses that a store faults at."""
+        starts, ends = self.mappings.writable
         place = np.searchsorted(starts, addresses, side="right")
-        found = (place > 0) & (addresses < ends[np.maximum(place, 1) - 1])
-        return int(addresses[found][0]) if found.any() else None
+        faults = (place == 0) | (addresses >= ends[np.maximum(place, 1) - 1])
+        return int(addresses[faults][0]) if faults.any() else None
 
     def _made(self, windows: Iterable[int]) -> list[Leaf]:
         mapped = [*self._vmalloc(), *(Leaf(at, at + PAGE_SIZE, PAGE_SIZE, KERNEL) for at in windows)]
@@ -268,14 +272,16 @@ class InitMm:
         low = next((end for start, end in self._memory if start < ISA_END), 640 * KIB)
         base = (low & PAGE_MASK) - REAL_MODE_PAGES[arch] * PAGE_SIZE
         marks = [(base + page * PAGE_SIZE, base + (page + 1) * PAGE_SIZE, off) for page, off in REAL_MODE_RO[arch]]
-        return marks + [(PHYSICAL_START + a, PHYSICAL_START + b, off & ~X) for a, b, off in IMAGE[arch]]
+        return marks + [(PHYSICAL_START + a, PHYSICAL_START + b, off & ~X) for a, b, off in self._image_parts]
 
-    def _mapped(self, start: int, end: int, marks: list[tuple[int, int, int]], base: int) -> Iterator[Leaf]:
+    def _mapped(
+        self, start: int, end: int, marks: list[tuple[int, int, int]], base: int, flags: int = KERNEL
+    ) -> Iterator[Leaf]:
         """A physical range at ``base``, in pages as large as its protections allow."""
         at = start
         for low, high, off in [mark for mark in marks if mark[1] > start and mark[0] < end] + [(end, end, 0)]:
-            yield from self._pages(at, max(low, at), KERNEL, base)
-            yield from self._pages(max(low, at), min(high, end), KERNEL & ~off, base)
+            yield from self._pages(at, max(low, at), flags, base)
+            yield from self._pages(max(low, at), min(high, end), flags & ~off, base)
             at = max(high, at)
 
     def _pages(self, start: int, end: int, flags: int, base: int) -> Iterator[Leaf]:
@@ -312,8 +318,8 @@ class InitMm:
         """Text and data where the kernel was linked to be (``cleanup_highmap``)."""
         base = self.layout.text_base - PHYSICAL_START
         end = PHYSICAL_START + (IMAGE_END + self.large - 1 & -self.large)
-        marks = [(PHYSICAL_START + a, PHYSICAL_START + b, off) for a, b, off in IMAGE[X86_64]]
-        yield from self._mapped(PHYSICAL_START, end, marks, base)
+        marks = [(PHYSICAL_START + a, PHYSICAL_START + b, off) for a, b, off in self._image_parts]
+        yield from self._mapped(PHYSICAL_START, end, marks, base, self._image_flags)
 
     def _entry_area(self) -> Iterator[Leaf]:
         area, pages, parts = CPU_ENTRY[self.layout.arch]
@@ -360,6 +366,12 @@ class InitMm:
                 at = rest
             if at < leaf.end:
                 yield leaf.part(at, leaf.end)
+
+
+def rodata_enabled(cmdline: CommandLine) -> bool:
+    """Whether boot protects the kernel's code and constants (init/main.c ``set_debug_rodata``)."""
+    wanted = [word for word in cmdline.all("rodata") if word in ("on", "off")]
+    return wanted[-1:] != ["off"]
 
 
 def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

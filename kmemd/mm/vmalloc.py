@@ -508,14 +508,6 @@ class Vmalloc:
         """The area that begins at ``address``."""
         return self._areas.get(address)
 
-    def unmapped(self, addresses: npt.NDArray[np.uint64]) -> int | None:
-        """The first of some vmalloc addresses that faults: between areas, or in the guard page behind one."""
-        starts = np.array(sorted(self._areas), dtype=np.uint64)
-        ends = np.array([self._areas[int(start)].end - PAGE_SIZE for start in starts], dtype=np.uint64)
-        place = np.searchsorted(starts, addresses, side="right")
-        faults = (place == 0) | (addresses >= np.append(ends, np.uint64(0))[place - 1])
-        return int(addresses[faults][0]) if faults.any() else None
-
     def areas(self) -> Iterator[VmStruct]:
         """The areas by address."""
         return iter([self._areas[address] for address in sorted(self._areas)])

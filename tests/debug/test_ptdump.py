@@ -197,6 +197,28 @@ def test_a_dump_ends_with_the_process():
     assert b"End Modules" in file.read(0, 1 << 24)
 
 
+@pytest.mark.parametrize("machine", ["default", "highmem"])
+def test_rodata_off_leaves_the_image_writable(machine):
+    system = System.boot(machine=machine, seed=1, cmdline="nokaslr rodata=off")
+    log = system.read("/kmemd/dmesg").decode()
+    assert "Kernel memory protection disabled.\n" in log
+    assert "Write protecting" not in log
+    assert "W+X" not in log
+    text = system.kernel.layout.text_base
+    (line,) = lines_at(system, text)
+    assert "RW         PSE     GLB x  pmd" in line
+    plain = System.boot(machine=machine, seed=1, cmdline="nokaslr rodata=bogus")
+    assert "     ro " in lines_at(plain, text)[0]
+
+    def small(system):
+        return int(system.read("/proc/meminfo").split(b"DirectMap4k:")[1].split()[0])
+
+    large = 2048 if machine == "default" else 4096
+    assert small(plain) - small(system) == large * (4 if machine == "default" else 1), "fewer large pages are split"
+    if machine == "default":
+        assert check(system)[0] == b"FAILED\n"
+
+
 # -- the search for what is writable and executable ------------------------------------------------------------
 
 
