@@ -113,6 +113,7 @@ class Kernel:
         self.oops = kernel_memory.make_oops(self)
         self.set_memory: SetMemory = SetMemory(self.init_mm, self.dump_stack)
         self.check_wx: CheckWx = kernel_memory.make_check_wx(self)
+        self.modules, self.bpf = kernel_memory.make_code(self)
         self.fail_slab, self.fail_page_alloc = kernel_guards.make_fault_injection(self)
         self.kfence = kernel_guards.make_kfence(self)
         self.usercopy = kernel_guards.make_usercopy(self)
@@ -158,7 +159,12 @@ class Kernel:
         self.layout = Layout(self.machine.arch, max_pfn, kaslr)
         self.direct_map = self._map_memory()
         plain = self.cmdline.has("no_hash_pointers") or self.cmdline.get("slub_debug", "-") != "-"
-        self.kallsyms = Kallsyms(self.layout, self.depot, no_hash_pointers=plain)
+        self.kallsyms = Kallsyms(
+            self.layout,
+            self.depot,
+            no_hash_pointers=plain,
+            reserve=lambda size: self.vmalloc.reserve_module(size),
+        )
         self.tracing = Tracing(
             self.context, self.depot, self.kallsyms, self.layout, self.machine.cpus, round(self.machine.cpu_model.mhz)
         )
@@ -586,6 +592,7 @@ class Kernel:
         self.kmemleak.check()
         self.page_owner.check()
         self.vmalloc.check()
+        self.bpf.check()
         self.highmem.check()
         self.device_memory.check()
         self.user.pfn_map.check()

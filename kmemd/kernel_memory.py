@@ -21,6 +21,7 @@ from kmemd.mm.fork import INIT_PID
 from kmemd.mm.init_mm import InitMm, rodata_enabled
 from kmemd.mm.ioremap import FUNCTIONS
 from kmemd.mm.layout import PHYSICAL_START, X86_64
+from kmemd.mm.module import BpfPrograms, CodeMemory, Modules, pack_size
 from kmemd.mm.oops import KernelAccess, Oops
 from kmemd.mm.percpu import POPULATED_BY_BOOT, Percpu
 from kmemd.mm.pti import check_boottime_disable
@@ -30,7 +31,7 @@ from kmemd.mm.slub_harden import Hardening
 from kmemd.mm.slub_machine import SlubCosts, SlubMachine
 from kmemd.mm.slub_report import ReportTools
 from kmemd.mm.swiotlb import region_of
-from kmemd.mm.units import GIB, KIB_PER_PAGE, PAGE_SHIFT
+from kmemd.mm.units import GIB, KIB_PER_PAGE, PAGE_SHIFT, PAGE_SIZE
 from kmemd.mm.vmalloc import Vmalloc, VmStruct
 
 if TYPE_CHECKING:
@@ -202,12 +203,29 @@ def make_init_mm(kernel: Kernel) -> InitMm:
         split,
         cached,
         kernel.highmem.mapped_pages,
+        lambda: [(start, end - PAGE_SIZE) for start, end in kernel.vmalloc.reserved],
         cpus=machine.cpus,
         percpu=(unit, POPULATED_BY_BOOT[machine.arch], groups),
         gbpages=machine.gbpages,
         pti=check_boottime_disable(machine.arch, machine.cpu_model.bugs, kernel.cmdline).enabled,
         rodata=rodata_enabled(kernel.cmdline),
     )
+
+
+def make_code(kernel: Kernel) -> tuple[Modules, BpfPrograms]:
+    """Modules, and programs of BPF."""
+    descriptors = Descriptors(kernel.slub, kernel.kmemleak.kernel_data, kernel.context, kernel.depot)
+    memory = CodeMemory(
+        kernel.vmalloc,
+        kernel.set_memory,
+        kernel.context,
+        kernel.depot,
+        kernel.kmemleak.kernel_data,
+        rodata=rodata_enabled(kernel.cmdline),
+    )
+    modules = Modules(memory, kernel.kallsyms.place_module, kernel.kallsyms.drop_module)
+    size = pack_size(len(kernel.nodes), long=kernel.init_mm.long)
+    return modules, BpfPrograms(memory, descriptors, kernel.rng, size)
 
 
 def make_check_wx(kernel: Kernel) -> CheckWx:

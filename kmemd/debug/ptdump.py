@@ -15,7 +15,7 @@ from kmemd.core.mmu import Mmu
 from kmemd.core.pte import FLAGS_MASK, GLOBAL, NX, PFN_MASK, PFN_SHIFT, PRESENT, PSE, RW, USER
 from kmemd.mm import init_mm as i
 from kmemd.mm.init_mm import InitMm, Leaf, Mappings
-from kmemd.mm.layout import CPU_ENTRY_AREA_BASE, PKMAP_BASE_32, START_KERNEL_MAP
+from kmemd.mm.layout import CPU_ENTRY_AREA_BASE, MODULES_END, PKMAP_BASE_32, START_KERNEL_MAP
 from kmemd.mm.units import GIB, KIB, MIB, PAGE_SIZE
 
 LEVELS_64 = ((512 * GIB, "pgd"), (GIB, "pud"), (2 * MIB, "pmd"), (PAGE_SIZE, "pte"))
@@ -52,7 +52,7 @@ def marks(mm: InitMm) -> list[tuple[int, str]]:
             (CPU_ENTRY_AREA_BASE, "CPU entry Area"),
             (START_KERNEL_MAP, "High Kernel Mapping"),
             (START_KERNEL_MAP + GIB, "Modules"),
-            (i.MODULES_END, "End Modules"),
+            (MODULES_END, "End Modules"),
             (i.FIXADDR_START, "Fixmap Area"),
         ]
     return [

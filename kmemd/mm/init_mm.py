@@ -39,7 +39,6 @@ RO, X = RW, NX
 """What a protection takes away from KERNEL."""
 CACHE_BITS = {memtype.WB: 0, memtype.WC: PWT, memtype.UC_MINUS: PCD, memtype.UC: PWT | PCD}
 SECTION_BYTES = 128 * MIB
-MODULES_END = 0xFFFF_FFFF_FF00_0000
 
 REAL_MODE_PAGES = {X86_64: 6, "i386": 4}
 REAL_MODE_RO = {X86_64: ((0, RO), (1, RO | X)), "i386": ((0, RO), (1, RO))}
@@ -140,7 +139,8 @@ class InitMm:
     they changed, ``tables`` the 2 MiB regions (4 MiB on i386) of vmalloc that ever had a page, ``changed`` the bits of
     small pages that were changed, ``split(size)`` hears of large ones that were split, ``cached(area)`` the memory type
     of an area of ioremap, ``percpu`` the bytes of a unit of per-CPU areas, the pages at its start that are there, and
-    how many CPUs each area is for; ``windows()`` the pages of high memory that have an address.
+    how many CPUs each area is for; ``windows()`` the pages of high memory that have an address,
+    ``module_text()`` the code of modules that nobody loaded (debug/kallsyms.py).
 
     Invariants: one list of leaves is kept, which is made anew when an area, a window or a protection has changed.
     """
@@ -156,6 +156,7 @@ class InitMm:
         split: Callable[[int], None],
         cached: Callable[[VmStruct], int],
         windows: Callable[[], Iterable[int]],
+        module_text: Callable[[], Iterable[tuple[int, int]]],
         *,
         cpus: int,
         percpu: tuple[int, int, tuple[int, ...]],
@@ -170,6 +171,7 @@ class InitMm:
         self._memory = sorted(memory)
         self._areas, self._version, self._tables = areas, version, tables
         self._cached, self._windows = cached, windows
+        self._module_text = module_text
         self._cpus, self._percpu = cpus, percpu
         self._gbpages = gbpages and self.long
         self.isolated = pti
@@ -251,8 +253,10 @@ class InitMm:
         found: list[tuple[int, int]] = []
         if self.long and size == TIB // 2:
             found.append((self.layout.vmalloc_start & -size, self.layout.vmalloc_end + size - 1 & -size))
+        if size in (self.large, GIB) and (self.long or size == self.large):
+            places = sorted({index * self.large & -size for index in self._tables})
+            found += [(place, place + size) for place in places]
         if size == self.large:
-            found += [(index * size, (index + 1) * size) for index in self._tables]
             found += [FIXMAP_TABLES] if self.long else FIXED_TABLES_32
         return found
 
@@ -290,6 +294,8 @@ class InitMm:
         yield from _sized(start, end, PAGE_SIZE, sizes, flags, base)
 
     def _vmalloc(self) -> Iterator[Leaf]:
+        for start, end in self._module_text():
+            yield Leaf(start, end, PAGE_SIZE, KERNEL & ~RO & ~X)
         unit, populated, groups = self._percpu
         cpus = iter(groups)
         for area in self._areas():

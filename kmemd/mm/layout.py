@@ -32,6 +32,7 @@ PHYSICAL_ALIGN = 2 * MIB
 KERNEL_IMAGE_SIZE = 512 * MIB
 KERNEL_IMAGE_SIZE_KASLR = GIB
 KERNEL_TEXT_SPAN = 32 * MIB
+MODULES_END = 0xFFFF_FFFF_FF00_0000
 PUD_SIZE = GIB
 MEMORY_PHYSICAL_PADDING_TB = 0
 
@@ -87,6 +88,7 @@ class Layout:
         self.vmalloc_end = self.vmalloc_start + VMALLOC_SIZE - 1 & PAGE_MASK
         self.text_base = START_KERNEL_MAP + PHYSICAL_START
         self.modules_start = START_KERNEL_MAP + KERNEL_IMAGE_SIZE_KASLR
+        self.modules_end = MODULES_END
         if kaslr is not None:
             room = KERNEL_IMAGE_SIZE_KASLR - PHYSICAL_START - KERNEL_TEXT_SPAN
             self.text_base += kaslr.randrange(room // PHYSICAL_ALIGN + 1) * PHYSICAL_ALIGN
@@ -125,7 +127,7 @@ class Layout:
         if kaslr is not None:
             room = KERNEL_IMAGE_SIZE - PHYSICAL_START - KERNEL_TEXT_SPAN
             self.text_base += kaslr.randrange(room // PHYSICAL_ALIGN + 1) * PHYSICAL_ALIGN
-        self.modules_start = self.vmalloc_start
+        self.modules_start, self.modules_end = self.vmalloc_start, self.vmalloc_end
 
     @property
     def vmalloc_total(self) -> int:
