@@ -16,6 +16,7 @@ from kmemd.core.context import Context
 from kmemd.core.lru import Lru
 from kmemd.core.owner import OwnerTable
 from kmemd.core.pages import PageMap
+from kmemd.debug.check_wx import CheckWx
 from kmemd.debug.kallsyms import Kallsyms
 from kmemd.debug.page_owner import PageOwner
 from kmemd.debug.trace import Tracing
@@ -41,6 +42,7 @@ from kmemd.mm.highmem import Highmem
 from kmemd.mm.huge_memory import HugeMemory
 from kmemd.mm.hugetlb import Hugetlb
 from kmemd.mm.hugetlb_boot import PMD_ORDER, PUD_ORDER
+from kmemd.mm.init_mm import rodata_enabled
 from kmemd.mm.kcompactd import Kcompactd
 from kmemd.mm.kernel_sysctl import KernelSysctl
 from kmemd.mm.ksm import Ksm
@@ -110,6 +112,8 @@ class Kernel:
         self.init_mm = kernel_memory.make_init_mm(self)
         self.oops = kernel_memory.make_oops(self)
         self.set_memory: SetMemory = SetMemory(self.init_mm, self.dump_stack)
+        self.check_wx: CheckWx = kernel_memory.make_check_wx(self)
+        self.modules, self.bpf = kernel_memory.make_code(self)
         self.fail_slab, self.fail_page_alloc = kernel_guards.make_fault_injection(self)
         self.kfence = kernel_guards.make_kfence(self)
         self.usercopy = kernel_guards.make_usercopy(self)
@@ -135,7 +139,10 @@ class Kernel:
         kernel.kmemleak.late_init()
         if not machine.is_twin:
             kernel.printk.log_all(boot_log.kernel_init(machine, kernel.cmdline, kernel.boot_memory))
-        if machine.is_twin:
+            if rodata_enabled(kernel.cmdline):
+                kernel.check_wx.boot()
+            kernel.printk.log_all(boot_log.run_init())
+        else:
             kernel.user.file_check.boot_finished()
         kernel.user.vma_objects.boot_finished()
         kernel.user.block.boot_finished()
@@ -152,7 +159,12 @@ class Kernel:
         self.layout = Layout(self.machine.arch, max_pfn, kaslr)
         self.direct_map = self._map_memory()
         plain = self.cmdline.has("no_hash_pointers") or self.cmdline.get("slub_debug", "-") != "-"
-        self.kallsyms = Kallsyms(self.layout, self.depot, no_hash_pointers=plain)
+        self.kallsyms = Kallsyms(
+            self.layout,
+            self.depot,
+            no_hash_pointers=plain,
+            reserve=lambda size: self.vmalloc.reserve_module(size),
+        )
         self.tracing = Tracing(
             self.context, self.depot, self.kallsyms, self.layout, self.machine.cpus, round(self.machine.cpu_model.mhz)
         )
@@ -177,9 +189,8 @@ class Kernel:
         capture = self.machine.capture
         found = from_meminfo(capture.meminfo) if capture is not None and self.machine.is_twin else None
         ranges = [(region.start, region.end) for region in self.boot_memory.memblock.memory]
-        return found or map_memory(
-            self.machine.arch, ranges, self.layout.max_low_pfn << PAGE_SHIFT, gbpages=self.machine.gbpages
-        )
+        limit, rodata = self.layout.max_low_pfn << PAGE_SHIFT, rodata_enabled(self.cmdline)
+        return found or map_memory(self.machine.arch, ranges, limit, gbpages=self.machine.gbpages, rodata=rodata)
 
     def _init_zones(self) -> None:
         """Page map, counters, nodes and zones, without a free page yet (free_area_init)."""
@@ -581,6 +592,7 @@ class Kernel:
         self.kmemleak.check()
         self.page_owner.check()
         self.vmalloc.check()
+        self.bpf.check()
         self.highmem.check()
         self.device_memory.check()
         self.user.pfn_map.check()

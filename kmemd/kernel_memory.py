@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from kmemd.boot.areas import percpu_groups
 from kmemd.core import stats
 from kmemd.debug.alloc_stacks import AllocStacks
+from kmemd.debug.check_wx import CheckWx
 from kmemd.debug.kmemleak import Kmemleak
 from kmemd.debug.perf_counters import Counters
 from kmemd.debug.perf_events import PerfEvents
@@ -17,18 +18,20 @@ from kmemd.mm import memtype
 from kmemd.mm.descriptors import Descriptors
 from kmemd.mm.device_memory import DeviceMemory
 from kmemd.mm.fork import INIT_PID
-from kmemd.mm.init_mm import InitMm
+from kmemd.mm.init_mm import InitMm, rodata_enabled
 from kmemd.mm.ioremap import FUNCTIONS
 from kmemd.mm.layout import PHYSICAL_START, X86_64
-from kmemd.mm.oops import Oops
+from kmemd.mm.module import BpfPrograms, CodeMemory, Modules, pack_size
+from kmemd.mm.oops import KernelAccess, Oops
 from kmemd.mm.percpu import POPULATED_BY_BOOT, Percpu
+from kmemd.mm.pti import check_boottime_disable
 from kmemd.mm.signals import SIGSEGV
 from kmemd.mm.slub import Slub
 from kmemd.mm.slub_harden import Hardening
 from kmemd.mm.slub_machine import SlubCosts, SlubMachine
 from kmemd.mm.slub_report import ReportTools
 from kmemd.mm.swiotlb import region_of
-from kmemd.mm.units import GIB, KIB_PER_PAGE, PAGE_SHIFT
+from kmemd.mm.units import GIB, KIB_PER_PAGE, PAGE_SHIFT, PAGE_SIZE
 from kmemd.mm.vmalloc import Vmalloc, VmStruct
 
 if TYPE_CHECKING:
@@ -38,12 +41,21 @@ if TYPE_CHECKING:
 def make_slub(kernel: Kernel) -> Slub:
     """The slab allocator with its first caches (kmem_cache_init)."""
     machine, latency = kernel.machine, kernel.machine.latency
+
+    def faults(address: int, frames: tuple[str, ...]) -> bool:
+        """Look at the flags of an address' page: their word is the second for the head of a compound page."""
+        access = KernelAccess(kernel.layout.virt_to_page(address) + kernel.layout.pointer_size, frames=frames)
+        code = kernel.oops.fault(access)
+        if code >= 0:
+            kernel.oops.page_fault(access, code)
+        return code >= 0
+
     tools = ReportTools(
         kernel.dump_stack,
         kernel.kallsyms.frame_text,
         kernel.page_flags.of_page,
         kernel.layout.page_struct,
-        kernel.layout.virt_addr_valid,
+        faults,
     )
     facts = SlubMachine(
         machine.cpu_nodes,
@@ -185,14 +197,45 @@ def make_init_mm(kernel: Kernel) -> InitMm:
         kernel.layout,
         [(region.start, region.end) for region in kernel.boot_memory.memblock.memory],
         kernel.vmalloc.areas,
+        lambda: kernel.vmalloc.version,
         kernel.vmalloc.tables,
         kernel.vmalloc.changed,
         split,
         cached,
         kernel.highmem.mapped_pages,
+        lambda: [(start, end - PAGE_SIZE) for start, end in kernel.vmalloc.reserved],
         cpus=machine.cpus,
         percpu=(unit, POPULATED_BY_BOOT[machine.arch], groups),
         gbpages=machine.gbpages,
+        pti=check_boottime_disable(machine.arch, machine.cpu_model.bugs, kernel.cmdline).enabled,
+        rodata=rodata_enabled(kernel.cmdline),
+    )
+
+
+def make_code(kernel: Kernel) -> tuple[Modules, BpfPrograms]:
+    """Modules, and programs of BPF."""
+    descriptors = Descriptors(kernel.slub, kernel.kmemleak.kernel_data, kernel.context, kernel.depot)
+    memory = CodeMemory(
+        kernel.vmalloc,
+        kernel.set_memory,
+        kernel.context,
+        kernel.depot,
+        kernel.kmemleak.kernel_data,
+        rodata=rodata_enabled(kernel.cmdline),
+    )
+    modules = Modules(memory, kernel.kallsyms.place_module, kernel.kallsyms.drop_module)
+    size = pack_size(len(kernel.nodes), long=kernel.init_mm.long)
+    return modules, BpfPrograms(memory, descriptors, kernel.rng, size)
+
+
+def make_check_wx(kernel: Kernel) -> CheckWx:
+    """The search for memory that is writable and executable (debug_checkwx)."""
+    return CheckWx(
+        kernel.init_mm,
+        kernel.printk,
+        kernel.dump_stack,
+        kernel.kallsyms.symbolize,
+        nx="nx" in kernel.machine.cpu_flags.split(),
     )
 
 

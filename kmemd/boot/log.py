@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from kmemd.machine import Machine
-from kmemd.mm import page_poison
+from kmemd.mm import page_poison, pti
+from kmemd.mm.init_mm import IMAGE, rodata_enabled
 from kmemd.mm.layout import MAX_LOW_PFN_32, STRUCT_PAGE_SIZE
 from kmemd.mm.mmzone_layout import NodeLayout, ZoneLayout
 from kmemd.mm.params import CommandLine
@@ -36,10 +37,16 @@ ALTERNATIVES_KB = {"x86_64": 16, "i386": 12}
 INIT_KB = {"x86_64": 796, "i386": 372}
 GAPS_KB = {"x86_64": (("text/rodata", 2040), ("rodata/data", 312)), "i386": ()}
 """Init code and the gaps between the captured kernels' sections."""
+READ_ONLY = {
+    "x86_64": ("the kernel read-only data", IMAGE["x86_64"][1][1] + 2 * MIB - 1 & -2 * MIB),
+    "i386": ("kernel text and read-only data", IMAGE["i386"][0][1]),
+}
+"""From _text to the end of constants, which have whole large pages on x86_64 (``mark_rodata_ro``)."""
 
 
 def setup_arch(machine: Machine, cmdline: CommandLine, memory: BootMemory) -> Lines:
     """From the first line to the zones."""
+    isolation = pti.check_boottime_disable(machine.arch, machine.cpu_model.bugs, cmdline)
     yield KERN_NOTICE, machine.banner
     if machine.arch == "x86_64":
         yield KERN_INFO, f"Command line: {cmdline.text}"
@@ -52,6 +59,8 @@ def setup_arch(machine: Machine, cmdline: CommandLine, memory: BootMemory) -> Li
     yield KERN_DEBUG, "e820: update [mem 0x00000000-0x00000fff] usable ==> reserved"
     yield KERN_DEBUG, "e820: remove [mem 0x000a0000-0x000fffff] usable"
     yield from _last_pfns(machine.arch, memory)
+    if isolation.why:
+        yield KERN_INFO, isolation.why
     yield from (_highmem(memory) if machine.arch == "i386" else _numa(memory))
     yield from _zones(machine.arch, memory)
     yield KERN_INFO, f"smpboot: Allowing {machine.cpus} CPUs, 0 hotplug CPUs"
@@ -196,6 +205,8 @@ def mm_init(
         if table.early:
             yield KERN_INFO, _hash_table(table, "linear")
     yield KERN_INFO, _memory(machine.arch, memory, zones, cma_pages)
+    if pti.check_boottime_disable(machine.arch, machine.cpu_model.bugs, cmdline).enabled:
+        yield KERN_INFO, f"{pti.TITLE}enabled"
 
 
 def _usable(arch: str, zone: ZoneLayout) -> int:
@@ -232,7 +243,9 @@ def _memory(arch: str, memory: BootMemory, zones: Sequence[ZoneLayout], cma_page
 
 
 def kernel_init(machine: Machine, cmdline: CommandLine, memory: BootMemory) -> Lines:
-    """The end of boot: the VFS' tables, the other CPUs, what is given back, and the first process."""
+    """The end of boot: the VFS' tables, the other CPUs, and what is given back; the search for pages that are writable
+    and executable follows it, and then ``run_init``.
+    """
     yield KERN_INFO, f"Freeing SMP alternatives memory: {ALTERNATIVES_KB[machine.arch]}K"
     nodes = len(memory.nodes)
     for table in memory.hash_tables:
@@ -243,8 +256,17 @@ def kernel_init(machine: Machine, cmdline: CommandLine, memory: BootMemory) -> L
     if cmdline.get("page_owner") != "on":
         yield KERN_INFO, "page_owner is disabled"
     yield KERN_INFO, f"Freeing unused kernel image (initmem) memory: {INIT_KB[machine.arch]}K"
+    if not rodata_enabled(cmdline):
+        yield KERN_INFO, "Kernel memory protection disabled."
+        return
+    what, size = READ_ONLY[machine.arch]
+    yield KERN_INFO, f"Write protecting {what}: {size >> 10}k"
     for name, size in GAPS_KB[machine.arch]:
         yield KERN_INFO, f"Freeing unused kernel image ({name} gap) memory: {size}K"
+
+
+def run_init() -> Lines:
+    """The last line of boot: the first process."""
     yield KERN_INFO, "Run /init as init process"
 
 

@@ -66,6 +66,7 @@ SECTIONS = {
     "verbs_devices": "Devices",
     "verbs_memory": "Pointers in memory",
     "verbs_kernel": "Kernel code that touches memory",
+    "verbs_modules": "Modules and programs of BPF",
     "verbs_usercopy": "Kernel code that moves bytes",
     "verbs_tasks": "Processes",
     "verbs_mm": "Mappings of a process",

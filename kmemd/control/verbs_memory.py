@@ -59,8 +59,7 @@ def _check(kernel: Kernel, where: Reference, targets: Pointers) -> Steps[None]:
             raise KernelError(errno.EINVAL, f"{where.text} is not aligned to {size} bytes")
         yield
     for part in pieces(targets, STORES):
-        fault = _unmapped(kernel, part)
-        fault = kernel.init_mm.first_read_only(part) if fault is None else fault
+        fault = kernel.init_mm.first_unwritable(part)
         if fault is not None:
             access = KernelAccess(fault, write=True)
             code = kernel.oops.fault(access)
@@ -68,19 +67,6 @@ def _check(kernel: Kernel, where: Reference, targets: Pointers) -> Steps[None]:
             reason = "may not be written" if code & PF_PROT else "is not mapped"
             raise KernelError(errno.EFAULT, f"{fault:#x} {reason}")
         yield
-
-
-def _unmapped(kernel: Kernel, targets: Pointers) -> int | None:
-    """The first address that is in no mapped page: of the direct map, the vmalloc area or high memory's window."""
-    layout = kernel.layout
-    dynamic = (targets >= np.uint64(layout.vmalloc_start)) & (targets < np.uint64(layout.vmalloc_end))
-    plain = targets[~dynamic]
-    if len(plain) and not (layout.virt_addr_valid(int(plain.min())) and layout.virt_addr_valid(int(plain.max()))):
-        other = plain[(plain < np.uint64(layout.page_offset)) | (plain >= np.uint64(layout.high_memory))]
-        lost = other[kernel.highmem.unmapped(other)]
-        if len(lost):
-            return int(lost[0])
-    return kernel.vmalloc.unmapped(targets[dynamic]) if dynamic.any() else None
 
 
 def _words(what: Reference) -> Pointers:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -96,7 +96,15 @@ class Kallsyms:
     Invariants: addresses of the kernel's functions ascend without gaps; a symbol never moves.
     """
 
-    def __init__(self, layout: Layout, depot: StackDepot, *, no_hash_pointers: bool = False) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        depot: StackDepot,
+        *,
+        no_hash_pointers: bool = False,
+        reserve: Callable[[int], int] | None = None,
+    ) -> None:
+        """``reserve(size)`` gives room for code of a module that nobody loaded; without, it is behind the last."""
         self._layout = layout
         self._depot = depot
         self.no_hash_pointers = no_hash_pointers
@@ -106,6 +114,7 @@ class Kallsyms:
         self._modules: dict[str, tuple[int, int]] = {}
         self._next = layout.text_base
         self._next_module = layout.modules_start
+        self._reserve = reserve or self._behind
         self._texts: dict[int, tuple[str, ...]] = {}
         self._addresses: dict[int, tuple[int, ...]] = {}
 
@@ -131,12 +140,30 @@ class Kallsyms:
         size = max(symbol_size(name), room)
         start, end = self._modules.get(module, (0, 0))
         if start + size > end:
-            start = self._next_module
-            end = self._next_module = start + max(MODULE_TEXT_SIZE, size + PAGE_SIZE - 1 & PAGE_MASK)
+            room = max(MODULE_TEXT_SIZE, size + PAGE_SIZE - 1 & PAGE_MASK)
+            start = self._reserve(room)
+            end = start + room
         symbol = Symbol(start, size, "t", name, module)
         self._modules[module] = (start + size, end)
         self._symbols[name, module] = symbol
         return symbol
+
+    def _behind(self, size: int) -> int:
+        start = self._next_module
+        self._next_module += size
+        return start
+
+    def place_module(self, module: str, start: int, end: int) -> None:
+        """Functions of a module that is loaded now go to ``[start, end)``. EEXIST when it has some."""
+        if module in self._modules:
+            raise KernelError(errno.EEXIST, f"module {module} is loaded")
+        self._modules[module] = (start, end)
+
+    def drop_module(self, module: str) -> None:
+        """A module's functions are gone. Stacks that were shown keep their names."""
+        self._modules.pop(module, None)
+        for key in [key for key in self._symbols if key[1] == module]:
+            del self._symbols[key]
 
     def symbol(self, name: str, module: str = "", offset: int = 0) -> Symbol:
         """The function ``name``, made when it is not known yet, at least ``offset`` bytes long."""

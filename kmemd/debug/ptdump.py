@@ -1,4 +1,4 @@
-"""The page tables of the kernel as debugfs shows them (mm/ptdump.c, arch/x86/mm/dump_pagetables.c).
+"""Page tables as debugfs shows them (mm/ptdump.c, arch/x86/mm/dump_pagetables.c).
 
 Entries of one level with the same bits, side by side, are one line; parts of the address space begin with a mark.
 """
@@ -6,18 +6,23 @@ Entries of one level with the same bits, side by side, are one line; parts of th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
-from kmemd.core.pte import GLOBAL, NX, PRESENT, PSE, RW, USER
+import numpy as np
+
+from kmemd.core.mmu import Mmu
+from kmemd.core.pte import FLAGS_MASK, GLOBAL, NX, PFN_MASK, PFN_SHIFT, PRESENT, PSE, RW, USER
 from kmemd.mm import init_mm as i
-from kmemd.mm.init_mm import InitMm, Leaf
-from kmemd.mm.layout import CPU_ENTRY_AREA_BASE, PKMAP_BASE_32, START_KERNEL_MAP
+from kmemd.mm.init_mm import InitMm, Leaf, Mappings
+from kmemd.mm.layout import CPU_ENTRY_AREA_BASE, MODULES_END, PKMAP_BASE_32, START_KERNEL_MAP
 from kmemd.mm.units import GIB, KIB, MIB, PAGE_SIZE
 
 LEVELS_64 = ((512 * GIB, "pgd"), (GIB, "pud"), (2 * MIB, "pmd"), (PAGE_SIZE, "pte"))
 LEVELS_32 = ((4 * MIB, "pgd"), (PAGE_SIZE, "pte"))
 LARGE_NAME = {2 * MIB: "pmd", 4 * MIB: "pmd", GIB: "pud", PAGE_SIZE: "pte"}
 GUARD_HOLE_END = 0xFFFF_8800_0000_0000
+USER_END_64 = 1 << 47
 UNITS = "BKMGTPE"
 COLUMNS = ((RW, "RW ", "ro "), (i.PWT, "PWT ", "    "), (i.PCD, "PCD ", "    "), (PSE, "PSE ", "    "))
 """What a present entry shows, set and clear; PAT, which no mapping uses, GLB and NX follow."""
@@ -47,7 +52,7 @@ def marks(mm: InitMm) -> list[tuple[int, str]]:
             (CPU_ENTRY_AREA_BASE, "CPU entry Area"),
             (START_KERNEL_MAP, "High Kernel Mapping"),
             (START_KERNEL_MAP + GIB, "Modules"),
-            (i.MODULES_END, "End Modules"),
+            (MODULES_END, "End Modules"),
             (i.FIXADDR_START, "Fixmap Area"),
         ]
     return [
@@ -61,35 +66,61 @@ def marks(mm: InitMm) -> list[tuple[int, str]]:
     ]
 
 
-def dump(mm: InitMm, user: Iterable[Run] = ()) -> Iterator[str]:
-    """The lines of a dump; ``user`` is what the lower half maps, in order."""
+def dump(mm: InitMm, user: Iterable[Run] = (), kernel: Mappings | None = None) -> Iterator[str]:
+    """The lines of a dump; ``user`` is what the lower half maps, in order, with its holes; ``kernel`` the upper one."""
     pending = marks(mm)
     yield f"---[ {pending.pop(0)[1]} ]---\n"
     starts = [start for start, _ in pending]
-    for run in _joined(_cut(_runs(mm, list(user)), starts), starts):
+    for run in _joined(_cut(_runs(mm, user, kernel or mm.mappings), starts), starts):
         while pending and run.start >= pending[0][0]:
             yield f"---[ {pending.pop(0)[1]} ]---\n"
         yield _line(run, 16 if mm.long else 8)
 
 
-def insecure(mm: InitMm) -> tuple[int, int]:
-    """How many pages can be written and executed, and the first address (``note_wx``)."""
-    found = [leaf for leaf in mm.leaves() if leaf.flags & RW and not leaf.flags & NX]
-    pages = sum(leaf.end - leaf.start for leaf in found) // PAGE_SIZE
-    return pages, found[0].start if found else 0
+def user_half(mm: InitMm, mmu: Mmu, space: int) -> Iterator[Run]:
+    """What an address space maps below the kernel: its tables as they are, a table at a time.
+
+    It ends where the address space does.
+    """
+    names = [name for _, name in reversed(LEVELS_64 if mm.long else LEVELS_32)]
+    pgd = mmu.pgd(space)
+    top = len(names) - 1
+
+    def table(pfn: int, level: int, base: int) -> Iterator[Run]:
+        size = PAGE_SIZE << mmu.bits * level
+        count = min(1 << mmu.bits, (USER_END_64 if mm.long else mm.layout.page_offset) - base >> size.bit_length() - 1)
+        words = mmu.words[pfn << mmu.bits : (pfn << mmu.bits) + count].copy()
+        flags = words & np.uint64(FLAGS_MASK if mm.long else FLAGS_MASK & 0xFFFF_FFFF)
+        below = (words & np.uint64(PRESENT | PSE)) == PRESENT if level else np.zeros(count, dtype=bool)
+        cuts = np.flatnonzero((flags[1:] != flags[:-1]) | below[1:] | below[:-1]) + 1
+        for first, last in pairwise([0, *cuts.tolist(), count]):
+            start = base + first * size
+            if below[first]:
+                if mmu.pgd(space) == pgd:
+                    yield from table((int(words[first]) & PFN_MASK) >> PFN_SHIFT, level - 1, start)
+                continue
+            shown = int(flags[first])
+            name = LARGE_NAME[size] if shown & PSE else names[level]
+            yield Run(start, base + last * size, size, name, shown)
+
+    if pgd:
+        yield from table(pgd, top, 0)
 
 
-def _runs(mm: InitMm, user: list[Run]) -> Iterator[Run]:
+def _runs(mm: InitMm, user: Iterable[Run], kernel: Mappings) -> Iterator[Run]:
     """Everything, with the entries that are empty."""
     end = 1 << (64 if mm.long else 32)
     levels = LEVELS_64 if mm.long else LEVELS_32
-    tables = [mm.regions(size) for size, _ in levels[:-1]]
+    tables = [kernel.regions(size) for size, _ in levels[:-1]]
     low = GUARD_HOLE_END if mm.long else mm.layout.page_offset
-    if not user:
-        yield Run(0, low, levels[0][0], "pgd", 0)
-    yield from user
+    last = Run(0, low, levels[0][0], "pgd", 0)
+    for number, run in enumerate(user):
+        if number:
+            yield last
+        last = run
+    yield last._replace(end=low)  # no entry is between: a line ends where the next one begins
     at = low
-    for leaf in mm.leaves():
+    for leaf in kernel.leaves:
         yield from _empty(at, leaf.start, levels, tables)
         yield _present(leaf)
         at = leaf.end

@@ -15,7 +15,10 @@ from kmemd.mm.units import GIB, MIB, PAGE_SIZE
 ISA_END = MIB
 LARGE_PAGE = {"x86_64": 2 * MIB, "i386": 4 * MIB}
 SPLIT_BY_IMAGE = {"x86_64": 6, "i386": 2}
-"""Large pages that boot splits for the protections of the captured kernels' text and data."""
+"""Large pages that boot splits for the protections of the captured kernels' text and data; on x86_64 those of
+the image's own mapping count, too."""
+SPLIT_BY_IDT = {"x86_64": 2, "i386": 1}
+"""As many with rodata=off."""
 LABELS = {PAGE_SIZE: "DirectMap4k", 2 * MIB: "DirectMap2M", 4 * MIB: "DirectMap4M", GIB: "DirectMap1G"}
 
 
@@ -39,7 +42,9 @@ class DirectMap:
         return DirectMap(tuple(small.items()))
 
 
-def map_memory(arch: str, ranges: Iterable[tuple[int, int]], limit: int, *, gbpages: bool = False) -> DirectMap:
+def map_memory(
+    arch: str, ranges: Iterable[tuple[int, int]], limit: int, *, gbpages: bool = False, rodata: bool = True
+) -> DirectMap:
     """The direct map of memory ``ranges`` (bytes) below ``limit``, as it stands when boot is over.
 
     All of the first MiB is mapped, in small pages, whatever the firmware says of it.
@@ -56,7 +61,7 @@ def map_memory(arch: str, ranges: Iterable[tuple[int, int]], limit: int, *, gbpa
         giant += huge
         large += whole - huge
         small += end - start - whole
-    split = min(SPLIT_BY_IMAGE[arch] * size, large)
+    split = min((SPLIT_BY_IMAGE if rodata else SPLIT_BY_IDT)[arch] * size, large)
     mapped = ((PAGE_SIZE, small + split), (size, large - split))
     return DirectMap((*mapped, (GIB, giant)) if gbpages else mapped)
 

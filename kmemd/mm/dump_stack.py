@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from kmemd.core.context import Context
 from kmemd.mm.panic import TAINT_DIE, TAINT_WARN, Taint
-from kmemd.mm.printk import KERN_ALERT, KERN_CRIT, KERN_EMERG, KERN_WARNING, Printk
+from kmemd.mm.printk import KERN_CRIT, KERN_EMERG, KERN_WARNING, Printk
 from kmemd.mm.stackdepot import StackDepot
 from kmemd.mm.user_regs import UserMode
 
@@ -65,21 +65,6 @@ class DumpStack:
         self._show_regs(frames, KERN_WARNING)
         self._printk.log(KERN_WARNING, "---[ end trace 0000000000000000 ]---")
         self.taint.add(TAINT_WARN)
-
-    def oops(self, address: int, width: int, inner: tuple[str, ...] = (), *, write: bool = True) -> None:
-        """Log an access of the kernel to an address that nothing is mapped at (page_fault_oops, __die).
-
-        ``width`` is the size of a pointer in bytes. Registers, code bytes and page table entries are left out.
-        """
-        self._oopses += 1
-        where = f"{address:0{2 * width}x}"
-        self._printk.log(KERN_ALERT, f"BUG: unable to handle page fault for address: {where}")
-        self._printk.log(KERN_ALERT, f"#PF: supervisor {'write' if write else 'read'} access in kernel mode")
-        self._printk.log(KERN_ALERT, f"#PF: error_code({write << 1:#06x}) - not-present page")
-        self._printk.log(KERN_WARNING, f"Oops: {write << 1:04x} [#{self._oopses}] SMP")
-        self._show_regs(inner, KERN_WARNING)
-        self._printk.log(KERN_WARNING, f"CR2: {where}\n---[ end trace 0000000000000000 ]---")
-        self.taint.add(TAINT_DIE)
 
     def panic(self, message: str, inner: tuple[str, ...] = ()) -> None:
         """Log what the kernel says when it gives up (kernel/panic.c ``panic``). The model lives on."""

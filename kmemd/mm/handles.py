@@ -34,6 +34,7 @@ class Kind(StrEnum):
     SLAB = "slab"
     VMALLOC = "vmalloc"
     IOREMAP = "ioremap"
+    BPF = "bpf"
     KMAP = "kmap"
     DMA = "dma"
     DMA_POOL = "dma_pool"

@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 import numpy as np
-import numpy.typing as npt
 
 from kmemd.core.context import Context
 from kmemd.errors import KernelError
@@ -144,10 +143,6 @@ class Highmem:
             if thread is not None and self._preempt.alive(thread) and index % KM_MAX_IDX < len(thread.kmaps):
                 return thread.kmaps[index % KM_MAX_IDX]
         return -1
-
-    def unmapped(self, addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-        """Which of some addresses are in neither a slot of the window nor a local one that maps a page."""
-        return np.array([self.to_pfn(address) < 0 for address in addresses.tolist()], dtype=np.bool_)
 
     def _is_high(self, pfn: int) -> bool:
         """``PageHighMem``. EFAULT for what is no page frame."""

@@ -32,6 +32,7 @@ PHYSICAL_ALIGN = 2 * MIB
 KERNEL_IMAGE_SIZE = 512 * MIB
 KERNEL_IMAGE_SIZE_KASLR = GIB
 KERNEL_TEXT_SPAN = 32 * MIB
+MODULES_END = 0xFFFF_FFFF_FF00_0000
 PUD_SIZE = GIB
 MEMORY_PHYSICAL_PADDING_TB = 0
 
@@ -87,6 +88,7 @@ class Layout:
         self.vmalloc_end = self.vmalloc_start + VMALLOC_SIZE - 1 & PAGE_MASK
         self.text_base = START_KERNEL_MAP + PHYSICAL_START
         self.modules_start = START_KERNEL_MAP + KERNEL_IMAGE_SIZE_KASLR
+        self.modules_end = MODULES_END
         if kaslr is not None:
             room = KERNEL_IMAGE_SIZE_KASLR - PHYSICAL_START - KERNEL_TEXT_SPAN
             self.text_base += kaslr.randrange(room // PHYSICAL_ALIGN + 1) * PHYSICAL_ALIGN
@@ -125,7 +127,7 @@ class Layout:
         if kaslr is not None:
             room = KERNEL_IMAGE_SIZE - PHYSICAL_START - KERNEL_TEXT_SPAN
             self.text_base += kaslr.randrange(room // PHYSICAL_ALIGN + 1) * PHYSICAL_ALIGN
-        self.modules_start = self.vmalloc_start
+        self.modules_start, self.modules_end = self.vmalloc_start, self.vmalloc_end
 
     @property
     def vmalloc_total(self) -> int:
@@ -156,6 +158,15 @@ class Layout:
     def page_struct(self, pfn: int) -> int:
         """The address of a frame's ``struct page``."""
         return self.vmemmap_start + pfn * self.struct_page_size
+
+    def virt_to_page(self, address: int) -> int:
+        """Where ``struct page`` of any address would be: for one that is neither of the direct map nor of the kernel's
+        image, somewhere (``virt_to_page`` without checks).
+        """
+        mask = (1 << 8 * self.pointer_size) - 1
+        image = self.arch == X86_64 and address >= START_KERNEL_MAP
+        base = self.text_base - PHYSICAL_START if image else self.page_offset
+        return self.page_struct((address - base & mask) >> PAGE_SHIFT) & mask
 
     def format_address(self, address: int) -> str:
         """``%px``: the address in hexadecimal, as wide as a pointer."""

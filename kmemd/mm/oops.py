@@ -10,7 +10,7 @@ of their region. Left out: the trace's guesses (``? name``), the registers of th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kmemd.core.context import Context
 from kmemd.core.pte import ACCESSED, DIRTY, NX, PFN_MASK, PRESENT, RW, USER
@@ -24,6 +24,8 @@ from kmemd.mm.units import GIB, MIB, PAGE_SIZE
 from kmemd.mm.user_regs import EPILOGUE_SIZE, INT3, NOP, PROLOGUE_SIZE
 
 PF_PROT, PF_WRITE, PF_INSTR = 1, 2, 16
+NON_CANONICAL = 1 << 47
+"""The first address behind what four levels of tables can map for programs."""
 STACK_USED = 0x340
 """Bytes of the kernel stack below its end when the access is made."""
 THREAD_SIZE = {True: 4 * PAGE_SIZE, False: 2 * PAGE_SIZE}
@@ -39,12 +41,13 @@ TABLE = PRESENT | RW | ACCESSED | DIRTY
 
 @dataclass(frozen=True, slots=True)
 class KernelAccess:
-    """What kernel code does at an address."""
+    """What kernel code does at an address. ``frames``: the functions, innermost first, that the call site called."""
 
     address: int
     write: bool = False
     execute: bool = False
     value: int = 0
+    frames: tuple[str, ...] = ()
 
     @property
     def what(self) -> str:
@@ -85,6 +88,7 @@ class Oops:
         self._panics, self._die = panics, die
         self.smep, self.smap = smep, smap
         self.count = 0
+        self._cr2 = 0
         self._first: list[str] = []
         self._width = 16 if mm.long else 8
 
@@ -112,8 +116,13 @@ class Oops:
     def page_fault(self, access: KernelAccess, code: int, user: Leaf | None = None) -> None:
         """Report a fault that nothing handles, and end the task (``page_fault_oops``, ``oops_end``).
 
-        ``user`` is what maps the address for the task, where it is the task's.
+        ``user`` is what maps the address for the task, where it is the task's. The processor does not even look up an
+        address whose upper bits are not all alike (``exc_general_protection``).
         """
+        if self._mm.long and access.address + NON_CANONICAL & (1 << 64) - 1 >= 2 * NON_CANONICAL:
+            self._general_protection(access)
+            return
+        self._cr2 = access.address
         leaf = self._mm.lookup(access.address) if user is None else user
         if access.execute and leaf is not None and leaf.flags & NX:
             self._printk.log(KERN_CRIT, "kernel tried to execute NX-protected page - exploit attempt? (uid: 0)")
@@ -127,6 +136,11 @@ class Oops:
         self._printk.log(KERN_ALERT, f"#PF: error_code({code:#06x}) - {why}")
         self._printk.log(KERN_INFO, self._tables(access.address, leaf, user=user is not None))
         self.die(f"Oops: {code:04x}", access)
+
+    def _general_protection(self, access: KernelAccess) -> None:
+        """A jump does not tell where to: it faults before it is made."""
+        hint = "" if access.execute else f", probably for non-canonical address {access.address:#x}"
+        self.die(f"general protection fault{hint}: 0000", replace(access, execute=False))
 
     def invalid_op(self, where: str, frames: tuple[str, ...]) -> None:
         """``BUG()`` in ``frames[0]`` at a file and line: report it, and end the task (``handle_bug``)."""
@@ -142,6 +156,7 @@ class Oops:
         span = f"stack is {start:0{self._width}x}..{end:0{self._width}x}"
         text = f"BUG: TASK stack guard page was hit at {address:0{self._width}x} ({span})"
         self._printk.log(KERN_EMERG, text)
+        self._cr2 = address
         self.die("stack guard page: 0000", KernelAccess(address, write=True), sp=address + 8)
 
     def die(self, title: str, access: KernelAccess, sp: int = 0) -> None:
@@ -177,11 +192,11 @@ class Oops:
     # -- parts -----------------------------------------------------------------------------------------------
 
     def _frames(self, access: KernelAccess) -> list[str]:
-        frames = self._depot.frames(self._context.site)
+        frames = (*access.frames, *self._depot.frames(self._context.site))
         return [f" {self._symbolize(frame)}" for frame in (frames if access.execute else frames[1:])]
 
     def _where(self, access: KernelAccess) -> str:
-        frames = self._depot.frames(self._context.site)
+        frames = (*access.frames, *self._depot.frames(self._context.site))
         return f"{access.address:#x}" if access.execute or not frames else self._symbolize(frames[0])
 
     def _code(self, access: KernelAccess) -> str:
@@ -209,7 +224,7 @@ class Oops:
         yield f"R13: {0:016x} R14: {0:016x} R15: {0:016x}"
         yield f"FS:  {0:016x}(0000) GS:{self._mm.layout.page_offset:016x}(0000) knlGS:{0:016x}"
         yield f"CS:  0010 DS: 0000 ES: 0000 CR0: {CR0:016x}"
-        yield f"CR2: {access.address:016x} CR3: {self._pgd():016x} CR4: {CR4:016x}"
+        yield f"CR2: {self._cr2:016x} CR3: {self._pgd():016x} CR4: {CR4:016x}"
 
     def _registers_32(self, access: KernelAccess, sp: int) -> Iterator[str]:
         yield f"EIP: {self._where(access)}"
@@ -217,7 +232,7 @@ class Oops:
         yield f"EAX: {access.address:08x} EBX: {0:08x} ECX: {0:08x} EDX: {access.value:08x}"
         yield f"ESI: {0:08x} EDI: {0:08x} EBP: {sp + STACK_USED // 2:08x} ESP: {sp:08x}"
         yield f"DS: 007b ES: 007b FS: 00d8 GS: 0000 SS: 0068 EFLAGS: {FLAGS:08x}"
-        yield f"CR0: {CR0:08x} CR2: {access.address:08x} CR3: {self._pgd():08x} CR4: {CR4:08x}"
+        yield f"CR0: {CR0:08x} CR2: {self._cr2:08x} CR3: {self._pgd():08x} CR4: {CR4:08x}"
 
     def _tables(self, address: int, leaf: Leaf | None, *, user: bool) -> str:
         """The entries on the way to an address (``dump_pagetable``)."""

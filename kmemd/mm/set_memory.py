@@ -14,7 +14,7 @@ from typing import ClassVar
 from kmemd.core.pte import NX, PFN_MASK, RW
 from kmemd.errors import KernelError
 from kmemd.mm.dump_stack import DumpStack
-from kmemd.mm.init_mm import InitMm
+from kmemd.mm.init_mm import InitMm, Leaf
 from kmemd.mm.mman import PROT_EXEC, PROT_WRITE
 from kmemd.mm.sysfs_handlers import choice, show_choice
 from kmemd.mm.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
@@ -54,24 +54,31 @@ class SetMemory(Tuned):
         off, on = CHANGES[function]
         if (off | on) & NX and not self._mm.long:
             return  # without PAE there is no such bit
-        address &= PAGE_MASK
-        for page in range(address, address + pages * PAGE_SIZE, PAGE_SIZE):
-            leaf = self._mm.lookup(page)
-            if leaf is None:
-                text = f"CPA: called for zero pte. vaddr = {page:x} cpa->vaddr = {page:x}"
-                self._dump_stack.warn((*FRAMES, function), text)
-                raise KernelError(errno.EFAULT, f"nothing is mapped at {page:#x}")
-            new = leaf.flags & ~off | on
-            if new != leaf.flags and new & RW and not new & NX and self._mm.long:
-                self._both(function, page, leaf.flags, new, leaf.phys)
-            self._mm.change(page, 1, off, on)
+        at = address & PAGE_MASK
+        end = at + pages * PAGE_SIZE
+        start = at
+        try:
+            for leaf in self._mm.mappings.within(start, end):
+                if leaf.start > at:
+                    break
+                new = leaf.flags & ~off | on
+                if new != leaf.flags and new & RW and not new & NX and self._mm.long:
+                    self._both(function, leaf, new)
+                at = leaf.end
+        finally:
+            self._mm.change(start, at, off, on)
+        if at < end:
+            text = f"CPA: called for zero pte. vaddr = {at:x} cpa->vaddr = {at:x}"
+            self._dump_stack.warn((*FRAMES, function), text)
+            raise KernelError(errno.EFAULT, f"nothing is mapped at {at:#x}")
 
-    def _both(self, function: str, page: int, old: int, new: int, phys: int) -> None:
+    def _both(self, function: str, leaf: Leaf, new: int) -> None:
         """A page would be writable and executable."""
+        page, old = leaf.start, leaf.flags
         if not self._warned:
             self._warned = True
             span = f"range: 0x{page:016x} - 0x{page + PAGE_SIZE - 1:016x}"
-            pfn = max(phys, 0) >> PAGE_SHIFT
+            pfn = max(leaf.phys, 0) >> PAGE_SHIFT
             text = f"CPA detected W^X violation: {old & ~PFN_MASK:016x} -> {new & ~PFN_MASK:016x} {span} PFN {pfn:x}"
             self._dump_stack.warn((*FRAMES, function), text)
         if self.kernel_wx == REFUSE:

@@ -39,14 +39,15 @@ class ReportTools:
     """What reports are made with.
 
     ``symbolize`` gives ``name+0x../0x..`` for a frame; ``page_flags`` the text of ``%pGp`` for a PFN;
-    ``page_struct`` the address of a frame's struct page; ``valid`` whether an address is in the direct map.
+    ``page_struct`` the address of a frame's struct page; ``faults(address, frames)`` whether there is none for an
+    address: the fault of looking at it, in ``frames``, is reported then.
     """
 
     dump_stack: DumpStack
     symbolize: Callable[[str], str]
     page_flags: Callable[[int], str]
     page_struct: Callable[[int], int]
-    valid: Callable[[int], bool]
+    faults: Callable[[int, tuple[str, ...]], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +184,7 @@ class SlubReports:
         return KernelError(errno.EINVAL, f"{text} is an object of {owner.name}, not of {name}")
 
     def _not_slab(self, address: int, cache: KmemCache | None) -> KernelError:
-        if not self._tools.valid(address):
-            frames = ("kfree",) if cache is None else ("kmem_cache_free",)
-            self._tools.dump_stack.oops(address, self._word, frames, write=False)
+        if self._tools.faults(address, ("kfree",) if cache is None else ("kmem_cache_free",)):
             return KernelError(errno.EFAULT, f"{address:#x} is no address of kernel memory")
         if cache is not None:
             text = "virt_to_cache: Object is not a Slab page!"

@@ -76,7 +76,8 @@ class Request:
     """How an area is wanted.
 
     ``align`` in bytes; ``function`` is the entry point that the caller used ("" for ``__vmalloc_node`` itself);
-    ``interleave``: the nodes that an interleaving policy spreads the pages over, as at boot.
+    ``interleave``: the nodes that an interleaving policy spreads the pages over, as at boot; ``module``: where code
+    goes (``module_alloc``).
     """
 
     gfp: int = g.GFP_KERNEL
@@ -84,6 +85,12 @@ class Request:
     align: int = 1
     function: str = "vmalloc"
     interleave: tuple[int, ...] = ()
+    module: bool = False
+
+    @property
+    def frames(self) -> tuple[str, ...]:
+        """The functions in here that the entry point calls."""
+        return FRAMES[:1] if self.module else FRAMES
 
 
 @dataclass
@@ -166,6 +173,12 @@ class Vmalloc:
         self.nr_pages = 0
         self._lost_pages = 0
         self._free = FreeSpace(layout.vmalloc_start, layout.vmalloc_end)
+        self._spaces = [(layout.vmalloc_start, layout.vmalloc_end)]
+        if not layout.is_vmalloc_addr(layout.modules_start):
+            self._spaces.append((layout.modules_start, layout.modules_end))
+            self._free.release(*self._spaces[1])
+        self.reserved: list[tuple[int, int]] = []
+        """Ranges, with their guard pages, of modules' code that nobody loaded: it takes no memory."""
         self._lazy = Ranges()
         self._areas: dict[int, VmStruct] = {}
         self.tables: set[int] = set()
@@ -173,6 +186,8 @@ class Vmalloc:
         self._table_size = LARGE_PAGE[layout.arch]
         self.changed: dict[int, int] = {}
         """Bits of pages whose protection was changed (``InitMm.change``): an area's go with it."""
+        self.version = 0
+        """Grows whenever an area comes, is complete, or goes."""
         self.numa = layout.arch == X86_64
 
     # -- allocation ------------------------------------------------------------------------------------------
@@ -222,9 +237,10 @@ class Vmalloc:
         return self._layout.arch == X86_64 and size // nodes >= PMD_SIZE
 
     def _alloc(self, size: int, request: Request, order: int) -> Steps[VmStruct]:
-        stack = self._stack(FRAMES, request.function)
+        stack = self._stack(request.frames, request.function)
         try:
-            area = self._get_vm_area(size, VM_ALLOC, request.align, request.gfp, request.nid, request.function)
+            wanted = (request.align, request.gfp, request.nid, request.function)
+            area = self._get_vm_area(size, VM_ALLOC, *wanted, module=request.module)
         except KernelError:
             self._warn_alloc(request.gfp, f"vmalloc error: size {size}, vm_struct allocation failed")
             raise
@@ -250,6 +266,7 @@ class Vmalloc:
         if area.nr_pages < count:
             yield from self._drop_pages(area)
             raise KernelError(errno.ENOMEM, f"no memory for {count} pages of a vmalloc area")
+        self.version += 1
         area.node_pages = yield from self._count_nodes(area)
         self._context.charge(self._area_ns + self._page_ns * count)
 
@@ -259,7 +276,7 @@ class Vmalloc:
             array = yield from self.alloc_steps(size, Request(nested, request.nid, function=area.caller[1]))
             area.page_array = array.address
         elif self._slab is not None:
-            self._context.stack = self._stack(FRAMES, area.caller[1])
+            self._context.stack = self._stack(request.frames, area.caller[1])
             area.page_array = self._slab.kmalloc(size, nested, request.nid)
         if area.struct:
             offset = VM_STRUCT_PAGES if self._layout.pointer_size == 8 else VM_STRUCT_PAGES_32
@@ -306,7 +323,9 @@ class Vmalloc:
                 yield
         return dict(sorted(counts.items()))
 
-    def _get_vm_area(self, size: int, flags: int, align: int, gfp: int, nid: int, function: str) -> VmStruct:
+    def _get_vm_area(
+        self, size: int, flags: int, align: int, gfp: int, nid: int, function: str, *, module: bool = False
+    ) -> VmStruct:
         """A descriptor and a range with its guard page (``__get_vm_area_node``). ENOMEM."""
         size = -(-size // PAGE_SIZE) * PAGE_SIZE
         if flags & VM_IOREMAP:
@@ -314,7 +333,7 @@ class Vmalloc:
             align = 1 << min(max((size - 1).bit_length(), PAGE_SHIFT), top)
         struct = self._make_struct(gfp, nid, function)
         size += PAGE_SIZE
-        address = self._alloc_range(size, align)
+        address = self._alloc_range(size, align, module=module)
         if address < 0:
             if self._slab is not None:
                 self._slab.kfree(struct)
@@ -326,6 +345,7 @@ class Vmalloc:
 
     def _insert(self, area: VmStruct) -> VmStruct:
         self._areas[area.address] = area
+        self.version += 1
         if area.flags & (VM_MAP | VM_IOREMAP):
             self._make_tables(area)
         if area.struct:
@@ -337,6 +357,7 @@ class Vmalloc:
         """Note the tables that small pages of an area need (``vmap_small_pages_range_noflush``)."""
         last = area.end - PAGE_SIZE - 1
         self.tables.update(range(area.address // self._table_size, last // self._table_size + 1))
+        self.version += 1
 
     def _make_struct(self, gfp: int, nid: int, function: str) -> int:
         if self._slab is None:
@@ -345,9 +366,19 @@ class Vmalloc:
         self._context.stack = self._stack(AREA_FRAMES, function)
         return self._slab.kmalloc(size, gfp & g.GFP_RECLAIM_MASK | g.F.ZERO, nid)
 
-    def _alloc_range(self, size: int, align: int) -> int:
+    def reserve_module(self, size: int) -> int:
+        """A range for the code of a module that nobody loaded, with its guard page. ENOMEM."""
+        address = self._alloc_range(size + PAGE_SIZE, PAGE_SIZE, module=True)
+        if address < 0:
+            raise KernelError(errno.ENOMEM, f"no room for {size} bytes of code")
+        self.reserved.append((address, address + size + PAGE_SIZE))
+        self.version += 1
+        return address
+
+    def _alloc_range(self, size: int, align: int, *, module: bool = False) -> int:
         """A free range, after a purge if need be; -1 when there is none (``alloc_vmap_area``)."""
-        low, high = self._layout.vmalloc_start, self._layout.vmalloc_end
+        layout = self._layout
+        low, high = (layout.modules_start, layout.modules_end) if module else self._spaces[0]
         align = max(align, PAGE_SIZE)
         address = self._free.allocate(size, align, low, high)
         if address < 0 and self.purge():
@@ -383,7 +414,7 @@ class Vmalloc:
         """The ranges of a percpu chunk, without guard pages: the last one at the top of the area, the others as far
         below it as ``offsets``, which ascend, say. ENOMEM.
         """
-        last = self._free.allocate_top(sizes[-1], align)
+        last = self._free.allocate_top(sizes[-1], align, self._layout.vmalloc_end)
         places = [last - (offsets[-1] - offset) for offset in offsets[:-1]]
         for address, size in zip(places, sizes, strict=False):
             if last < 0 or self._free.allocate(size, PAGE_SIZE, address, address + size) < 0:
@@ -464,8 +495,10 @@ class Vmalloc:
     def _remove(self, area: VmStruct) -> Steps[None]:
         """Take an area out; its range waits for a purge (``free_vmap_area_noflush``)."""
         del self._areas[area.address]
-        for page in [page for page in self.changed if area.address <= page < area.end]:
-            del self.changed[page]
+        self.version += 1
+        if self.changed:
+            for page in range(area.address, area.end, PAGE_SIZE):
+                self.changed.pop(page, None)
         self._lazy.add(area.address, area.end)
         self.nr_lazy += area.size >> PAGE_SHIFT
         if area.page_array and self._layout.is_vmalloc_addr(area.page_array):
@@ -501,14 +534,6 @@ class Vmalloc:
         """The area that begins at ``address``."""
         return self._areas.get(address)
 
-    def unmapped(self, addresses: npt.NDArray[np.uint64]) -> int | None:
-        """The first of some vmalloc addresses that faults: between areas, or in the guard page behind one."""
-        starts = np.array(sorted(self._areas), dtype=np.uint64)
-        ends = np.array([self._areas[int(start)].end - PAGE_SIZE for start in starts], dtype=np.uint64)
-        place = np.searchsorted(starts, addresses, side="right")
-        faults = (place == 0) | (addresses >= np.append(ends, np.uint64(0))[place - 1])
-        return int(addresses[faults][0]) if faults.any() else None
-
     def areas(self) -> Iterator[VmStruct]:
         """The areas by address."""
         return iter([self._areas[address] for address in sorted(self._areas)])
@@ -531,10 +556,12 @@ class Vmalloc:
         """Ranges are apart and complete, and the counters are right."""
         self._free.check()
         busy = [(area.address, area.end) for area in self._areas.values()]
-        ranges = sorted([*busy, *self._lazy, *self._free])
-        assert ranges[0][0] == self._layout.vmalloc_start
-        assert ranges[-1][1] == self._layout.vmalloc_end
+        ranges = sorted([*busy, *self.reserved, *self._lazy, *self._free])
+        firsts = {start for start, _ in self._spaces}
+        assert ranges[0][0] in firsts
+        assert ranges[-1][1] == self._spaces[-1][1]
         for (_, end), (start, _) in pairwise(ranges):
-            assert end == start, f"{end:#x} is not {start:#x}"
+            assert end == start or start in firsts, f"{end:#x} is not {start:#x}"
+        assert sum(end - start for start, end in ranges) == sum(end - start for start, end in self._spaces)
         assert self.nr_lazy == sum(end - start for start, end in self._lazy) >> PAGE_SHIFT
         assert self.nr_pages == self._lost_pages + sum(area.nr_pages for area in self._areas.values())

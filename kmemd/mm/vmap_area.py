@@ -72,13 +72,13 @@ class FreeSpace:
                     return address
         return -1
 
-    def allocate_top(self, size: int, align: int) -> int:
-        """Take ``size`` bytes at the highest aligned address (``pcpu_get_vm_areas``). That address, or -1."""
+    def allocate_top(self, size: int, align: int, high: int) -> int:
+        """Take ``size`` bytes at the highest aligned address below ``high`` (``pcpu_get_vm_areas``). It, or -1."""
         for number in range(len(self._chunks) - 1, -1, -1):
             chunk = self._chunks[number]
             for index in range(len(chunk) - 1, -1, -1):
                 start, end = chunk[index]
-                address = end - size & -align
+                address = min(end, high) - size & -align
                 if address >= start:
                     self._cut(number, index, address, address + size)
                     return address

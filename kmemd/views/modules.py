@@ -1,4 +1,6 @@
-"""``/proc/modules`` and ``/sys/module`` (kernel/module/procfs.c, sysfs.c): the modules that call sites are in."""
+"""``/proc/modules`` and ``/sys/module`` (kernel/module/procfs.c, sysfs.c): the modules that were loaded, or that call
+sites are in, which have nothing but code.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ MODULE = "module/{module}"
 
 
 def _span(kernel: Kernel, name: str) -> tuple[int, int]:
-    """Where a module's text begins, and its bytes in whole pages."""
+    """Where a module begins, and its bytes in whole pages."""
+    loaded = kernel.modules.find(name)
+    if loaded is not None:
+        return loaded.address, loaded.size
     own = [symbol for symbol in kernel.kallsyms.symbols() if symbol.module == name]
     start = min(symbol.address for symbol in own)
     end = max(symbol.address + symbol.size for symbol in own)
@@ -43,6 +48,29 @@ sysfs.dir(f"{MODULE}/holders")
 def coresize(kernel: Kernel, module: str) -> str:
     """Bytes of the module."""
     return f"{_span(kernel, module)[1]}\n"
+
+
+SECTION = f"{MODULE}/sections/{{section}}"
+
+
+def _sections(kernel: Kernel, name: str) -> dict[str, int]:
+    loaded = kernel.modules.find(name)
+    return {".text": _span(kernel, name)[0]} if loaded is None else dict(loaded.sections())
+
+
+@sysfs.file(SECTION, mode=0o400, caller=True)
+def section(kernel: Kernel, module: str, name: str, caller: Caller) -> str:
+    """Where a section begins (``module_sect_read``)."""
+    knobs = kernel.kernel_sysctl
+    shown = show_values(caller.uid, knobs.kptr_restrict, knobs.perf_event_paranoid)
+    address = _sections(kernel, module)[name] if shown else 0
+    return f"0x{kernel.layout.format_address(address)}\n"
+
+
+@sysfs.keys(SECTION)
+def section_names(kernel: Kernel, module: str) -> list[str]:
+    """The sections that a module has."""
+    return list(_sections(kernel, module))
 
 
 @sysfs.file(f"{MODULE}/initstate", mode=0o444)

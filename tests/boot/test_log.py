@@ -32,6 +32,7 @@ def boot_log(name: str) -> list[str]:
         log.setup_arch(machine, parsed, memory),
         log.mm_init(machine, parsed, memory, zonelists),
         log.kernel_init(machine, parsed, memory),
+        log.run_init(),
     )
     return [text for stage in stages for _, text in stage]
 
@@ -52,6 +53,35 @@ def test_a_booted_machine_begins_its_log_with_its_version() -> None:
     assert lines[1].endswith("nokaslr page_owner=on")
     assert not any("page_owner is disabled" in line for line in lines)
     assert lines[-1].endswith("Run /init as init process")
+
+
+@pytest.mark.parametrize("name", [name for name in MACHINES if name.startswith("x86_64")])
+def test_boot_ends_with_the_search_for_writable_code(name: str) -> None:
+    captured = (BOOT / name / "dmesg").read_text().splitlines()
+    end = captured.index("Run /init as init process") + 1
+    machine = Machine.from_capture(BOOT / name, shape_only=True)
+    lines = System.boot(machine).read("/kmemd/dmesg").decode().splitlines()
+    assert [line.split("] ", 1)[1] for line in lines[-6:]] == captured[end - 6 : end]
+    assert "Checked W+X" in lines[-2]
+
+
+def test_without_nx_there_is_nothing_to_search_for() -> None:
+    text = System.boot("highmem").read("/kmemd/dmesg").decode()
+    assert "Write protecting kernel text and read-only data: 4040k\n" in text
+    assert "W+X" not in text
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "says"), [("pti=on", True), ("", False), ("pti=on nopti", True), ("nopti", False), ("pti=auto", False)]
+)
+def test_isolation_is_told_of(cmdline: str, says: bool) -> None:
+    lines = [line.split("] ", 1)[1] for line in System.boot(cmdline=cmdline).read("/kmemd/dmesg").decode().splitlines()]
+    title = "Kernel/User page tables isolation: "
+    found = [line.removeprefix(title) for line in lines if line.startswith(title)]
+    assert found == (["force enabled on command line.", "enabled"] if says else [])
+    passed = "x86/mm: Checked W+X mappings: passed, no W+X pages found."
+    assert ("x86/mm: Checking user space page tables" in lines) == says
+    assert lines.count(passed) == 1 + says
 
 
 def test_a_twin_tells_of_its_memory_and_not_of_a_boot() -> None:

@@ -60,16 +60,36 @@ def test_a_free_huge_page_is_not_freed(system: System) -> None:
     ("line", "error", "says"),
     [
         ("kfree 0xffff888000001000", errno.EINVAL, "free_large_kmalloc"),
-        ("kfree 0xffffffffffffff00", errno.EFAULT, "BUG: unable to handle page fault"),
+        ("kfree 0xffffffffffffff00", errno.EINVAL, "free_large_kmalloc"),
+        ("kfree 0xffffc90000001000", errno.EFAULT, "BUG: unable to handle page fault for address: ffffeb0200000048"),
+        ("kfree 0x1000", errno.EFAULT, "BUG: unable to handle page fault for address: ffffebde00000048"),
+        ("kfree 0x4141414141414141", errno.EFAULT, "general protection fault, probably for non-canonical address"),
         ("kmem_cache_free kmalloc-64 k", errno.EINVAL, "Wrong slab cache. kmalloc-64 but object is from kmalloc-192"),
         ("kfree k+8", errno.EINVAL, "k"),
         ("vfree k", errno.EINVAL, "k"),
     ],
 )
-def test_kfree_of_a_wrong_pointer(system: System, line: str, error: int, says: str) -> None:
+def test_kfree_of_a_wrong_pointer(line: str, error: int, says: str) -> None:
+    system = System.boot(seed=1, cmdline="nokaslr")
     system.command("k = kmalloc 192")
     refused(system, line, error, says)
     assert system.command("kfree k")
+
+
+def test_kfree_of_nowhere_is_an_oops_in_kfree_which_ends_its_task() -> None:
+    """What it reads there is the page's struct page, for 64 bytes each, from its second word."""
+    system = System.boot(machine="default", seed=1, cmdline="nokaslr")
+    pid = system.command("spawn w image=tiny").split("pid=")[1].split()[0]
+    refused(system, f"kfree 0xffffc90000001000 pid={pid} by=bad_free+0x9[drv]", errno.EFAULT, "RIP: 0010:kfree+0x")
+    said = [line for record in system.kernel.printk.since(0) for line in record.text.splitlines()]
+    assert "#PF: supervisor read access in kernel mode" in said
+    assert "CR2: ffffeb0200000048" in said
+    trace = said[said.index(" <TASK>") :]
+    assert trace[1].startswith(" bad_free+0x9/")
+    assert f"note: w[{pid}] exited with irqs disabled" in said
+    assert not system.kernel.printk.since(0)[-1].text.startswith("CR2")
+    with pytest.raises(OSError):  # noqa: PT011
+        system.read(f"/proc/{pid}/status")
 
 
 def test_compound_pages_show_their_head_in_page_owner(system: System) -> None:

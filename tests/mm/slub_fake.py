@@ -112,7 +112,7 @@ def make(cpus: int = 1, nodes: int = 1, cmdline: str = "", observer: object = No
         lambda frame: f"{frame}+0x1/0x2",
         lambda pfn: "0x200(slab)",
         lambda pfn: 0xFFFFEA0000000000 + pfn * 64,
-        lambda address: PAGE_OFFSET <= address < PAGE_OFFSET + nodes * NODE_PAGES * 4096,
+        lambda address, frames: not PAGE_OFFSET <= address < PAGE_OFFSET + nodes * NODE_PAGES * 4096,
     )
     machine = SlubMachine(
         cpu_nodes=[cpu * nodes // cpus for cpu in range(cpus)],

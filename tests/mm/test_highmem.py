@@ -2,7 +2,6 @@
 
 import errno
 
-import numpy as np
 import pytest
 
 from kmemd.core.context import Context
@@ -252,10 +251,12 @@ def test_x86_64_maps_nothing_and_keeps_the_rules():
     machine.highmem.check()
 
 
-def test_unmapped_addresses_are_told_from_mapped_ones(machine):
-    address = machine.highmem.kmap(HIGH)
-    asked = np.array([address + 8, address + 4096, FIRST_LOCAL], dtype=np.uint64)
-    assert machine.highmem.unmapped(asked).tolist() == [False, True, True]
+def test_mapped_pages_are_those_of_the_window_and_the_local_slots(machine):
+    window = machine.highmem.kmap(HIGH)
+    local = machine.highmem.kmap_atomic(HIGH)
+    assert machine.highmem.mapped_pages() == [window, local]
+    machine.highmem.kunmap_atomic(local)
+    assert machine.highmem.mapped_pages() == [window]
 
 
 # -- atomic sections --------------------------------------------------------------------------------------------

@@ -73,6 +73,24 @@ def test_a_null_pointer_has_words_of_its_own(system: System) -> None:
     assert "PGD 0" in [line.strip() for line in said]
 
 
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("READ_ONCE 0x6b6b6b6b6b6b6b6b", ", probably for non-canonical address 0x6b6b6b6b6b6b6b6b"),
+        ("READ_ONCE 0x800000000000", ", probably for non-canonical address 0x800000000000"),
+        ("call 0x6b6b6b6b6b6b6b6b", ""),
+    ],
+)
+def test_an_address_that_no_table_can_map_is_another_fault(system: System, command: str, says: str) -> None:
+    number, said = fails(system, f"{command} by=bad_use+0x2a[bad_drv]")
+    assert number == errno.EFAULT
+    assert said[0] == f"general protection fault{says}: 0000 [#1] SMP"
+    assert any(line.startswith("RIP: 0010:bad_use+0x2a/") for line in said)
+    assert not any(line.startswith(("BUG: ", "#PF: ", "PGD ")) for line in said)
+    assert any(line.startswith("CR2: 0000000000000000 CR3: ") for line in said), "none faulted yet"
+    system.check()
+
+
 def test_a_stack_has_a_guard_below(system: System) -> None:
     pid = pid_of(system.command("spawn deep image=tiny"))
     assert "free=16256" in system.command(f"recurse 1 pid={pid}")

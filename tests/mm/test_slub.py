@@ -160,7 +160,6 @@ def test_wrong_pointers_are_reported_and_harmless():
     assert refused(slub.kfree, PAGE_OFFSET + 5 * 4096) == errno.EINVAL
     assert any("at free_large_kmalloc" in line for line in world.log())
     assert refused(slub.kfree, 0x1234) == errno.EFAULT
-    assert "BUG: unable to handle page fault for address: 0000000000001234" in world.log()
     slub.check()
 
 

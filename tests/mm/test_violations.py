@@ -1,7 +1,7 @@
 """Every way of going wrong with memory, with its guard on and off: who notices, in which words, and what is left.
 
-The other violations (a vmalloc area's guard, kernel text, data that is executed, the stack's guard, a program's memory)
-have no guard that can be off, but for SMEP and SMAP: tests/mm/test_oops.py plays them.
+Off is what Linux has: a parameter, or a machine whose hardware or kernel lacks the guard (NX, a guard below stacks).
+What keeps programs out of the kernel cannot be off; a guard page is one page, and does not see a write behind it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 from kmemd import System
+from kmemd.machine import Machine
 from kmemd.system import SystemCallError
 
 BY = "by=bad_write+0x2a[bad_drv],cmd_write"
@@ -217,6 +218,201 @@ def test_kfence_reports_it_at_once(violation: Violation) -> None:
     assert any(line.startswith(violation.culprit) for line in said)
     assert b"total bugs: 1\n" in play.system.read("/sys/kernel/debug/kfence/stats")
     assert play.system.read("/proc/sys/kernel/tainted") == b"32\n"
+    play.system.check()
+
+
+@dataclass(frozen=True)
+class Trap:
+    """What the page tables catch at once. ``{pid}`` and ``{a}`` in a command are the task and an address; ``machine``
+    and ``cmdline`` have the guard, ``off`` (a machine, a command line and a command) has not.
+    """
+
+    name: str
+    prepare: tuple[str, ...]
+    command: str
+    says: tuple[str, ...]
+    culprit: str
+    off: tuple[str, str, str]
+    machine: str = "default"
+    cmdline: str = ""
+
+
+OOPS = "BUG: unable to handle page fault for address: "
+BAD = "pid={pid} by=bad_write+0x2a[bad_drv],cmd_write"
+AREAS = ("a = vmalloc 8K", "b = vmalloc 8K")
+TRAPS = (
+    Trap(
+        "write past a vmalloc area",
+        AREAS,
+        f"WRITE_ONCE a+8K 0 {BAD}",
+        (OOPS, "#PF: supervisor write access in kernel mode", "#PF: error_code(0x0002) - not-present page"),
+        "RIP: 0010:bad_write+0x2a/",
+        ("default", "", f"WRITE_ONCE a+12K 0 {BAD}"),
+    ),
+    Trap(
+        "memset past a vmalloc area",
+        AREAS,
+        f"memset a 0x41 8193 {BAD}",
+        (OOPS, "#PF: supervisor write access in kernel mode"),
+        "RIP: 0010:bad_write+0x2a/",
+        ("default", "", f"memset a+12K 0x41 8192 {BAD}"),
+    ),
+    Trap(
+        "write to a vmalloc area that is gone",
+        (*AREAS, "vfree a"),
+        f"WRITE_ONCE {{a}} 0 {BAD}",
+        (OOPS, "#PF: error_code(0x0002) - not-present page"),
+        "RIP: 0010:bad_write+0x2a/",
+        ("default", "", f"WRITE_ONCE b 0 {BAD}"),
+    ),
+    Trap(
+        "write to the kernel's code",
+        (),
+        f"WRITE_ONCE 0xffffffff81000008 0 {BAD}",
+        (f"{OOPS}ffffffff81000008", "#PF: error_code(0x0003) - permissions violation"),
+        "RIP: 0010:bad_write+0x2a/",
+        ("default", "rodata=off", f"WRITE_ONCE 0xffffffff81000008 0 {BAD}"),
+    ),
+    Trap(
+        "write to the kernel's constants",
+        (),
+        f"memset 0xffffffff81800008 0 8 {BAD}",
+        (f"{OOPS}ffffffff81800008", "#PF: error_code(0x0003) - permissions violation"),
+        "RIP: 0010:bad_write+0x2a/",
+        ("default", "rodata=off", f"memset 0xffffffff81800008 0 8 {BAD}"),
+    ),
+    Trap(
+        "execution of data",
+        ("a = kmalloc 64",),
+        f"call a {BAD}",
+        (
+            "kernel tried to execute NX-protected page - exploit attempt? (uid: 0)",
+            OOPS,
+            "#PF: supervisor instruction fetch in kernel mode",
+            "#PF: error_code(0x0011) - permissions violation",
+        ),
+        "bad_write+0x2a/",
+        ("highmem", "", f"call a {BAD}"),
+    ),
+    Trap(
+        "execution of a program's memory",
+        (),
+        f"call {{user}} {BAD}",
+        ("unable to execute userspace code (SMEP?) (uid: 0)", OOPS),
+        "bad_write+0x2a/",
+        ("guarded", "nosmep", f"call {{user}} {BAD}"),
+        machine="guarded",
+    ),
+    Trap(
+        "read of a program's memory without copy_from_user",
+        (),
+        f"READ_ONCE {{user}} {BAD}",
+        (OOPS, "#PF: error_code(0x0001) - permissions violation"),
+        "RIP: 0010:bad_write+0x2a/",
+        ("guarded", "nosmap", f"READ_ONCE {{user}} {BAD}"),
+        machine="guarded",
+    ),
+    Trap(
+        "a stack that runs into its guard",
+        (),
+        f"recurse 129 {BAD}",
+        ("BUG: TASK stack guard page was hit at ", "stack guard page: 0000 [#1] SMP"),
+        "RIP: 0010:bad_write+0x2a/",
+        ("highmem", "", f"recurse 129 {BAD}"),
+    ),
+)
+
+
+class Trapped:
+    """A machine with a task that does wrong."""
+
+    def __init__(self, machine: str, cmdline: str, prepare: tuple[str, ...]) -> None:
+        features = ("smep", "smap")
+        guarded = Machine.of_memory("guarded", "x86_64", 1, (1 << 30,), ((0,),), ((10,),), cpu_features=features)
+        system = System.boot(machine=guarded if machine == "guarded" else machine, seed=1, cmdline=f"nokaslr {cmdline}")
+        self.system = system
+        self.pid = word(system.command("spawn w image=tiny"), "pid", 10)
+        self.user = word(system.command(f"mmap {self.pid} 4K prot=rwx"), "addr")
+        system.command(f"access {self.pid} {self.user:#x} 4K w")
+        replies = [system.command(line) for line in prepare]
+        self.a = word(replies[0], "addr") if replies else 0
+
+    def run(self, command: str) -> tuple[int, list[str]]:
+        """The errno of a command, 0 without, and what the kernel said of it."""
+        first, number = self.system.kernel.printk.next_seq, 0
+        text = command.format(pid=self.pid, a=f"{self.a:#x}", user=f"{self.user:#x}")
+        try:
+            self.system.command(text)
+        except SystemCallError as error:
+            number = error.errno or 0
+        records = self.system.kernel.printk.since(first)
+        lines = [line for record in records for line in record.text.splitlines()]
+        return number, [line for line in lines if not line.startswith("kmemd: ")]
+
+    @property
+    def lives(self) -> bool:
+        return self.pid in self.system.kernel.tasks
+
+    def goes_on(self) -> None:
+        self.system.check()
+        for line in ("c = vmalloc 64K", "memset c 1 64K", "k = kmalloc 64 n=200", "vfree c"):
+            assert self.run(line) == (0, [])
+        self.system.check()
+
+
+@pytest.mark.parametrize("trap", TRAPS, ids=[trap.name for trap in TRAPS])
+def test_page_tables_catch_it_at_once(trap: Trap) -> None:
+    play = Trapped(trap.machine, trap.cmdline, trap.prepare)
+    number, said = play.run(trap.command)
+    assert number == errno.EFAULT
+    at = 0
+    for words in trap.says:
+        at = next(index for index in range(at, len(said)) if said[index].startswith(words))
+    assert any(line.strip().startswith(trap.culprit) for line in said)
+    assert any(f" PID: {play.pid} Comm: w Not tainted " in line for line in said)
+    assert any(line.strip().startswith("cmd_write+0x") for line in said)
+    assert said.count("---[ end trace 0000000000000000 ]---") == 1
+    assert said[-1] == f"note: w[{play.pid}] exited with irqs disabled"
+    assert not play.lives
+    assert play.system.read("/proc/sys/kernel/tainted") == b"128\n"
+    play.goes_on()
+
+
+@pytest.mark.parametrize("trap", TRAPS, ids=[trap.name for trap in TRAPS])
+def test_without_it_nothing_is_caught(trap: Trap) -> None:
+    machine, cmdline, command = trap.off
+    play = Trapped(machine, cmdline, trap.prepare)
+    assert play.run(command) == (0, [])
+    assert play.lives
+    assert play.system.read("/proc/sys/kernel/tainted") == b"0\n"
+    play.goes_on()
+
+
+@pytest.mark.parametrize("cmdline", ["", "pti=on"])
+@pytest.mark.parametrize("shown", [True, False])
+@pytest.mark.parametrize(("kind", "code"), [("r", 5), ("w", 7)])
+@pytest.mark.parametrize("address", ["0xffff888000001000", "0xffffffff81000000", "0xffffc90000001000"])
+def test_programs_are_kept_out_of_the_kernel(address: str, kind: str, code: int, shown: bool, cmdline: str) -> None:
+    """Its own instruction is what did it; nobody can turn that off, only what is said of it."""
+    play = Trapped("default", cmdline, ())
+    play.system.write("/proc/sys/debug/exception-trace", "1" if shown else "0")
+    number, said = play.run(f"access {{pid}} {address} 8 {kind}")
+    assert number == errno.EFAULT
+    assert not play.lives
+    segfault = f"w[{play.pid}]: segfault at {int(address, 16):x} ip "
+    assert [line.startswith(segfault) for line in said if not line.startswith("Code: ")] == [True] * shown
+    assert all(f" error {code} in tiny[" in line for line in said if line.startswith(segfault))
+    assert play.system.read("/proc/sys/kernel/tainted") == b"0\n"
+    play.goes_on()
+
+
+def test_panic_on_oops_stops_the_machine_and_not_the_task() -> None:
+    play = Trapped("default", "", AREAS)
+    play.system.write("/proc/sys/kernel/panic_on_oops", "1")
+    number, said = play.run(f"WRITE_ONCE a+8K 0 {BAD}")
+    assert number == errno.EFAULT
+    assert "Kernel panic - not syncing: Fatal exception" in said
+    assert play.lives
     play.system.check()
 
 

@@ -23,9 +23,9 @@ def test_the_lowest_aligned_place_is_taken_and_given_back():
 
 def test_the_top_is_for_percpu_areas():
     free = FreeSpace(PAGE, 1000 * PAGE)
-    assert free.allocate_top(256 * PAGE, 256 * PAGE) == 512 * PAGE
-    assert free.allocate_top(256 * PAGE, 256 * PAGE) == 256 * PAGE
-    assert free.allocate_top(512 * PAGE, 512 * PAGE) == -1
+    assert free.allocate_top(256 * PAGE, 256 * PAGE, 1000 * PAGE) == 512 * PAGE
+    assert free.allocate_top(256 * PAGE, 256 * PAGE, 1000 * PAGE) == 256 * PAGE
+    assert free.allocate_top(512 * PAGE, 512 * PAGE, 1000 * PAGE) == -1
 
 
 @pytest.mark.parametrize("seed", range(5))
