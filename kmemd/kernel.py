@@ -150,7 +150,7 @@ class Kernel:
         """Which memory there is, and where the kernel has it and its text (setup_arch)."""
         self.boot_memory = self.machine.boot_memory(self.cmdline)
         max_pfn = max(zone.end_pfn for node in self.boot_memory.nodes for zone in node.zones)
-        kaslr = None if self.cmdline.has("nokaslr") else self.rng
+        kaslr = None if self.cmdline.last("kaslr", "nokaslr") == "nokaslr" else self.rng
         self.layout = Layout(self.machine.arch, max_pfn, kaslr)
         self.direct_map = self._map_memory()
         plain = self.cmdline.has("no_hash_pointers") or self.cmdline.get("slub_debug", "-") != "-"

@@ -2,8 +2,7 @@
 ``wchan``, ``syscall``, ``sched``, ``timerslack_ns``, ``make-it-fail``, ``fail-nth``.
 
 A process of the model sleeps in ``pause`` between the commands that make it do something, and a kernel thread in its
-main loop. Left out: load averages of one task, context switches, NUMA groups, and fault injection into what a marked
-task does; the marks are kept.
+main loop. Left out: load averages of one task, context switches, NUMA groups.
 """
 
 from __future__ import annotations

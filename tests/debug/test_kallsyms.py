@@ -2,6 +2,7 @@
 
 import pytest
 
+from kmemd import System
 from kmemd.debug.kallsyms import Kallsyms, show_values, split_frame
 from kmemd.errors import KernelError
 from kmemd.mm.layout import Layout
@@ -111,3 +112,16 @@ def test_pointers_are_hidden_as_on_the_captured_machines():
 )
 def test_who_sees_kallsyms(trusted, restrict, paranoid, shown):
     assert show_values(trusted, restrict, paranoid) is shown
+
+
+def test_kaslr_is_switched_on_behind_the_machines_own_nokaslr():
+    """The captured machines had nokaslr, and so have the built-in ones."""
+    bases = set()
+    for seed in (1, 2, 3):
+        system = System.boot(machine="default", seed=seed, cmdline="kaslr", clock="manual")
+        bases.add(system.read("/proc/kallsyms")[:16])
+        system.command("a = kmalloc 64")
+        system.check()
+    assert len(bases) == 3
+    plain = System.boot(machine="default", cmdline="kaslr nokaslr", clock="manual")
+    assert plain.read("/proc/kallsyms").startswith(b"ffffffff81000000 ")
