@@ -1,6 +1,7 @@
 """The files of kmemleak and page_owner as they are opened, read and written."""
 
 import errno
+import re
 
 import pytest
 
