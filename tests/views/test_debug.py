@@ -94,9 +94,7 @@ def test_page_owner_stacks_count_the_pages_of_each_stack():
     by = {name: [n for record, n in counts.items() if name in record] for name in ("first_user", "second_user")}
     assert by == {"first_user": [160], "second_user": [7]}
     owned = system.read("/sys/kernel/debug/page_owner").decode()
-    orders = [
-        int(line.split("order ")[1].split(",")[0]) for line in owned.splitlines() if line.startswith("Page alloc")
-    ]
+    orders = [int(order) for order in re.findall(r"^Page allocated via order (\d+)", owned, re.MULTILINE)]
     assert sum(counts.values()) == sum(1 << order for order in orders)
     system.command("free_pages a")
     assert "first_user" not in system.read(f"{STACKS}/show_stacks").decode()
