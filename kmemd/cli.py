@@ -245,8 +245,10 @@ def _ctl(options: argparse.Namespace) -> int:
 
 def _give(descriptor: int, line: str) -> bool:
     """Write a command; False when the machine refused it, with the reason to be read as the reply."""
+    from kmemd.daemon.syscalls import write_once
+
     try:
-        os.write(descriptor, f"{line}\n".encode())
+        write_once(descriptor, f"{line}\n".encode())
     except OSError as error:
         if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
             raise CommandError(f"the machine is gone: {error.strerror}") from None

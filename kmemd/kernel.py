@@ -19,6 +19,7 @@ from kmemd.core.pages import PageMap
 from kmemd.debug.check_wx import CheckWx
 from kmemd.debug.kallsyms import Kallsyms
 from kmemd.debug.page_owner import PageOwner
+from kmemd.debug.ptr_hash import chosen
 from kmemd.debug.trace import Tracing
 from kmemd.machine import UTS_RELEASE, Machine
 from kmemd.mm.accounting import Accounting
@@ -95,6 +96,7 @@ class Kernel:
         self.seed = seed
         self.rng = Random(seed)
         self.cmdline: CommandLine = machine.command_line(cmdline)
+        self.crng_ready = machine.crng_ready(self.cmdline)
         self.context = Context()
         self.clock = Clock(self.context, machine.boot_time_s)
         self.depot = StackDepot()
@@ -155,15 +157,17 @@ class Kernel:
         """Which memory there is, and where the kernel has it and its text (setup_arch)."""
         self.boot_memory = self.machine.boot_memory(self.cmdline)
         max_pfn = max(zone.end_pfn for node in self.boot_memory.nodes for zone in node.zones)
-        kaslr = None if self.cmdline.has("nokaslr") else self.rng
+        kaslr = None if self.cmdline.last("kaslr", "nokaslr") == "nokaslr" else self.rng
         self.layout = Layout(self.machine.arch, max_pfn, kaslr)
         self.direct_map = self._map_memory()
         plain = self.cmdline.has("no_hash_pointers") or self.cmdline.get("slub_debug", "-") != "-"
+        hashed = chosen(self.cmdline, self.seed, self.layout.pointer_size, crng_ready=self.crng_ready)
         self.kallsyms = Kallsyms(
             self.layout,
             self.depot,
             no_hash_pointers=plain,
             reserve=lambda size: self.vmalloc.reserve_module(size),
+            ptr_hash=hashed,
         )
         self.tracing = Tracing(
             self.context, self.depot, self.kallsyms, self.layout, self.machine.cpus, round(self.machine.cpu_model.mhz)
@@ -530,6 +534,7 @@ class Kernel:
             self.rng,
             self.taint,
             long_bits=bits,
+            crng_ready=self.crng_ready,
         )
         self.sysrq = kernel_oom.make_sysrq(self)
         self.tuned: list[Tuned] = [

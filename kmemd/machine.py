@@ -268,12 +268,18 @@ class Machine:
         """Whether the CPUs map pages of 1 GiB."""
         return "pdpe1gb" in self.cpu_features and self.arch == "x86_64"
 
+    def crng_ready(self, cmdline: CommandLine) -> bool:
+        """Whether there are random numbers from boot on: RDRAND's, unless ``random.trust_cpu=off``."""
+        return "rdrand" in self.cpu_features and cmdline.flag("random.trust_cpu", default=True)
+
     @property
     def cpu_flags(self) -> str:
         """The feature flags of each CPU; a machine of one CPU has no hyper-threading bits."""
         flags = self.cpu_model.flags.split()
         if self.gbpages:
             flags.insert(flags.index("lm"), "pdpe1gb")
+        if "rdrand" in self.cpu_features and "rdrand" not in flags:
+            flags.insert(flags.index("hypervisor"), "rdrand")
         flags += [flag for flag in ("smep", "smap") if flag in self.cpu_features]
         return " ".join(flag for flag in flags if self.cpus > 1 or flag not in ("ht", "cmp_legacy"))
 

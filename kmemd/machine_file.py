@@ -3,7 +3,7 @@
 description = "two nodes"
 arch = "x86_64"                   # or "i386"
 cpus = 4
-cpu_features = ["pdpe1gb"]        # optional: 1 GiB pages; "smep", "smap"
+cpu_features = ["pdpe1gb"]        # optional: 1 GiB pages; "smep", "smap", "rdrand"
 soft_dirty = true                 # optional: pagemap tells which pages were written
 distances = [[10, 20], [20, 10]]  # optional, 10 to itself and 20 to others otherwise
 cmdline = "console=ttyS0"         # optional
@@ -38,7 +38,7 @@ MAX_NODES = 64
 MAX_CPUS = 8192
 MAX_MEMORY = 1 << 42
 _SIZE = re.compile(r"\d+[KMGT]?")
-CPU_FEATURES = ("pdpe1gb", "smep", "smap")
+CPU_FEATURES = {"x86_64": ("pdpe1gb", "smep", "smap", "rdrand"), "i386": ("rdrand",)}
 _KEYS = (
     *("description", "arch", "cpus", "cpu_features", "soft_dirty", "distances", "cmdline", "node", "swap", "latency"),
     "disk",
@@ -137,7 +137,7 @@ def _soft_dirty(reader: _Reader, arch: str, value: object) -> bool:
 
 
 def _cpu_features(reader: _Reader, arch: str, value: object) -> tuple[str, ...]:
-    allowed = CPU_FEATURES if arch == "x86_64" else ()
+    allowed = CPU_FEATURES[arch]
     if not isinstance(value, list) or not all(feature in allowed for feature in value):
         raise reader.bad("cpu_features", value, f"a list of some of {list(allowed)} on {arch}")
     return tuple(value)

@@ -199,6 +199,8 @@ def mm_init(
     yield KERN_NOTICE, f"Kernel command line: {cmdline.text}"
     if not cmdline.flag("swapaccount", True):
         yield KERN_WARNING, SWAPACCOUNT
+    if machine.crng_ready(cmdline):
+        yield KERN_NOTICE, "random: crng init done"
     for table in memory.hash_tables:
         if table.early and table.name == "stackdepot":
             yield from page_poison.lines(cmdline)

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 ROOTFS_PAGES = {"x86_64": 678, "i386": 694}
 """Pages of the files in the initramfs."""
 EXECUTABLE = "busybox"
+UNPACKING = (
+    *("__folio_alloc", "vma_alloc_folio", "shmem_alloc_folio", "shmem_get_folio_gfp", "shmem_get_folio"),
+    *("shmem_write_begin", "generic_perform_write", "__generic_file_write_iter", "generic_file_write_iter"),
+    *("__kernel_write_iter", "__kernel_write", "kernel_write", "xwrite", "do_copy", "write_buffer", "flush_buffer"),
+    *("unpack_to_rootfs", "do_populate_rootfs", "async_run_entry_fn", "process_one_work", "worker_thread"),
+    *("kthread", "ret_from_fork"),
+)
+"""Who writes the files of the initramfs, innermost first."""
 FIRST = (("getty", ("getty", "0", "ttyS0")), ("sh", ("-sh",)))
 """What init starts: names and arguments."""
 
@@ -41,10 +49,18 @@ def spawn_processes(kernel: Kernel, init: Task) -> None:
 
 
 def _unpack_initramfs(kernel: Kernel) -> None:
-    """The files of the initramfs: the executable, and the rest as one (populate_rootfs)."""
+    """The files of the initramfs: the executable, and the rest as one (init/initramfs.c ``do_populate_rootfs``).
+
+    A worker unpacks them while boot goes on.
+    """
+    context = kernel.context
+    worker = next(task for task in kernel.tasks if task.comm.startswith("kworker/u"))
+    site, context.site = context.site, kernel.depot.save(UNPACKING)
+    context.switch(worker.pid, worker.tgid, worker.comm, worker.cpu)
     image = kernel.user.exec.image(EXECUTABLE)
     assert image is not None
     executable = kernel.user.executable(image.path)
     rest = ROOTFS_PAGES[kernel.machine.arch] - executable.nrpages
     others = kernel.user.initramfs_file("/lib", rest << PAGE_SHIFT)
     assert others.nrpages == rest, "boot has the memory for its initramfs"
+    context.site = site

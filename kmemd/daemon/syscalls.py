@@ -1,4 +1,6 @@
-"""The few Linux system calls that Python 3.11 does not offer: mount(2), umount2(2), unshare(2), prctl(2)."""
+"""The few Linux system calls that Python 3.11 does not offer: mount(2), umount2(2), unshare(2), prctl(2); and write(2)
+without its retries.
+"""
 
 from __future__ import annotations
 
@@ -48,3 +50,14 @@ def unshare(flags: int) -> None:
 def die_with_parent(signal_number: int) -> None:
     """Get a signal when the parent process ends. OSError."""
     _call("prctl", "prctl", _PR_SET_PDEATHSIG, ctypes.c_ulong(signal_number))
+
+
+def write_once(descriptor: int, data: bytes) -> int:
+    """write(2). OSError, also for EINTR: ``os.write`` tries again then, so that a command would run twice."""
+    function = ctypes.CDLL(None, use_errno=True).write
+    function.restype = ctypes.c_ssize_t
+    taken: int = function(descriptor, data, ctypes.c_size_t(len(data)))
+    if taken < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return taken

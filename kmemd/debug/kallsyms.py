@@ -17,10 +17,12 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from zlib import crc32
 
 from kmemd.debug.symbols import TEXT
 from kmemd.errors import KernelError
+from kmemd.mm.errseq import MAX_ERRNO
 from kmemd.mm.layout import Layout
 from kmemd.mm.stackdepot import StackDepot
 from kmemd.mm.units import PAGE_MASK, PAGE_SIZE
@@ -28,6 +30,8 @@ from kmemd.mm.units import PAGE_MASK, PAGE_SIZE
 MIN_SYMBOL_SIZE = 16
 CALL_SIZE = 5
 MODULE_TEXT_SIZE = 16 * PAGE_SIZE
+PTR_HASHES = 1 << 16
+"""Hashes of pointers that are kept: texts of traces show the same ones again and again."""
 
 # where the sections of the captured x86_64 kernel lie, from _text
 ETEXT = 0x6011C8
@@ -81,17 +85,18 @@ def split_frame(frame: str) -> tuple[str, int | None, str]:
     return name, None if offset is None else int(offset, 0), module or ""
 
 
-def show_values(uid: int, kptr_restrict: int, perf_event_paranoid: int) -> bool:
-    """Whether /proc/kallsyms shows addresses to a user (``kallsyms_show_value``)."""
+def show_values(syslog: bool, kptr_restrict: int, perf_event_paranoid: int) -> bool:
+    """Whether /proc/kallsyms shows addresses to who has CAP_SYSLOG or not (``kallsyms_show_value``)."""
     if kptr_restrict == 0 and perf_event_paranoid <= 1:
         return True
-    return kptr_restrict <= 1 and uid == 0
+    return kptr_restrict <= 1 and syslog
 
 
 class Kallsyms:
     """The symbols of one booted kernel.
 
-    ``no_hash_pointers`` is the command line's, which ``slub_debug`` also turns on.
+    ``no_hash_pointers`` is the command line's, which ``slub_debug`` also turns on; ``ptr_hash`` makes 32 bits of an
+    address, None while there is no key for it.
 
     Invariants: addresses of the kernel's functions ascend without gaps; a symbol never moves.
     """
@@ -103,9 +108,11 @@ class Kallsyms:
         *,
         no_hash_pointers: bool = False,
         reserve: Callable[[int], int] | None = None,
+        ptr_hash: Callable[[int], int] | None = None,
     ) -> None:
         """``reserve(size)`` gives room for code of a module that nobody loaded; without, it is behind the last."""
         self._layout = layout
+        self._ptr_hash = lru_cache(PTR_HASHES)(ptr_hash) if ptr_hash is not None else None
         self._depot = depot
         self.no_hash_pointers = no_hash_pointers
         self._symbols: dict[tuple[str, str], Symbol] = {}
@@ -248,20 +255,22 @@ class Kallsyms:
         yield from (symbol for symbol in self._symbols.values() if symbol.address > marks[-1].address)
 
     def p(self, address: int) -> str:
-        """``%p``: an address that is not given away.
+        """``%p``: an address that is not given away, but its hash (``default_pointer``, ``ptr_to_id``).
 
-        The model has no source of entropy, as the captured machines had none yet, so that the key of the
-        hash is never ready; ``no_hash_pointers`` prints the address.
+        NULL and error numbers are no addresses. ``no_hash_pointers`` prints the address.
         """
-        if self.no_hash_pointers or address == 0:
+        width = self._layout.pointer_size
+        if self.no_hash_pointers or address == 0 or address >= (1 << 8 * width) - MAX_ERRNO:
             return self._layout.format_address(address)
-        return "(____ptrval____)" if self._layout.pointer_size == 8 else "(ptrval)"
+        if self._ptr_hash is not None:
+            return self._layout.format_address(self._ptr_hash(address))
+        return "(____ptrval____)" if width == 8 else "(ptrval)"
 
-    def pK(self, address: int, uid: int, kptr_restrict: int) -> str:
-        """``%pK``: what the sysctl lets the user ``uid`` see."""
+    def pK(self, address: int, kptr_restrict: int, *, trusted: bool) -> str:
+        """``%pK``: what the sysctl lets a reader see; ``trusted``: it has CAP_SYSLOG."""
         if kptr_restrict == 0:
             return self.p(address)
-        return self._layout.format_address(address if kptr_restrict == 1 and uid == 0 else 0)
+        return self._layout.format_address(address if kptr_restrict == 1 and trusted else 0)
 
     def check(self) -> None:
         """Symbols neither overlap nor leave the text."""

@@ -45,6 +45,7 @@ CHARGED = 1 << p.PG_LRU | 1 << p.PG_SWAPBACKED | 1 << p.PG_UNEVICTABLE
 class PageOwner:
     """The file of one kernel. ``table`` is None when it was not booted with ``page_owner=on``.
 
+    ``count_threshold``: stacks that hold fewer pages are left out of ``stacks``.
     ``memcg_name(pfn)`` names the memory cgroup that a page is charged to, and says when it was removed.
     """
 
@@ -67,6 +68,7 @@ class PageOwner:
         self._kallsyms = kallsyms
         self._flags = page_flags
         self._memcg_name = memcg_name
+        self.count_threshold = 0
         self._stacks: dict[int, str] = {}
         self._masks: dict[int, tuple[str, str]] = {}
 
@@ -86,6 +88,20 @@ class PageOwner:
                 heads = self._heads(table, start, min(start + SLICE_PAGES, end))
                 if len(heads):
                     yield "".join(self._records(table, zone, heads))
+
+    def stacks(self) -> Iterator[str]:
+        """Each stack that holds pages, the one that was met last first, and how many: ``count_threshold`` at least
+        (``stack_print`` of Linux 6.9).
+        """
+        table = self.table
+        if table is None:
+            return
+        heads = self._heads(table, 0, table.max_pfn)
+        handles, place = np.unique(table.stack[heads], return_inverse=True)
+        held = np.bincount(place, weights=1 << table.order[heads].astype(np.int64)).astype(np.int64)
+        for handle, pages in zip(handles[::-1].tolist(), held[::-1].tolist(), strict=True):
+            if pages >= max(self.count_threshold, 1):
+                yield f"{self._stacks.get(handle) or self._stack(handle)}nr_base_pages: {pages}\n\n"
 
     @staticmethod
     def _heads(table: OwnerTable, start: int, end: int) -> npt.NDArray[np.int64]:

@@ -26,7 +26,7 @@ from kmemd.fs.access import check_open
 from kmemd.fs.answers import failure, handler, waiting_handler
 from kmemd.fs.handles import Handle, Handles, Listing, truncated
 from kmemd.fs.inodes import Inode, InodeTable
-from kmemd.fs.relatives import relatives
+from kmemd.fs.relatives import Capabilities, relatives
 from kmemd.fs.waiting import POLL_S, Change, Waiter, never_waits
 from kmemd.steps import Steps
 from kmemd.views.tree import Caller, Directory, Namespace, write_at
@@ -208,8 +208,10 @@ class Operations(pyfuse3.Operations):
 
     @handler
     def opendir(self, inode: int, ctx: RequestContext) -> int:
-        """Open a directory."""
-        return self._handles.add_listing(Listing(self._inodes.directory(inode)))
+        """Open a directory, to those whom it lets in."""
+        directory = self._inodes.directory(inode)
+        self._namespace.check_open(directory.node, self._caller(ctx))
+        return self._handles.add_listing(Listing(directory))
 
     @handler
     def readdir(self, fh: int, start_id: int, token: Any) -> None:
@@ -318,8 +320,13 @@ class Operations(pyfuse3.Operations):
                 poll_handle.notify()
 
     def _caller(self, ctx: RequestContext) -> Caller:
-        uid = 0 if ctx.uid == self._owner_uid else ctx.uid
-        return Caller(ctx.pid, uid, partial(relatives, ctx.pid))
+        """Who asks. The user who mounts is root, with all capabilities where that user is no root of the host."""
+        related = partial(relatives, ctx.pid)
+        if ctx.uid != self._owner_uid:
+            return Caller(ctx.pid, ctx.uid, related, ctx.gid, Capabilities(ctx.pid, root=ctx.uid == 0))
+        if self._owner_uid:
+            return Caller(ctx.pid, 0, related)
+        return Caller(ctx.pid, 0, related, ctx.gid, Capabilities(ctx.pid, root=True))
 
 
 def _dots(inode: Inode) -> tuple[tuple[bytes, Inode], ...]:

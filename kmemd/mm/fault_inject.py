@@ -53,6 +53,8 @@ class FaultAttr(Tuned):
     """
 
     NAME: ClassVar[str]
+    FRAMES: ClassVar[tuple[str, ...]]
+    """The functions that ask whether to fail, innermost first."""
 
     def __init__(
         self,
@@ -127,13 +129,14 @@ class FaultAttr(Tuned):
                 f"probability {self.probability}, space {self.space}, times {self.times}",
             )
             if self.verbose > 1:
-                self._dump_stack(("should_fail_ex",))
+                self._dump_stack(self.FRAMES)
 
 
 class FailPageAlloc(FaultAttr):
     """Blocks of pages."""
 
     NAME = "fail_page_alloc"
+    FRAMES = ("should_fail_ex", "should_fail_alloc_page", "__alloc_pages")
     TUNABLES = (
         *_rows(NAME),
         _row(f"{NAME}/ignore-gfp-wait", "ignore_gfp_wait", 1),
@@ -155,6 +158,7 @@ class FailSlab(FaultAttr):
     """Objects of slabs."""
 
     NAME = "failslab"
+    FRAMES = ("should_fail_ex", "should_failslab")
     TUNABLES = (
         *_rows(NAME),
         _row(f"{NAME}/ignore-gfp-wait", "ignore_gfp_wait", 1),

@@ -127,6 +127,7 @@ class KernelSysctl(Tuned):
         taint: Taint,
         *,
         long_bits: int = 64,
+        crng_ready: bool = False,
     ) -> None:
         self._tasks = tasks
         self._cpus = cpus
@@ -159,7 +160,8 @@ class KernelSysctl(Tuned):
         self.sysrq = 1 if cmdline.has("sysrq_always_enabled") else SYSRQ_DEFAULT_ENABLE
         self.kptr_restrict = 0
         self.perf_event_paranoid = 2
-        self.random_poolsize = self.random_entropy_avail = self.random_write_wakeup_threshold = POOL_BITS
+        self.random_poolsize = self.random_write_wakeup_threshold = POOL_BITS
+        self.random_entropy_avail = POOL_BITS if crng_ready else 0
         self.random_urandom_min_reseed_secs = 60
         self.random_boot_id = str(UUID(int=self._uuids.getrandbits(128), version=4))
 

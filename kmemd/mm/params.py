@@ -57,6 +57,10 @@ class CommandLine:
         """Every value given for a parameter, in order."""
         return [value or "" for word, value in self._words if word == _canonical(name)]
 
+    def last(self, *names: str) -> str | None:
+        """Which of some parameters that exclude one another stands last; None when none is there."""
+        return next((name for word, _ in reversed(self._words) for name in names if word == _canonical(name)), None)
+
     def pairs(self) -> list[tuple[str, str]]:
         """All parameters in order; some, as hugepagesz= and hugepages=, mean something by their order."""
         return [(word, value or "") for word, value in self._words]

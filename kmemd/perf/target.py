@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from kmemd.daemon import mountpoint, run
+from kmemd.daemon.syscalls import write_once
 from kmemd.perf.options import PerfError
 from kmemd.system import System
 
@@ -101,7 +102,7 @@ class Mounted:
             descriptor = os.open(os.path.join(self._at, "kmemd/ctl"), os.O_RDWR)
             failed = False
             try:
-                os.write(descriptor, f"{line}\n".encode())
+                write_once(descriptor, f"{line}\n".encode())
             except OSError:
                 failed = True
             reply = b"".join(iter(lambda: os.read(descriptor, 1 << 16), b"")).decode("utf-8", "replace")

@@ -6,15 +6,43 @@ Both are made while they are read: a full machine's page_owner is some hundred m
 from __future__ import annotations
 
 from kmemd.kernel import Kernel
-from kmemd.mm.kstrtox import kstrtobool, to_bytes
+from kmemd.mm.kstrtox import c_string, kstrtobool, kstrtoull, strip, to_bytes
 from kmemd.views.stream import StreamFile
 from kmemd.views.tree import Caller, debugfs, sysfs
 
+NUMBER_BUFFER = 23
+"""Characters that a number written to a debugfs attribute is cut to."""
 
-@debugfs.device("page_owner", mode=0o400, exists=lambda kernel: kernel.page_owner.enabled)
+
+def _enabled(kernel: Kernel) -> bool:
+    return bool(kernel.page_owner.enabled)
+
+
+@debugfs.device("page_owner", mode=0o400, exists=_enabled)
 def page_owner(kernel: Kernel, caller: Caller) -> StreamFile:
     """Who allocated each page in use; the file is there when booted with page_owner=on."""
     return StreamFile(kernel.page_owner.text)
+
+
+debugfs.dir("page_owner_stacks", exists=_enabled)
+
+
+@debugfs.device("page_owner_stacks/show_stacks", mode=0o400)
+def show_stacks(kernel: Kernel, caller: Caller) -> StreamFile:
+    """How many pages each call stack holds, as Linux has it from 6.9 on."""
+    return StreamFile(kernel.page_owner.stacks)
+
+
+@debugfs.file("page_owner_stacks/count_threshold", mode=0o600)
+def count_threshold(kernel: Kernel) -> str:
+    """Stacks with fewer pages are not shown."""
+    return f"{kernel.page_owner.count_threshold}\n"
+
+
+@count_threshold.store
+def count_threshold_store(kernel: Kernel, text: str) -> None:
+    """A number (``simple_attr_write``). EINVAL, ERANGE."""
+    kernel.page_owner.count_threshold = kstrtoull(strip(c_string(to_bytes(text)[:NUMBER_BUFFER])), 0)
 
 
 @debugfs.device("kmemleak", mode=0o644)

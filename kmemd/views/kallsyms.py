@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from kmemd.debug.kallsyms import show_values
 from kmemd.kernel import Kernel
+from kmemd.mm.capability import CAP_SYSLOG
 from kmemd.views.tree import Caller, proc
 
 
@@ -13,7 +14,7 @@ from kmemd.views.tree import Caller, proc
 def kallsyms(kernel: Kernel, caller: Caller) -> Iterator[str]:
     """Address, type and name of each symbol, and its module."""
     knobs = kernel.kernel_sysctl
-    shown = show_values(caller.uid, knobs.kptr_restrict, knobs.perf_event_paranoid)
+    shown = show_values(caller.capable(CAP_SYSLOG), knobs.kptr_restrict, knobs.perf_event_paranoid)
     show = kernel.layout.format_address
     for symbol in kernel.kallsyms.symbols():
         module = f"\t[{symbol.module}]" if symbol.module else ""

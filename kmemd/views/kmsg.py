@@ -12,6 +12,7 @@ import re
 
 from kmemd.errors import KernelError
 from kmemd.kernel import Kernel
+from kmemd.mm.capability import CAP_SYS_ADMIN, CAP_SYSLOG
 from kmemd.mm.clock import NSEC_PER_SEC
 from kmemd.mm.printk import KERN_WARNING, Record
 from kmemd.steps import Steps
@@ -148,8 +149,8 @@ class ProcKmsgFile:
 
 
 def _check_permission(kernel: Kernel, caller: Caller) -> None:
-    """EPERM: with dmesg_restrict only root reads the log (``check_syslog_permissions``)."""
-    if kernel.kernel_sysctl.dmesg_restrict and caller.uid != 0:
+    """EPERM: with dmesg_restrict who has CAP_SYSLOG alone reads the log (``check_syslog_permissions``)."""
+    if kernel.kernel_sysctl.dmesg_restrict and not (caller.capable(CAP_SYSLOG) or caller.capable(CAP_SYS_ADMIN)):
         raise KernelError(errno.EPERM, "kernel.dmesg_restrict keeps the log for root")
 
 

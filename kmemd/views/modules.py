@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from kmemd.debug.kallsyms import show_values
 from kmemd.kernel import Kernel
+from kmemd.mm.capability import CAP_SYSLOG
 from kmemd.mm.units import PAGE_SIZE
 from kmemd.views.tree import Caller, proc, sysfs
 
@@ -29,7 +30,7 @@ def _span(kernel: Kernel, name: str) -> tuple[int, int]:
 def modules(kernel: Kernel, caller: Caller) -> Iterator[str]:
     """Name, bytes, users, who uses it, state and address of each, the newest first."""
     knobs = kernel.kernel_sysctl
-    shown = show_values(caller.uid, knobs.kptr_restrict, knobs.perf_event_paranoid)
+    shown = show_values(caller.capable(CAP_SYSLOG), knobs.kptr_restrict, knobs.perf_event_paranoid)
     for name in reversed(kernel.kallsyms.modules()):
         start, size = _span(kernel, name)
         yield f"{name} {size} 0 - Live 0x{kernel.layout.format_address(start if shown else 0)}\n"
@@ -62,7 +63,7 @@ def _sections(kernel: Kernel, name: str) -> dict[str, int]:
 def section(kernel: Kernel, module: str, name: str, caller: Caller) -> str:
     """Where a section begins (``module_sect_read``)."""
     knobs = kernel.kernel_sysctl
-    shown = show_values(caller.uid, knobs.kptr_restrict, knobs.perf_event_paranoid)
+    shown = show_values(caller.capable(CAP_SYSLOG), knobs.kptr_restrict, knobs.perf_event_paranoid)
     address = _sections(kernel, module)[name] if shown else 0
     return f"0x{kernel.layout.format_address(address)}\n"
 

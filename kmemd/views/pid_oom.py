@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from kmemd.kernel import Kernel
+from kmemd.mm.capability import CAP_SYS_RESOURCE
 from kmemd.mm.oom_adj import oom_adj
-from kmemd.views.task_files import PROC, THREAD, is_privileged, task_of
+from kmemd.views.task_files import PROC, THREAD, task_of
 from kmemd.views.tree import Caller, proc
 
 for _path in (PROC, THREAD):
@@ -18,7 +19,7 @@ for _path in (PROC, THREAD):
     def oom_score_adj_store(kernel: Kernel, pid: int, *rest: int | str, caller: Caller) -> int:
         """Set the bias. EINVAL, ERANGE, EACCES."""
         task, text = task_of(kernel, pid), str(rest[-1])
-        return kernel.oom_adj.write_score_adj(task, text, capable=is_privileged(caller))
+        return kernel.oom_adj.write_score_adj(task, text, capable=caller.capable(CAP_SYS_RESOURCE))
 
     @proc.file(f"{_path}/oom_adj", mode=0o644)
     def oom_adj_show(kernel: Kernel, pid: int, *tid: int) -> str:
@@ -28,4 +29,4 @@ for _path in (PROC, THREAD):
     @oom_adj_show.store_as_caller
     def oom_adj_store(kernel: Kernel, pid: int, *rest: int | str, caller: Caller) -> int:
         """Set the bias on the old scale. EINVAL, ERANGE, EACCES."""
-        return kernel.oom_adj.write_adj(task_of(kernel, pid), str(rest[-1]), capable=is_privileged(caller))
+        return kernel.oom_adj.write_adj(task_of(kernel, pid), str(rest[-1]), capable=caller.capable(CAP_SYS_RESOURCE))

@@ -10,6 +10,7 @@ import select
 from collections.abc import Iterator
 
 from kmemd.errors import KernelError
+from kmemd.mm.capability import CAP_SYS_RESOURCE
 from kmemd.mm.psi import FIXED_1, FSHIFT, Psi, Trigger, parse_trigger
 from kmemd.steps import Steps
 from kmemd.views.tree import Caller
@@ -23,7 +24,7 @@ class PressureFile:
     def __init__(self, psi: Psi, resource: str, caller: Caller, *, in_cgroup: bool = False) -> None:
         self._psi = psi
         self._resource = resource
-        self._privileged = caller.uid == 0
+        self._privileged = caller.capable(CAP_SYS_RESOURCE)
         self._in_cgroup = in_cgroup
         self._trigger: Trigger | None = None
         self._snapshot = b""

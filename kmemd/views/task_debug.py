@@ -2,8 +2,7 @@
 ``wchan``, ``syscall``, ``sched``, ``timerslack_ns``, ``make-it-fail``, ``fail-nth``.
 
 A process of the model sleeps in ``pause`` between the commands that make it do something, and a kernel thread in its
-main loop. Left out: load averages of one task, context switches, NUMA groups, and fault injection into what a marked
-task does; the marks are kept.
+main loop. Left out: load averages of one task, context switches, NUMA groups.
 """
 
 from __future__ import annotations
@@ -14,10 +13,11 @@ from collections.abc import Iterator
 from kmemd.errors import KernelError
 from kmemd.kernel import Kernel
 from kmemd.mm import kstrtox
+from kmemd.mm.capability import CAP_SYS_ADMIN, CAP_SYS_NICE, CAP_SYS_RESOURCE
 from kmemd.mm.layout import X86_64
 from kmemd.mm.sched import TIMERSLACK_NS, Task
 from kmemd.mm.user_regs import TEXT_OFFSET
-from kmemd.views.task_files import PROC, is_privileged, may_ptrace, task_file, task_of
+from kmemd.views.task_files import PROC, may_ptrace, task_file, task_of
 from kmemd.views.tree import Caller, proc
 
 ASLEEP = {
@@ -59,9 +59,9 @@ def wchan(kernel: Kernel, task: Task, caller: Caller) -> str:
 
 @task_file("stack", 0o400, caller=True)
 def stack(kernel: Kernel, task: Task, caller: Caller) -> Iterator[str]:
-    """The kernel stack of a task that sleeps. EACCES for all but root."""
-    if not is_privileged(caller):
-        raise KernelError(errno.EACCES, "only root sees kernel stacks")
+    """The kernel stack of a task that sleeps. EACCES without CAP_SYS_ADMIN."""
+    if not caller.capable(CAP_SYS_ADMIN):
+        raise KernelError(errno.EACCES, "kernel stacks take CAP_SYS_ADMIN")
     if task.state == "R":
         return iter(())
     handle = kernel.depot.save(frames(kernel.machine.arch, task))
@@ -100,7 +100,7 @@ def sched(kernel: Kernel, task: Task) -> Iterator[str]:
 
 
 def _may_tune(task: Task, caller: Caller) -> None:
-    if caller.pid != task.pid and not is_privileged(caller):
+    if caller.pid != task.pid and not caller.capable(CAP_SYS_NICE):
         raise KernelError(errno.EPERM, "only root looks at another task's timer slack")
 
 
@@ -130,9 +130,9 @@ def _set_make_it_fail(kernel: Kernel, task: Task, text: str) -> int:
     return len(data)
 
 
-@task_file("make-it-fail", 0o644, store=_set_make_it_fail)
+@task_file("make-it-fail", 0o644, store=_set_make_it_fail, needs=CAP_SYS_RESOURCE)
 def make_it_fail(kernel: Kernel, task: Task) -> str:
-    """Whether fault injection with a task filter is for this task."""
+    """Whether fault injection with a task filter is for this task. EPERM without CAP_SYS_RESOURCE."""
     return f"{task.make_it_fail}\n"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from kmemd.errors import KernelError
 from kmemd.kernel import Kernel
+from kmemd.mm.capability import CAP_SYS_PTRACE
 from kmemd.mm.sched import Task
 from kmemd.views.tree import Binary, Caller, proc
 
@@ -26,13 +27,23 @@ def task_of(kernel: Kernel, pid: int) -> Task:
 
 
 def may_ptrace(task: Task, caller: Caller) -> bool:
-    """Whether the caller may look into the task's memory (PTRACE_MODE_READ_FSCREDS)."""
-    return caller.uid in (0, task.uid)
+    """Whether the caller may look into the task's memory (kernel/ptrace.c ``__ptrace_may_access``).
+
+    The same user in the same group may, and who has CAP_SYS_PTRACE; a visitor may look into itself.
+    """
+    mine = (caller.uid, caller.group) == (task.uid, task.gid)
+    return mine or caller.capable(CAP_SYS_PTRACE) or caller.process == task.pid
 
 
-def is_privileged(caller: Caller) -> bool:
-    """Whether the caller has root's capabilities."""
-    return caller.uid == 0
+def check_ptrace(task: Task, caller: Caller) -> None:
+    """Refuse who may not look into the task. EACCES."""
+    if not may_ptrace(task, caller):
+        raise KernelError(errno.EACCES, f"uid {caller.uid} may not look into process {task.pid}")
+
+
+def check_ptrace_of(kernel: Kernel, pid: int, *rest: Any) -> None:
+    """``may_open`` of what shows a task's open files. EACCES (``proc_fdinfo_permission``)."""
+    check_ptrace(task_of(kernel, pid), rest[-1])
 
 
 def is_task(kernel: Kernel, pid: int, *tid: int) -> bool:
@@ -42,9 +53,9 @@ def is_task(kernel: Kernel, pid: int, *tid: int) -> bool:
 
 def check_memory_access(kernel: Kernel, pid: int, *rest: Any) -> None:
     """``may_open`` of files of an address space. EACCES for other users' (``mm_access``)."""
-    task, caller = task_of(kernel, pid), rest[-1]
-    if task.mm is not None and not may_ptrace(task, caller):
-        raise KernelError(errno.EACCES, f"uid {caller.uid} may not look into the memory of process {pid}")
+    task = task_of(kernel, pid)
+    if task.mm is not None:
+        check_ptrace(task, rest[-1])
 
 
 def task_file(
@@ -55,11 +66,13 @@ def task_file(
     store: Store | None = None,
     caller: bool = False,
     private: bool = False,
+    needs: int | None = None,
     exists: Callable[..., bool] | None = None,
 ) -> Callable[[Show], Show]:
     """Decorator: a file of the process and, with ``thread``, of its thread.
 
-    ``caller``: it takes ``caller=``. ``private``: it shows an address space. ``exists``: which machines have it.
+    ``caller``: it takes ``caller=``. ``private``: it shows an address space. ``needs``: the capability that a
+    write takes, EPERM. ``exists``: which machines have it.
     """
 
     def declare(show: Show) -> Show:
@@ -71,14 +84,16 @@ def task_file(
             declared = proc.file(f"{path}/{name}", mode, caller=caller, exists=exists)(of_task)
             declared.may_open = check_memory_access if private else None
             if store is not None:
-                declared.store(_stored(store))
+                declared.store_as_caller(_stored(store, needs))
         return show
 
     return declare
 
 
-def _stored(store: Store) -> Callable[..., Any]:
-    def write(kernel: Kernel, pid: int, *rest: Any) -> Any:
+def _stored(store: Store, needs: int | None = None) -> Callable[..., Any]:
+    def write(kernel: Kernel, pid: int, *rest: Any, caller: Caller) -> Any:
+        if needs is not None and not caller.capable(needs):
+            raise KernelError(errno.EPERM, f"uid {caller.uid} lacks capability {needs}")
         return store(kernel, task_of(kernel, pid), rest[-1])
 
     return write
@@ -89,7 +104,7 @@ def task_control(name: str, mode: int = 0o200) -> Callable[[Store], Store]:
 
     def declare(store: Store) -> Store:
         for path in (PROC, THREAD):
-            proc.write_only(f"{path}/{name}", mode)(_stored(store))
+            proc.write_only(f"{path}/{name}", mode)(_stored(store)).takes_writer = True
         return store
 
     return declare
@@ -113,11 +128,16 @@ def task_binary(name: str, mode: int = 0o400) -> Callable[[Callable[..., bytes]]
 
 
 def task_link(name: str, target: Callable[[Kernel, Task], str]) -> None:
-    """A link of the process and of its thread; visitors have the host's."""
+    """A link of the process and of its thread; visitors have the host's.
+
+    EACCES for who may not look into the task (``proc_pid_readlink``), also where it leads nowhere.
+    """
     for path in (PROC, THREAD):
 
         def of_task(kernel: Kernel, pid: int, *rest: Any) -> str:
-            return target(kernel, task_of(kernel, pid))
+            task, caller = task_of(kernel, pid), rest[-1]
+            check_ptrace(task, caller)
+            return target(kernel, task)
 
         of_task.__doc__ = f"/proc/PID/{name}."
         proc.link(f"{path}/{name}")(of_task).exists = is_task

@@ -13,7 +13,7 @@ from kmemd.kernel import Kernel
 from kmemd.mm.mm_types import VM_EXEC, VM_MAYSHARE, VM_READ, VM_WRITE, Mm, Vma
 from kmemd.mm.sched import Task
 from kmemd.mm.units import PAGE_SHIFT
-from kmemd.views.task_files import PROC, is_privileged, is_task, may_ptrace, task_file, task_of
+from kmemd.views.task_files import PROC, check_ptrace, is_task, task_file, task_of
 from kmemd.views.tree import Caller, proc
 
 NAME_COLUMN = {"x86_64": 72, "i386": 48}
@@ -97,16 +97,17 @@ def _file_vma(kernel: Kernel, pid: int, text: str) -> Vma | None:
 
 def _has_range(kernel: Kernel, pid: int, text: str, caller: Caller) -> str | None:
     """A name in the directory. EACCES for what the caller may not look into."""
-    if not may_ptrace(task_of(kernel, pid), caller):
-        raise KernelError(errno.EACCES, f"uid {caller.uid} may not look into the memory of process {pid}")
+    check_ptrace(task_of(kernel, pid), caller)
     return text if _file_vma(kernel, pid, text) is not None else None
 
 
 @proc.link(f"{PROC}/map_files/{{range}}")
 def map_file(kernel: Kernel, pid: int, bounds: str, caller: Caller) -> str:
-    """The file that a range of addresses shows. EPERM for all but root."""
-    if not is_privileged(caller):
-        raise KernelError(errno.EPERM, "only root may follow the links of map_files")
+    """The file that a range of addresses shows. EACCES.
+
+    Linux lets CAP_SYS_ADMIN alone follow the link; FUSE does not tell following from reading it.
+    """
+    check_ptrace(task_of(kernel, pid), caller)
     vma = _file_vma(kernel, pid, bounds)
     if vma is None or vma.file is None:
         raise KernelError(errno.ENOENT, f"process {pid} maps no file at {bounds}")

@@ -28,12 +28,13 @@ from kmemd.core.pte import (
 from kmemd.errors import KernelError
 from kmemd.kernel import Kernel
 from kmemd.mm import kstrtox
+from kmemd.mm.capability import CAP_SYS_ADMIN
 from kmemd.mm.compound import compound_heads, mapcounts
 from kmemd.mm.mm_types import VM_HUGETLB, VM_PFNMAP, VM_SOFTDIRTY, Mm, Vma
 from kmemd.mm.sched import Task
 from kmemd.mm.swapfile import slots_of
 from kmemd.mm.units import PAGE_SHIFT
-from kmemd.views.task_files import is_privileged, task_binary, task_control
+from kmemd.views.task_files import task_binary, task_control
 from kmemd.views.tree import Caller
 
 Words = npt.NDArray[np.uint64]
@@ -61,7 +62,7 @@ class ClearRefs(IntEnum):
 
 @task_binary("pagemap")
 def pagemap(kernel: Kernel, task: Task, offset: int, size: int, caller: Caller) -> bytes:
-    """Where each page is. EINVAL unless whole entries are read. Page frames and swap slots show to root alone."""
+    """Where each page is. EINVAL unless whole entries are read. Page frames and swap slots take CAP_SYS_ADMIN."""
     mm = task.mm
     if mm is None:
         return b""
@@ -75,7 +76,7 @@ def pagemap(kernel: Kernel, task: Task, offset: int, size: int, caller: Caller) 
     for vma in mm.overlapping(low << PAGE_SHIFT, high << PAGE_SHIFT):
         first, last = max(vma.vpn, low), min(vma.vpn + vma.pages, high)
         out[first - low : last - low] = _entries(kernel, mm, vma, first, last)
-    if not is_privileged(caller):
+    if not caller.capable(CAP_SYS_ADMIN):
         out &= np.uint64(PM_SOFT_DIRTY | PM_MMAP_EXCLUSIVE | PM_FILE | PM_SWAP | PM_PRESENT)
     return out.tobytes()
 

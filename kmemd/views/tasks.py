@@ -17,7 +17,7 @@ from kmemd.mm.rlimit import SHOWN
 from kmemd.mm.sched import USER_HZ, Task
 from kmemd.mm.units import PAGE_SIZE
 from kmemd.views.machine_files import mount_lines
-from kmemd.views.task_files import PROC, THREAD, is_task, task_file, task_link, task_of
+from kmemd.views.task_files import PROC, THREAD, check_ptrace_of, is_task, task_file, task_link, task_of
 from kmemd.views.tree import Caller, proc
 
 # include/uapi/linux/auxvec.h
@@ -179,7 +179,8 @@ task_link("cwd", lambda kernel, task: "/")
 task_link("root", lambda kernel, task: "/")
 for _path in (PROC, THREAD):
     proc.dir(f"{_path}/fd", 0o500).exists = is_task
-    proc.dir(f"{_path}/fdinfo", 0o555).exists = is_task
+    _fdinfo = proc.dir(f"{_path}/fdinfo", 0o555)
+    _fdinfo.exists, _fdinfo.may_open = is_task, check_ptrace_of
     proc.dir(f"{_path}/net", 0o555).exists = is_task
     proc.dir(f"{_path}/ns", 0o511).exists = is_task
 

@@ -39,16 +39,34 @@ def _unknown() -> Iterator[int]:
     return iter(())
 
 
+def _by_uid() -> int | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Caller:
     """Who opens a file: ids as the kernel sees them.
 
-    ``relatives()`` gives the process that the thread ``pid`` belongs to and its ancestors, as far as they are known.
+    ``relatives()`` gives the process that the thread ``pid`` belongs to and its ancestors, as far as they are known;
+    ``capabilities()`` its effective set as bits, None for all of root's and none of others'. ``gid`` is the group of
+    the user's number where it is not given.
     """
 
     pid: int = 0
     uid: int = 0
     relatives: Callable[[], Iterator[int]] = field(default=_unknown, compare=False)
+    gid: int | None = None
+    capabilities: Callable[[], int | None] = field(default=_by_uid, compare=False)
+
+    @property
+    def group(self) -> int:
+        """The group that files and tasks are compared with."""
+        return self.uid if self.gid is None else self.gid
+
+    def capable(self, capability: int) -> bool:
+        """Whether the caller has a capability (``file_ns_capable`` of the initial user namespace)."""
+        held = self.capabilities()
+        return self.uid == 0 if held is None else bool(held >> capability & 1)
 
     @property
     def process(self) -> int:
@@ -459,11 +477,15 @@ class Namespace:
         assert link.target is not None
         return link.target(self.kernel, *node.parameters, caller)
 
+    def check_open(self, node: Node, caller: Caller) -> None:
+        """Raise what a file or a directory says to this caller when it is opened."""
+        if node.entry.may_open is not None:
+            node.entry.may_open(self.kernel, *node.parameters, caller)
+
     def open(self, node: Node, caller: Caller) -> OpenFile:
         """Open a file. EISDIR for a directory, and what the file says to this caller."""
         entry = node.entry
-        if entry.may_open is not None:
-            entry.may_open(self.kernel, *node.parameters, caller)
+        self.check_open(node, caller)
         if isinstance(entry, File):
             return _OpenText(self.kernel, node, entry, caller)
         if isinstance(entry, Binary):
@@ -483,16 +505,13 @@ def render(text: Text) -> bytes:
     return "".join(text).encode()
 
 
-_OF_PROCESS = re.compile(r"/proc/\d+/")
-
-
 def refusal(path: str) -> int:
     """The errno of reading or writing where the kernel has no function for it, by the file system it is in."""
     if path.startswith(("/sys/kernel/debug/", "/sys/kernel/tracing/", "/sys/fs/cgroup/", "/dev/")):
         return errno.EINVAL
-    if _OF_PROCESS.match(path):
-        return errno.EINVAL
-    return errno.EIO if path.startswith("/proc/") and not path.startswith("/proc/sys/") else errno.EACCES
+    if path.startswith("/proc/") and not path.startswith("/proc/sys/"):
+        return errno.EINVAL if path.split("/")[2].isdigit() else errno.EIO
+    return errno.EACCES
 
 
 class _OpenText:

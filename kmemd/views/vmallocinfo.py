@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from kmemd.kernel import Kernel
 from kmemd.mm import vmalloc as v
+from kmemd.mm.capability import CAP_SYSLOG
 from kmemd.views.tree import Caller, proc
 
 FLAG_WORDS = (
@@ -20,11 +21,11 @@ FLAG_WORDS = (
 @proc.file("vmallocinfo", mode=0o400, caller=True)
 def vmallocinfo(kernel: Kernel, caller: Caller) -> Iterator[str]:
     """A line per area by address, then the ranges that wait for a purge."""
-    restrict = kernel.kernel_sysctl.kptr_restrict
+    restrict, trusted = kernel.kernel_sysctl.kptr_restrict, caller.capable(CAP_SYSLOG)
     last = False
 
     def span(start: int, end: int) -> str:
-        low, high = (kernel.kallsyms.pK(address, caller.uid, restrict) for address in (start, end))
+        low, high = (kernel.kallsyms.pK(address, restrict, trusted=trusted) for address in (start, end))
         return f"0x{low}-0x{high} {end - start:7d}"
 
     for area in kernel.vmalloc.areas():

@@ -115,3 +115,12 @@ def test_a_terabyte_costs_little():
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
     assert len(system.kernel.tasks) > 1280
     assert kib(system.read("/proc/meminfo").decode(), "MemTotal") > 1000 << 20
+
+
+def test_pages_of_the_initramfs_belong_to_the_worker_that_unpacked_it():
+    system = System.boot(cmdline="page_owner=on", clock="manual")
+    records = system.read("/sys/kernel/debug/page_owner").decode().split("\n\n")
+    files = [record for record in records if " shmem_write_begin+" in record]
+    assert len(files) > 600
+    assert all(re.search(r"pid \d+, tgid \d+ \(kworker/u\d+:0\)", record) for record in files)
+    assert not any("fork_idle" in record and "lru" in record.split("Flags")[1] for record in records[:-1])

@@ -2,6 +2,7 @@
 
 import pytest
 
+from kmemd import System
 from kmemd.debug.kallsyms import Kallsyms, show_values, split_frame
 from kmemd.errors import KernelError
 from kmemd.mm.layout import Layout
@@ -89,25 +90,38 @@ def test_bad_frames(bad):
 def test_pointers_are_hidden_as_on_the_captured_machines():
     kallsyms, _ = make()
     address = 0xFFFFC90000001000
-    assert kallsyms.pK(address, 0, 0) == "(____ptrval____)"
-    assert kallsyms.pK(address, 0, 1) == "ffffc90000001000"
-    assert kallsyms.pK(address, 1000, 1) == "0000000000000000"
-    assert kallsyms.pK(address, 0, 2) == "0000000000000000"
+    assert kallsyms.pK(address, 0, trusted=True) == "(____ptrval____)"
+    assert kallsyms.pK(address, 1, trusted=True) == "ffffc90000001000"
+    assert kallsyms.pK(address, 1, trusted=False) == "0000000000000000"
+    assert kallsyms.pK(address, 2, trusted=True) == "0000000000000000"
     plain, _ = make(no_hash_pointers=True)
-    assert plain.p(address) == plain.pK(address, 1000, 0) == "ffffc90000001000"
+    assert plain.p(address) == plain.pK(address, 0, trusted=False) == "ffffc90000001000"
     assert Kallsyms(Layout("i386", 0x1000), StackDepot()).p(1) == "(ptrval)"
 
 
 @pytest.mark.parametrize(
-    ("uid", "restrict", "paranoid", "shown"),
+    ("trusted", "restrict", "paranoid", "shown"),
     [
-        (0, 0, 2, True),
-        (1000, 0, 2, False),
-        (1000, 0, 1, True),
-        (0, 1, 2, True),
-        (1000, 1, 1, False),
-        (0, 2, 1, False),
+        (True, 0, 2, True),
+        (False, 0, 2, False),
+        (False, 0, 1, True),
+        (True, 1, 2, True),
+        (False, 1, 1, False),
+        (True, 2, 1, False),
     ],
 )
-def test_who_sees_kallsyms(uid, restrict, paranoid, shown):
-    assert show_values(uid, restrict, paranoid) is shown
+def test_who_sees_kallsyms(trusted, restrict, paranoid, shown):
+    assert show_values(trusted, restrict, paranoid) is shown
+
+
+def test_kaslr_is_switched_on_behind_the_machines_own_nokaslr():
+    """The captured machines had nokaslr, and so have the built-in ones."""
+    bases = set()
+    for seed in (1, 2, 3):
+        system = System.boot(machine="default", seed=seed, cmdline="kaslr", clock="manual")
+        bases.add(system.read("/proc/kallsyms")[:16])
+        system.command("a = kmalloc 64")
+        system.check()
+    assert len(bases) == 3
+    plain = System.boot(machine="default", cmdline="kaslr nokaslr", clock="manual")
+    assert plain.read("/proc/kallsyms").startswith(b"ffffffff81000000 ")

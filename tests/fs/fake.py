@@ -85,6 +85,9 @@ class Ctl:
         verb, _, argument = line.partition(" ")
         if verb == "fail":
             raise KernelError(int(argument), "asked to")
+        if verb == "interrupt":
+            self._kernel.values["run"] += 1
+            raise KernelError(errno.EINTR, "a signal ended it")
         if verb == "crash":
             raise ZeroDivisionError("a bug of the model")
         if verb == "exit":

@@ -9,13 +9,15 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.fs.mounting import Daemon, served
+from kmemd.daemon.syscalls import write_once
+from tests.fs.mounting import ROOT, Daemon, served
 
 pytestmark = [
     pytest.mark.mount,
@@ -276,3 +278,15 @@ def test_with_allow_other_the_modes_decide() -> None:
             assert done.stderr.count("Permission denied") == 5
     finally:
         path.rmdir()
+
+
+def test_a_command_that_a_signal_ended_runs_once(mount: Daemon) -> None:
+    """os.write would give it again."""
+    run = mount.path / "sys/kernel/run"
+    before = int(run.read_text())
+    with open(mount.path / "kmemd/ctl", "r+b", 0) as ctl, pytest.raises(InterruptedError):
+        write_once(ctl.fileno(), b"interrupt\n")
+    assert int(run.read_text()) == before + 1
+    done = mount.sh(f"{sys.executable} -m kmemd ctl --at $M interrupt", cwd=ROOT)
+    assert done.returncode == 1
+    assert int(run.read_text()) == before + 2

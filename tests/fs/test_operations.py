@@ -139,8 +139,8 @@ async def test_binary_files_are_computed_for_the_range(fs: Mounted) -> None:
 
 async def test_self_is_the_caller(fs: Mounted) -> None:
     inode = await fs.walk("/proc/self")
-    assert await fs.ops.readlink(inode, SimpleNamespace(pid=17, uid=0)) == b"17"
-    assert await fs.ops.readlink(inode, SimpleNamespace(pid=18, uid=0)) == b"18"
+    assert await fs.ops.readlink(inode, SimpleNamespace(pid=17, uid=0, gid=0)) == b"17"
+    assert await fs.ops.readlink(inode, SimpleNamespace(pid=18, uid=0, gid=0)) == b"18"
 
 
 async def test_the_user_who_mounts_is_root() -> None:
@@ -150,7 +150,7 @@ async def test_the_user_who_mounts_is_root() -> None:
     assert whoami.st_uid == 1000
     seen = {}
     for uid in (1000, 0, 7):
-        info = await ops.open(whoami.st_ino, os.O_RDONLY, SimpleNamespace(pid=1, uid=uid))
+        info = await ops.open(whoami.st_ino, os.O_RDONLY, SimpleNamespace(pid=1, uid=uid, gid=uid))
         seen[uid] = await ops.read(info.fh, 0, 100)
     assert seen[1000] == b"0\n"
     assert seen[7] == b"7\n"
@@ -261,7 +261,7 @@ async def test_a_waiting_read_ends_when_its_program_is_gone(
 ) -> None:
     gone = os.posix_spawn("/bin/true", ["true"], {})
     os.waitpid(gone, 0)
-    fh = await fs.open("/dev/kmsg", ctx=SimpleNamespace(pid=gone, uid=0))
+    fh = await fs.open("/dev/kmsg", ctx=SimpleNamespace(pid=gone, uid=0, gid=0))
     with refuses(errno.EINTR):
         await fs.ops.read(fh, 0, 100)
 

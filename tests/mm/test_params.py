@@ -51,3 +51,10 @@ def test_flags(text, value):
 )
 def test_memparse(text, size, rest):
     assert memparse(text) == (size, rest)
+
+
+def test_of_parameters_that_exclude_one_another_the_last_counts():
+    line = CommandLine("nokaslr slub_debug kaslr=1 quiet")
+    assert line.last("kaslr", "nokaslr") == "kaslr"
+    assert line.last("quiet") == "quiet"
+    assert line.last("loud", "no-such") is None

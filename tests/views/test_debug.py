@@ -1,6 +1,7 @@
 """The files of kmemleak and page_owner as they are opened, read and written."""
 
 import errno
+import re
 
 import pytest
 
@@ -78,3 +79,36 @@ def test_a_stream_is_a_window_on_text_that_is_made_once():
 def test_a_stream_without_store_cannot_be_written():
     with pytest.raises(Exception, match="EINVAL"):
         finish(StreamFile(lambda: iter(())).write(b"x"))
+
+
+STACKS = "/sys/kernel/debug/page_owner_stacks"
+
+
+def test_page_owner_stacks_count_the_pages_of_each_stack():
+    system = System.boot(cmdline="nokaslr page_owner=on")
+    system.command("a = alloc_pages order=3 n=20 by=first_user")
+    system.command("b = alloc_pages order=0 n=7 by=second_user")
+    records = system.read(f"{STACKS}/show_stacks").decode().split("\n\n")[:-1]
+    assert "second_user+" in records[0], "the newest stack stands first"
+    counts = {record: int(record.rpartition("nr_base_pages: ")[2]) for record in records}
+    by = {name: [n for record, n in counts.items() if name in record] for name in ("first_user", "second_user")}
+    assert by == {"first_user": [160], "second_user": [7]}
+    owned = system.read("/sys/kernel/debug/page_owner").decode()
+    orders = [int(order) for order in re.findall(r"^Page allocated via order (\d+)", owned, re.MULTILINE)]
+    assert sum(counts.values()) == sum(1 << order for order in orders)
+    system.command("free_pages a")
+    assert "first_user" not in system.read(f"{STACKS}/show_stacks").decode()
+    system.check()
+
+
+def test_page_owner_stacks_below_the_threshold_are_left_out():
+    system = System.boot(cmdline="nokaslr page_owner=on")
+    system.command("b = alloc_pages order=0 n=7 by=second_user")
+    for threshold, shown in (("0x7", True), ("8\n", False)):
+        assert system.write(f"{STACKS}/count_threshold", threshold) == len(threshold)
+        assert ("second_user" in system.read(f"{STACKS}/show_stacks").decode()) is shown
+    assert system.read(f"{STACKS}/count_threshold") == b"8\n"
+    with pytest.raises(OSError, match="EINVAL"):
+        system.write(f"{STACKS}/count_threshold", "many")
+    with pytest.raises(OSError, match="page_owner_stacks"):
+        System.boot(cmdline="nokaslr").read(f"{STACKS}/show_stacks")

@@ -53,7 +53,8 @@ def test_pages_are_flagged_as_captured(system):
 
 def test_page_frames_show_to_root_alone(system):
     process = Process(system)
-    system.kernel.tasks.find(process.pid).uid = USER.uid
+    task = system.kernel.tasks.find(process.pid)
+    task.uid = task.gid = USER.uid
     address = process.mmap(2 * PAGE)
     process.do("access", hex(address), PAGE, "w")
     present = PM_PRESENT | PM_MMAP_EXCLUSIVE

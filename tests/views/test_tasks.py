@@ -106,10 +106,15 @@ def test_oom_score_follows_its_adjustment(system):
 def test_links(system):
     kernel = system.kernel
     node = system.tree.child(system.tree.lookup("/proc/1"), "exe")
-    assert node.entry.target(kernel, 1, None) == "/bin/busybox"
+    assert node.entry.target(kernel, 1, Caller()) == "/bin/busybox"
     kthread = system.tree.child(system.tree.lookup("/proc/2"), "exe")
     with pytest.raises(Exception, match="ENOENT"):
-        kthread.entry.target(kernel, 2, None)
+        kthread.entry.target(kernel, 2, Caller())
+    for name in ("exe", "cwd", "root"):
+        for pid in (1, 2):
+            link = system.tree.child(system.tree.lookup(f"/proc/{pid}"), name)
+            with pytest.raises(Exception, match="EACCES"):
+                link.entry.target(kernel, pid, Caller(77124, 1000))
 
 
 def test_numa_maps_have_the_captured_words(system):
