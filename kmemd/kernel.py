@@ -481,7 +481,15 @@ class Kernel:
         machine, bits = self.machine, self.machine.long_bits
         self.swap = Swap(
             machine.swap,
-            SwapFiles(self.context, self.printk, self.rng, cpus=machine.cpus, long_bits=bits, memcg=self.memcg),
+            SwapFiles(
+                self.context,
+                self.printk,
+                self.rng,
+                cpus=machine.cpus,
+                long_bits=bits,
+                memcg=self.memcg,
+                cpu_nodes={cpu: node.nid for node in self.nodes for cpu in node.cpus},
+            ),
             self.totalram_pages,
             long_bits=bits,
         )

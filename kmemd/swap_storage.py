@@ -103,6 +103,7 @@ class SwapStorage:
             ),
         )
         self._devices: dict[SwapArea, SwapDevice | None] = {}
+        self._discarding: set[SwapArea] = set()
         self._limits: dict[str, RateLimit] = {}
         self.zswap.init(lambda name: kernel.cmdline.get(f"zswap.{name}"))
         self._load_zram()
@@ -134,6 +135,7 @@ class SwapStorage:
         io.account_read = self._user.block.accounts.read_from_disk
         io.frontswap, io.area_of, io.device_of, io.report = self.zswap, files.area, self.device, self._report
         files.on_free, files.on_end, files.on_swapon = self._freed, self._ended, lambda area: self.device(area)
+        files.on_discard, files.schedule_discard = self._discard, self._schedule_discard
         for path, device in kernel.swap.devices.items():
             if device.kind == "partition" and self.zram.find(path) is None:
                 self._disk(path).size = device.size
@@ -157,7 +159,7 @@ class SwapStorage:
         if area.kind == "partition":
             return DiskSwap(self._disk(area.path), synchronous=area.synchronous)
         file = self._user.vfs.lookup(area.path)
-        return DiskSwap(file.wb.disk, synchronous=False, blocks_at=file.blocks_at)
+        return DiskSwap(file.wb.disk, synchronous=area.synchronous, blocks_at=file.blocks_at)
 
     def _disk(self, path: str) -> Disk:
         """A disk by any name; those whose name says nothing have numbers of their own."""
@@ -211,6 +213,22 @@ class SwapStorage:
         device = self._devices.get(area)
         if device is not None:
             device.freed(offsets)
+
+    def _discard(self, area: SwapArea, start: int, pages: int) -> None:
+        """Tell the disk of slots without use (``blkdev_issue_discard``)."""
+        device = self.device(area)
+        if device is not None:
+            self._kernel.context.charge(device.discard(start, pages))
+
+    def _schedule_discard(self, area: SwapArea) -> None:
+        """Have a kernel thread discard the clusters that wait for it, once (``swap_discard_work``)."""
+        if area not in self._discarding:
+            self._discarding.add(area)
+            self._user.block.io.call_at(self._kernel.clock.now, lambda when: self._do_discard(area))
+
+    def _do_discard(self, area: SwapArea) -> None:
+        self._discarding.discard(area)
+        area.do_scheduled_discard()
 
     def _ended(self, area: SwapArea) -> None:
         """An area is off (``frontswap_invalidate_area``); all its slots were freed before."""

@@ -34,6 +34,7 @@ SHOWN = 64
 ADVICE = ("NORMAL", "RANDOM", "SEQUENTIAL", "WILLNEED", "DONTNEED", "NOREUSE")
 MODES = ("allocate", "punch_hole")
 SYNC_FLAGS = ("WAIT_BEFORE", "WRITE", "WAIT_AFTER")
+DISCARD_POLICIES = ("once", "pages", "both")
 DISK_OPERATIONS = ("read", "write", "off")
 NAMES = 256
 """Names that are looked up before others may run."""
@@ -360,24 +361,29 @@ def mkswap(kernel: Kernel, path: Text) -> Reply:
 
 
 @verb
-def swapon(kernel: Kernel, path: Text, *, priority: Number | None = None) -> Reply:
+def swapon(kernel: Kernel, path: Text, *, priority: Number | None = None, discard: Text = "") -> Reply:
     """Turn a swap area on: a device of the machine, or a zram device or file of a disk with a header (mkswap).
 
     Areas without a priority are used one after the other, in the order in which they were turned on; those of the same
-    priority in turn.
+    priority in turn. discard=once tells a disk that can use it that all of the area is empty, discard=pages whenever a
+    cluster of slots becomes free, discard=both of either, as swapon(8) does by --discard.
     """
     _privileged(kernel)
+    if discard and discard not in DISCARD_POLICIES:
+        invalid(f"discard takes {', '.join(DISCARD_POLICIES)}, not {discard}")
     device = kernel.swap.devices.get(path)
     wanted = -1 if priority is None else priority
     zram = kernel.user.swap_storage.zram.find(path)
     if zram is not None:
         size = check_header(zram.header, zram.disksize, kernel.printk)
-        area = kernel.swap.files.swapon(path, "partition", size, wanted)
+        area = kernel.swap.files.swapon(path, "partition", size, wanted, discard=discard)
     elif device is not None:
-        area = kernel.swap.files.swapon(path, device.kind, device.size, wanted)
+        area = kernel.swap.files.swapon(path, device.kind, device.size, wanted, discard=discard)
     else:
-        area = kernel.swap.files.swapon(path, "file", _swap_file(kernel, path), wanted)
-        kernel.user.vfs.lookup(path).users += 1
+        size = _swap_file(kernel, path)
+        file = kernel.user.vfs.lookup(path)
+        area = kernel.swap.files.swapon(path, "file", size, wanted, disk=file.wb.disk.name, discard=discard)
+        file.users += 1
     return Reply({"path": path, "size": area.pages * KIB_PER_PAGE << 10, "priority": area.priority})
 
 

@@ -4,7 +4,7 @@ A disk does one request after the other: each costs the latency of the machine's
 take at the disk's bandwidth; both can be set for each disk. Reads go before writes that wait, as mq-deadline has it; a
 bio that follows the last waiting request is merged with it. Sectors can be made bad: a request that touches one fails,
 with the kernel's line and errno.
-Left out: more than one hardware queue, discards, barriers, priorities.
+Left out: more than one hardware queue, barriers, priorities; discards wait for nothing in the queue.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ ERRORS = {
 VM_READAHEAD_PAGES = 32
 BRD_MAJOR, VIRTIO_MAJOR, SD_MAJOR = 1, 254, 8
 MINORS_PER_DISK = 16
-OP_READ, OP_WRITE = 0, 1
+OP_READ, OP_WRITE, OP_DISCARD = 0, 1, 2
+"""As rows of /proc/diskstats (``op_stat_group``)."""
 OP_NAMES = ("READ", "WRITE")
 REQ_FAILFAST, REQ_SYNC, REQ_META, REQ_PRIO = 0x700, 0x800, 0x1000, 0x2000
 REQ_RAHEAD, REQ_BACKGROUND = 0x80000, 0x100000
@@ -97,12 +98,12 @@ class Request:
 
 @dataclass
 class DiskStats:
-    """A row of /proc/diskstats; each pair is of reads and writes."""
+    """A row of /proc/diskstats; each list is of reads, writes and discards."""
 
-    ios: list[int] = field(default_factory=lambda: [0, 0])
-    merges: list[int] = field(default_factory=lambda: [0, 0])
-    sectors: list[int] = field(default_factory=lambda: [0, 0])
-    nsecs: list[int] = field(default_factory=lambda: [0, 0])
+    ios: list[int] = field(default_factory=lambda: [0, 0, 0])
+    merges: list[int] = field(default_factory=lambda: [0, 0, 0])
+    sectors: list[int] = field(default_factory=lambda: [0, 0, 0])
+    nsecs: list[int] = field(default_factory=lambda: [0, 0, 0])
     busy_ns: int = 0
 
 
@@ -223,6 +224,11 @@ class Disk:
             self.print_error(failed, OP_WRITE, request.sector, blocks, request.bios[0].flags)
         for bio in request.bios:
             bio.done(failed)
+
+    def discard(self, pages: int) -> int:
+        """A range is of no use any more (``blkdev_issue_discard``): ns that the request takes."""
+        self._account(OP_DISCARD, pages, self.speed.write, self.speed.write)
+        return self.speed.write
 
     def drained_by(self) -> int:
         """When the request in service will be done; now, when there is none."""

@@ -1,8 +1,8 @@
 """One swap area: which slots are in use, and which to take next (mm/swapfile.c ``struct swap_info_struct``).
 
 Models: the swap map with counts and the swap cache's share, the search for free slots of disks that seek (runs of
-``SWAPFILE_CLUSTER``) and of those that do not (clusters per CPU), lowest and highest free slot. Left out: discards,
-bad blocks, and whole clusters for huge pages, which are split before they are swapped.
+``SWAPFILE_CLUSTER``) and of those that do not (clusters per CPU), whole clusters for huge pages, clusters that are
+discarded before they are free again, lowest and highest free slot. Left out: bad blocks.
 
 A slot's byte of Linux's map is two numbers here, so that no count ever needs a continuation page: ``count``, the page
 table entries and files that refer to it, and ``cache``, the page of the swap cache that holds it.
@@ -37,7 +37,9 @@ class SwapArea:
     """An area that is on, or going off (``write_ok`` False). ``pages`` counts usable pages, the header is not one.
 
     Invariants: ``inuse_pages`` is the number of slots whose ``count`` or ``cache`` is not 0, without the bad ones; no
-    free slot is below ``lowest_bit`` or above ``highest_bit``; ``used[c]`` is the number of such slots in cluster c.
+    free slot is below ``lowest_bit`` or above ``highest_bit``; ``used[c]`` is the number of such slots in cluster c;
+    a cluster without any is free or waits for its discard, and its slots are ``BAD`` as long as it waits.
+    ``huge[c]``: the swap cache has a huge page there.
     """
 
     def __init__(
@@ -69,6 +71,9 @@ class SwapArea:
         self.cluster_next, self.cluster_nr = 1, 0
         self.cluster_size = SWAPFILE_CLUSTER[long_bits]
         self.reclaim: Callable[[SwapArea, int], bool] = lambda _area, _offset: False
+        self.discardable = self.area_discard = self.page_discard = False
+        self.discard: Callable[[SwapArea, int, int], None] = lambda _area, _start, _pages: None
+        self.schedule_discard: Callable[[SwapArea], object] = lambda _area: None
         self._rng = rng
         self._init_clusters(cpus, rng)
 
@@ -77,7 +82,9 @@ class SwapArea:
         clusters = -(-self.max // self.cluster_size) if self.solid_state else 0
         self.used = np.zeros(clusters, dtype=np.int32)
         self.cluster_free = np.ones(clusters, dtype=bool)
+        self.huge = np.zeros(clusters, dtype=bool)
         self.free_clusters: deque[int] = deque()
+        self.discard_clusters: deque[int] = deque()
         self._cpu_cluster: list[int] = [-1] * cpus
         self._cpu_next = [0] * cpus
         self._cpu_base = [1 + rng.randrange(self.highest_bit) for _ in range(cpus if clusters else 0)]
@@ -94,6 +101,10 @@ class SwapArea:
     def is_free(self, offset: int) -> bool:
         """Whether a slot is in no use at all."""
         return not self.count[offset] and not self.cache[offset]
+
+    def cached_only(self, offset: int) -> bool:
+        """Whether nothing but the swap cache, or a CPU, holds a slot (SWAP_HAS_CACHE alone)."""
+        return not self.count[offset] and self.cache[offset] not in (0, BAD)
 
     def first_free(self, start: int, end: int) -> int:
         """The first free slot in ``[start, end)``, -1 when there is none."""
@@ -121,20 +132,36 @@ class SwapArea:
                 self.cluster_free[cluster] = False
                 self.free_clusters.remove(cluster)  # it is the first, but for a list that the CPUs ran out of
             self.used[cluster] += 1
-        self.inuse_pages += 1
+        self._range_alloc(offset, 1)
+
+    def _range_alloc(self, offset: int, slots: int) -> None:
+        """swap_range_alloc."""
+        self.inuse_pages += slots
         if offset == self.lowest_bit:
-            self.lowest_bit += 1
-        if offset == self.highest_bit:
-            self.highest_bit -= 1
+            self.lowest_bit += slots
+        if offset + slots - 1 == self.highest_bit:
+            self.highest_bit -= slots
         if self.inuse_pages == self.pages:
             self.lowest_bit, self.highest_bit = self.max, 0
+
+    def alloc_cluster(self) -> int:
+        """A whole cluster for a huge page (swap_alloc_cluster): its first slot, -1 when none is free."""
+        if not self.free_clusters:
+            return -1
+        cluster = self.free_clusters.popleft()
+        offset = cluster * self.cluster_size
+        self.cluster_free[cluster] = False
+        self.used[cluster], self.huge[cluster] = self.cluster_size, True
+        self.cache[offset : offset + self.cluster_size] = RESERVED
+        self._range_alloc(offset, self.cluster_size)
+        return offset
 
     def cluster_slot(self, cpu: int) -> int:
         """The next slot of the CPU's own cluster, or of a new one (scan_swap_map_try_ssd_cluster). -1: none."""
         while True:
             cluster = self._cpu_cluster[cpu]
             if cluster < 0:
-                if not self.free_clusters:
+                if not self.free_clusters and not self.do_scheduled_discard():
                     return -1
                 cluster = self._cpu_cluster[cpu] = self.free_clusters[0]
                 self._cpu_next[cpu] = cluster * self.cluster_size
@@ -169,8 +196,9 @@ class SwapArea:
             following = max(following >> SWAP_ADDRESS_SPACE_SHIFT << SWAP_ADDRESS_SPACE_SHIFT, self.lowest_bit)
         self._cpu_base[cpu] = following
 
-    def empty_run(self) -> int:
-        """The first run of as many free slots as a cluster has, -1 when there is none. For disks that seek."""
+    def empty_run(self) -> tuple[int, int]:
+        """The first run of as many free slots as a cluster has, -1 when there is none, and how many slots were looked
+        at. For disks that seek."""
         size, offset, run = self.cluster_size, self.lowest_bit, 0
         while offset <= self.highest_bit:
             stop = min(self.highest_bit + 1, offset + WINDOW)
@@ -178,10 +206,19 @@ class SwapArea:
             edges = np.concatenate(([offset - run - 1], taken, [stop]))
             long = np.flatnonzero(np.diff(edges) > size)
             if len(long):
-                return int(edges[long[0]]) + 1
+                found = int(edges[long[0]]) + 1
+                return found, found + size - 1 - self.lowest_bit
             run = stop - int(edges[-2]) - 1
             offset = stop
-        return -1
+        return -1, self._looked_in_vain()
+
+    def _looked_in_vain(self) -> int:
+        """Slots from the lowest on, to the first one behind which no cluster has room."""
+        last = max(self.lowest_bit, self.highest_bit - self.cluster_size + 1)
+        if self.lowest_bit + self.cluster_size - 1 > self.highest_bit:
+            return 0
+        taken = (self.count[last : self.highest_bit + 1] != 0) | (self.cache[last : self.highest_bit + 1] != 0)
+        return last + int(taken.argmax()) - self.lowest_bit + 1
 
     # -- giving slots back -------------------------------------------------------------------------------
 
@@ -203,13 +240,35 @@ class SwapArea:
         last = dict.fromkeys(reversed(clusters.tolist()))
         for cluster in reversed(last):
             if not self.used[cluster]:
-                self.cluster_free[cluster] = True
-                self.free_clusters.append(cluster)
+                self._free_cluster(cluster)
+
+    def _free_cluster(self, cluster: int) -> None:
+        """Nothing is in a cluster any more: it is free, when its disk has been told where that is wanted."""
+        if self.write_ok and self.page_discard:
+            self.cache[self._slots_of(cluster)] = BAD
+            self.discard_clusters.append(cluster)
+            self.schedule_discard(self)
+            return
+        self.cluster_free[cluster] = True
+        self.free_clusters.append(cluster)
+
+    def _slots_of(self, cluster: int) -> slice:
+        return slice(cluster * self.cluster_size, (cluster + 1) * self.cluster_size)
+
+    def do_scheduled_discard(self) -> bool:
+        """Discard the clusters that wait for it (swap_do_scheduled_discard); whether there were any."""
+        waiting = bool(self.discard_clusters)
+        while self.discard_clusters:
+            cluster = self.discard_clusters.popleft()
+            self.discard(self, cluster * self.cluster_size, self.cluster_size)
+            self.cache[self._slots_of(cluster)] = 0
+            self.cluster_free[cluster] = True
+            self.free_clusters.append(cluster)
+        return waiting
 
     def check(self) -> None:
         """The counts that are kept are those of the map."""
-        taken = (self.count != 0) | (self.cache != 0)
-        taken[0] = False
+        taken = (self.count != 0) | (self.cache != 0) & (self.cache != BAD)
         inuse = int(taken.sum())
         assert inuse == self.inuse_pages, f"{self.path}: {inuse} slots are in use, inuse_pages is {self.inuse_pages}"
         free = np.flatnonzero(~taken[1:]) + 1
@@ -225,17 +284,23 @@ class SwapArea:
         padded[0] = True
         used = padded.reshape(-1, self.cluster_size).sum(axis=1)
         assert (used == self.used).all(), f"{self.path}: clusters count other slots than the map has"
-        listed = sorted(self.free_clusters)
+        listed = sorted([*self.free_clusters, *self.discard_clusters])
         assert listed == np.flatnonzero(used == 0).tolist(), f"{self.path}: the free clusters are not those listed"
+        for cluster in np.flatnonzero(self.huge).tolist():
+            cached = self.cache[self._slots_of(cluster)].astype(np.int64)
+            assert cached[0] > 0, f"{self.path}: no huge page is in cluster {cluster}"
+            assert (np.diff(cached) == 1).all(), f"{self.path}: cluster {cluster} has parts of several pages"
 
 
 class _Scan:
-    """One call of scan_swap_map_slots."""
+    """One call of scan_swap_map_slots. Linux looks at the clock every ``LATENCY_LIMIT`` slots: after that it takes what
+    it comes upon, and does not look for more nearby (``scanned_many``)."""
 
     def __init__(self, area: SwapArea, cpu: int, *, full: bool) -> None:
         self.area, self.cpu, self.full = area, cpu, full
         self.scan_base = area.base(cpu)
         self.ration = LATENCY_LIMIT
+        self.scanned_many = self.no_page = False
         self.got: list[int] = []
 
     def run(self, n: int) -> list[int]:
@@ -250,9 +315,15 @@ class _Scan:
             if following < 0:
                 break
             offset = following
-        if self.got:
+        if self.got and not self.no_page:
             area.set_base(self.got[-1] + 1, self.cpu)
         return self.got
+
+    def _looked(self, slots: int) -> bool:
+        """So many slots were looked at; whether that was long enough to let others run."""
+        over = slots - self.ration - 1
+        self.ration = self.ration - slots if over < 0 else LATENCY_LIMIT - over % (LATENCY_LIMIT + 1)
+        return over >= 0
 
     def _begin(self) -> int:
         """The slot to try first."""
@@ -270,52 +341,64 @@ class _Scan:
         if area.pages - area.inuse_pages < area.cluster_size:
             return self.scan_base
         self.scan_base = area.lowest_bit
-        found = area.empty_run()
+        found, looked = area.empty_run()
+        self._looked(looked)
         return found if found >= 0 else self.scan_base
 
     def _usable(self, offset: int) -> int:
         """``offset`` if it is free, or another slot while none was got. -1: no more."""
         area = self.area
         while offset >= 0:
-            while area.solid_state and area.conflicts(offset, self.cpu):
-                if self.got:
-                    return -1
-                found = area.cluster_slot(self.cpu)
-                if found < 0:
-                    offset = self._elsewhere(offset)
-                    break
-                offset = self.scan_base = found
-            if not area.write_ok or not area.highest_bit or offset < 0:
+            offset = self._without_conflict(offset) if area.solid_state else offset
+            if offset < 0:
+                return -1
+            if not area.write_ok or not area.highest_bit:
+                self.no_page = True
                 return -1
             if offset > area.highest_bit:
                 self.scan_base = offset = area.lowest_bit
             if area.is_free(offset):
                 return offset
-            if self.full and not area.count[offset] and area.cache[offset] > 0 and area.reclaim(area, offset):
-                continue
+            if self.full and area.cached_only(offset):
+                offset = offset if area.reclaim(area, offset) else self._elsewhere(offset)
+            elif self.got:
+                return -1
+            else:
+                offset = self._elsewhere(offset)
+        return -1
+
+    def _without_conflict(self, offset: int) -> int:
+        """A slot that is in no free cluster but the next one. -1: no more."""
+        area = self.area
+        while area.conflicts(offset, self.cpu):
             if self.got:
                 return -1
-            offset = self._elsewhere(offset)
-        return -1
+            found = area.cluster_slot(self.cpu)
+            if found < 0:
+                return self._elsewhere(offset)
+            offset = self.scan_base = found
+        return offset
 
     def _elsewhere(self, offset: int) -> int:
         """The next slot behind, or else the first one before the base, that may be taken. -1: none."""
         area = self.area
         for start, end in ((offset + 1, area.highest_bit + 1), (area.lowest_bit, self.scan_base)):
             found = area.first_free(start, end) if not self.full else self._first_or_cached(start, end)
+            self.scanned_many |= self._looked(max((found + 1 if found >= 0 else end) - start, 0))
             if found >= 0:
                 return found
+        self.no_page = True
         return -1
 
     def _first_or_cached(self, start: int, end: int) -> int:
-        """The first slot that is free, or held by the swap cache alone: such are won back when swap is full."""
+        """The first slot that is free, or held by the swap cache alone: such may be won back when swap is full."""
         area = self.area
         while start < end:
             stop = min(end, start + WINDOW)
-            unused = (area.count[start:stop] == 0) & (area.cache[start:stop] >= 0)
-            for at in (np.flatnonzero(unused) + start).tolist():
-                if area.is_free(at) or area.reclaim(area, at):
-                    return int(at)
+            unused = (area.count[start:stop] == 0) & (area.cache[start:stop] != BAD)
+            at = int(unused.argmax())
+            if unused[at]:
+                return start + at
             start = stop
         return -1
 
@@ -335,8 +418,10 @@ class _Scan:
             if area.is_free(offset):
                 area.cluster_nr -= 1
                 return offset
+        if self.scanned_many:
+            return -1
         limit = self.scan_base if offset < self.scan_base else area.highest_bit
         look = min(limit + 1, offset + max(self.ration - 1, 0))
         found = area.first_free(offset, look)
-        self.ration -= (found if found >= 0 else look) - offset
+        self.ration -= look - offset if found < 0 else found - offset + 1
         return found

@@ -44,6 +44,9 @@ class SwapDevice(Protocol):
     def freed(self, offsets: Numbers) -> None:
         """Slots are not used any more (``swap_slot_free_notify``)."""
 
+    def discard(self, start: int, pages: int) -> int:
+        """What stands in a run of slots is of no use any more; ns that it takes to say so."""
+
 
 class DiskSwap:
     """An area on a disk: the whole of it, or a file of which ``blocks_at(offsets)`` says where its pages are."""
@@ -98,6 +101,10 @@ class DiskSwap:
 
     def freed(self, offsets: Numbers) -> None:
         """Disks are not told."""
+
+    def discard(self, start: int, pages: int) -> int:
+        """One request."""
+        return self.disk.discard(pages)
 
 
 def requests(slots: Numbers) -> int:

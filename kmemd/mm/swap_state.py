@@ -176,14 +176,14 @@ class SwapState:
             self._cache.release(pfns)
 
     def _try_to_reclaim(self, area: SwapArea, offset: int) -> bool:
-        """Win a slot back that the swap cache alone holds (``__try_to_reclaim_swap``); whether it is free then."""
+        """Have the page of a slot that the swap cache alone holds give it up (``__try_to_reclaim_swap``); whether it
+        did. The slot may then be one that a CPU keeps."""
         pfn = int(area.cache[offset]) - 1
         if pfn < 0 or not self.free_swap(np.array([pfn], dtype=np.int64))[0]:
             return False
         if not self._pages.mapcount[pfn]:
             self.release(np.array([pfn], dtype=np.int64))
-        self.files.slots.drain()
-        return area.is_free(offset)
+        return True
 
     # -- references --------------------------------------------------------------------------------------
 

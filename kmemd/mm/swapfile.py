@@ -1,8 +1,9 @@
 """Swap areas: turning them on and off, handing out slots by priority, and counting who uses a slot (mm/swapfile.c).
 
-Models: types, priorities given and automatic, round robin among equals, ``swap_map`` counts, /proc/swaps, the log
-lines, and the limits of swapon and swapoff. Bringing pages back is left to mm/swap_state.py. Left out: discards,
-hibernation, extents of swap files (a file is one extent), and what a signature other than SWAPSPACE2 would give.
+Models: types, priorities given and automatic, round robin among equals on each node, ``swap_map`` counts, whole
+clusters for huge pages, discards, /proc/swaps, the log lines, and the limits of swapon and swapoff. Bringing pages back
+is left to mm/swap_state.py. Left out: hibernation, extents of swap files (a file is one extent), and what a signature
+other than SWAPSPACE2 would give.
 
 A slot is one number in Python code, ``type << 50 | offset`` (swp_entry_t); page tables hold it as core/pte.py says.
 """
@@ -10,7 +11,7 @@ A slot is one number in Python code, ``type << 50 | offset`` (swp_entry_t); page
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from random import Random
 from typing import Protocol
 
@@ -40,6 +41,8 @@ SOLID_STATE = ("ram", "zram", "nvme", "pmem", "loop", "mmcblk")
 """Names of block devices that do not seek (QUEUE_FLAG_NONROT); virtio and SCSI disks say that they do."""
 SYNCHRONOUS = ("ram", "zram", "pmem")
 """Block devices with rw_page: writing is over when it returns."""
+DISCARDS = ("zram", "nvme", "loop", "mmcblk", "vd")
+"""Block devices that take discards (bdev_max_discard_sectors): not brd, pmem and plain SCSI disks."""
 
 
 def slots_of(entries: Entries) -> Slots:
@@ -82,20 +85,25 @@ class SwapFiles:
         long_bits: int,
         latency_ns: int = 0,
         memcg: SwapCharging | None = None,
+        cpu_nodes: Mapping[int, int] | None = None,
     ) -> None:
-        """``latency_ns``: what reading an area's header takes; ``memcg`` charges slots to control groups."""
+        """``latency_ns``: what reading an area's header takes; ``memcg`` charges slots to control groups;
+        ``cpu_nodes`` is the node of each CPU, 0 where it does not say."""
         self.memcg = memcg
+        self._cpu_nodes = cpu_nodes or {}
         self._context, self._printk, self._rng = context, printk, rng
         self._cpus, self._long_bits, self._latency_ns = cpus, long_bits, latency_ns
         self._by_type: list[SwapArea | None] = []
         self._active: list[SwapArea] = []
-        self._available: list[SwapArea] = []
+        self._available: dict[int, list[SwapArea]] = {nid: [] for nid in {0, *self._cpu_nodes.values()}}
         self._least_priority = -1
         self.room = np.zeros(2, dtype=np.int64)
         self.reclaim: Callable[[SwapArea, int], bool] = lambda _area, _offset: False
         self.on_free: Callable[[SwapArea, Slots], None] = lambda _area, _offsets: None
         self.on_end: Callable[[SwapArea], None] = lambda _area: None
         self.on_swapon: Callable[[SwapArea], object] = lambda _area: None
+        self.on_discard: Callable[[SwapArea, int, int], None] = lambda _area, _start, _pages: None
+        self.schedule_discard: Callable[[SwapArea], object] = lambda area: area.do_scheduled_discard()
         self.changed: Callable[[], None] = lambda: None
         self.slots = SwapSlots(cpus, lambda: self.nr_swap_pages, self.get_swap_pages, self._swapcache_free_entries)
 
@@ -149,8 +157,22 @@ class SwapFiles:
         """The area that is on at ``path``."""
         return next((area for area in self._active if area.path == path), None)
 
-    def swapon(self, path: str, kind: str, size: int, priority: int = -1, *, log: bool = True) -> SwapArea:
-        """Turn an area on; ``priority`` below 0 is the next lower automatic one. EBUSY, EINVAL, EPERM."""
+    def swapon(
+        self,
+        path: str,
+        kind: str,
+        size: int,
+        priority: int = -1,
+        *,
+        disk: str = "",
+        discard: str = "",
+        log: bool = True,
+    ) -> SwapArea:
+        """Turn an area on; ``priority`` below 0 is the next lower automatic one. EBUSY, EINVAL, EPERM.
+
+        ``disk`` is the name of the disk that a file is on; ``discard`` says what to discard: ``once``, ``pages``,
+        ``both``.
+        """
         if priority > SWAP_FLAG_PRIO_MAX:
             raise KernelError(errno.EINVAL, f"a priority is at most {SWAP_FLAG_PRIO_MAX}")
         number = next((at for at, area in enumerate(self._by_type) if area is None), len(self._by_type))
@@ -161,7 +183,7 @@ class SwapFiles:
         if size // PAGE_SIZE < MIN_PAGES:
             raise KernelError(errno.EINVAL, f"{path}: {size} bytes are no swap area")
         self._context.charge(self._latency_ns)
-        name = path.rpartition("/")[2]
+        name = path.rpartition("/")[2] if kind == "partition" else disk
         area = SwapArea(
             number,
             path,
@@ -169,21 +191,29 @@ class SwapFiles:
             size,
             cpus=self._cpus,
             long_bits=self._long_bits,
-            solid_state=name.startswith(SOLID_STATE) and kind == "partition",
-            synchronous=name.startswith(SYNCHRONOUS) and kind == "partition",
+            solid_state=name.startswith(SOLID_STATE),
+            synchronous=name.startswith(SYNCHRONOUS),
             rng=self._rng,
         )
         area.reclaim = lambda area, offset: self.reclaim(area, offset)
         self._by_type[number : number + 1] = [area]
         self.changed()
         self.on_swapon(area)
+        if discard and name.startswith(DISCARDS):
+            self._set_discard(area, discard)
         self._enable(area, priority)
         if log:
-            kb = area.pages * KIB_PER_PAGE
-            flags = ("SS" if area.solid_state else "") + "FS"
-            text = f"Adding {kb}k swap on {path}.  Priority:{area.priority} extents:1 across:{kb}k {flags}"
-            self._printk.log(KERN_INFO, text)
+            self._printk.log(KERN_INFO, _added(area))
         return area
+
+    def _set_discard(self, area: SwapArea, discard: str) -> None:
+        """What the disk is told of slots without use; all of the area at once (``discard_swap``)."""
+        area.discard = lambda area, start, pages: self.on_discard(area, start, pages)
+        area.schedule_discard = lambda area: self.schedule_discard(area)
+        area.discardable = True
+        area.area_discard, area.page_discard = discard != "pages", discard != "once"
+        if area.area_discard:
+            area.discard(area, 1, area.max - 1)
 
     def _enable(self, area: SwapArea, priority: int) -> None:
         """enable_swap_info."""
@@ -200,12 +230,22 @@ class SwapFiles:
         self.nr_swap_pages += area.pages - area.inuse_pages
         _plist_add(self._active, area)
         if area.highest_bit:
-            _plist_add(self._available, area)
+            self._add_available(area)
+
+    def _add_available(self, area: SwapArea) -> None:
+        """add_to_avail_list."""
+        for areas in self._available.values():
+            _plist_add(areas, area)
+
+    def _del_available(self, area: SwapArea) -> None:
+        """del_from_avail_list."""
+        for areas in self._available.values():
+            if area in areas:
+                areas.remove(area)
 
     def begin_swapoff(self, area: SwapArea) -> None:
         """Hand out no more slots of the area; what is in it can then be brought back."""
-        if area in self._available:
-            self._available.remove(area)
+        self._del_available(area)
         if area.priority < 0:
             for other in self._active[self._active.index(area) + 1 :]:
                 other.priority += 1
@@ -227,6 +267,7 @@ class SwapFiles:
     def end_swapoff(self, area: SwapArea) -> None:
         """The area is empty and gone; its type may be used again."""
         assert not area.inuse_pages, f"{area.path}: {area.inuse_pages} slots are in use"
+        area.do_scheduled_discard()
         self.on_end(area)
         self._by_type[area.number] = None
         self.changed()
@@ -243,16 +284,39 @@ class SwapFiles:
         goal = min(n, SWAP_BATCH, self.nr_swap_pages)
         if goal <= 0:
             return []
-        for area in list(self._available):
-            self._available.remove(area)
-            _plist_add(self._available, area)
+        self.nr_swap_pages -= goal
+        offsets: list[int] = []
+        for area in self._in_turn():
             offsets = area.scan_swap_map_slots(goal, self._context.cpu, full=self.full)
-            self.nr_swap_pages -= len(offsets)
             if not area.highest_bit:
-                self._available.remove(area)
+                self._del_available(area)
             if offsets:
-                return [area.number << SWP_OFFSET_BITS | offset for offset in offsets]
-        return []
+                break
+        self.nr_swap_pages += goal - len(offsets)
+        return [area.number << SWP_OFFSET_BITS | offset for offset in offsets]
+
+    def alloc_huge(self, pages: int) -> int:
+        """A cluster for a huge page of so many pages: its first slot, -1 for none. The first area alone is asked, and
+        none on a file (``get_swap_pages`` with SWAPFILE_CLUSTER)."""
+        if self._long_bits != 64 or self.nr_swap_pages < pages:
+            return -1
+        area = next(self._in_turn(), None)
+        offset = area.alloc_cluster() if area is not None and area.kind == "partition" else -1
+        if area is None or offset < 0:
+            return -1
+        assert pages == area.cluster_size, f"a cluster has {area.cluster_size} slots, a huge page {pages} pages"
+        self.nr_swap_pages -= pages
+        if not area.highest_bit:
+            self._del_available(area)
+        return area.number << SWP_OFFSET_BITS | offset
+
+    def _in_turn(self) -> Iterator[SwapArea]:
+        """The areas to try on the executing CPU's node; each goes behind those of its priority."""
+        areas = self._available[self._cpu_nodes.get(self._context.cpu, 0)]
+        for area in list(areas):
+            areas.remove(area)
+            _plist_add(areas, area)
+            yield area
 
     def duplicate(self, slots: Slots) -> None:
         """One more page table entry or file refers to each slot (swap_duplicate)."""
@@ -283,8 +347,6 @@ class SwapFiles:
 
     def unused_one(self, slot: int) -> None:
         """Nothing is at a slot any more, which is marked as taken (free_swap_slot)."""
-        if self.memcg is not None and self.memcg.active:
-            self.memcg.free_slots(self.area(slot).memcg, np.array([slot & OFFSET_MASK], dtype=np.int64))
         self.slots.give_one(self._context.cpu, slot)
 
     def cached_one(self, slot: int) -> int:
@@ -343,19 +405,19 @@ class SwapFiles:
     def _unused(self, area: SwapArea, offsets: Slots) -> None:
         """Nothing is at some slots any more; a CPU keeps them for a while (free_swap_slot)."""
         if len(offsets):
-            if self.memcg is not None and self.memcg.active:
-                self.memcg.free_slots(area.memcg, offsets)
             area.cache[offsets] = RESERVED
             self.slots.give_back(self._context.cpu, (offsets | area.number << SWP_OFFSET_BITS).tolist())
 
     def _swapcache_free_entries(self, slots: list[int]) -> None:
         for area, offsets in self._by_area(np.array(slots, dtype=np.int64)):
+            if self.memcg is not None and self.memcg.active:
+                self.memcg.free_slots(area.memcg, offsets)
             was_full = area.give_back(offsets)
             self.on_free(area, offsets)
             if area.write_ok:
                 self.nr_swap_pages += len(offsets)
-                if was_full and area not in self._available:
-                    _plist_add(self._available, area)
+                if was_full and area not in self._available[0]:
+                    self._add_available(area)
 
     def _by_area(self, slots: Slots) -> list[tuple[SwapArea, Slots]]:
         return [(area, offsets) for area, offsets, _ in self._groups(slots)]
@@ -390,6 +452,14 @@ class SwapFiles:
     def in_nobodys_page(self) -> int:
         """How many slots are taken and neither referred to nor in the swap cache: those that CPUs keep at hand."""
         return sum(int(((area.cache == RESERVED) & (area.count == 0)).sum()) for area in self.areas)
+
+
+def _added(area: SwapArea) -> str:
+    """The log line of swapon. ``FS``: frontswap is there."""
+    kib = area.pages * KIB_PER_PAGE
+    named = (("SS", area.solid_state), ("D", area.discardable), ("s", area.area_discard), ("c", area.page_discard))
+    flags = "".join(name for name, is_set in named if is_set) + "FS"
+    return f"Adding {kib}k swap on {area.path}.  Priority:{area.priority} extents:1 across:{kib}k {flags}"
 
 
 def _plist_add(areas: list[SwapArea], area: SwapArea) -> None:

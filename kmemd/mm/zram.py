@@ -340,6 +340,14 @@ class Zram:
         for offset in offsets.tolist():
             self._free(offset)
 
+    def discard(self, start: int, pages: int) -> int:
+        """Forget a run of pages (``zram_bio_discard``), which takes no request."""
+        self.stats.notify_free += pages
+        for index in range(start, start + pages) if len(self.pages) > pages else list(self.pages):
+            if start <= index < start + pages:
+                self._free(index)
+        return 0
+
     def _free(self, index: int) -> None:
         """Forget a page (``zram_free_page``)."""
         page = self.pages.pop(index, None)

@@ -13,7 +13,7 @@ from kmemd.errors import KernelError
 from kmemd.kernel import Kernel
 from kmemd.mm import kstrtox
 from kmemd.mm.bdi import BdiWriteback
-from kmemd.mm.blk_mq import BRD_MAJOR, FEWEST_REQUESTS, Disk
+from kmemd.mm.blk_mq import BRD_MAJOR, FEWEST_REQUESTS, OP_DISCARD, OP_READ, OP_WRITE, Disk
 from kmemd.mm.clock import HZ, NSEC_PER_SEC
 from kmemd.mm.units import KIB_PER_PAGE
 from kmemd.mm.zram import ZRAM_MAJOR
@@ -70,13 +70,14 @@ def diskstats(kernel: Kernel) -> Iterator[str]:
 
 
 def _figures(disk: Disk) -> list[int]:
-    """The counters of a disk, times in ms; it has no discards and flushes."""
+    """The counters of a disk, times in ms; it has no flushes."""
     stats = disk.stats
-    found: list[int] = []
-    for op in (0, 1):
-        found += [stats.ios[op], stats.merges[op], stats.sectors[op], stats.nsecs[op] // NS_PER_MS]
+    reads, writes, discards = (
+        [stats.ios[op], stats.merges[op], stats.sectors[op], stats.nsecs[op] // NS_PER_MS]
+        for op in (OP_READ, OP_WRITE, OP_DISCARD)
+    )
     ticks = stats.busy_ns * HZ // NSEC_PER_SEC * (1000 // HZ)
-    return [*found, len(disk.queue), ticks, sum(stats.nsecs) // NS_PER_MS, 0, 0, 0, 0, 0, 0]
+    return [*reads, *writes, len(disk.queue), ticks, sum(stats.nsecs) // NS_PER_MS, *discards, 0, 0]
 
 
 # -- sysfs ---------------------------------------------------------------------------------------------------

@@ -32,22 +32,79 @@ def test_the_header_is_no_slot() -> None:
 
 def test_a_disk_that_seeks_is_filled_from_the_start_in_order() -> None:
     found = area()
-    assert found.scan_swap_map_slots(64, 0, full=False) == list(range(1, 65))
-    assert found.scan_swap_map_slots(64, 1, full=False) == list(range(65, 129))
+    assert found.scan_swap_map_slots(64, 0, full=False) == [1, 2, 3], "the search for a run of 512 took its time"
+    assert found.scan_swap_map_slots(64, 1, full=False) == list(range(4, 68))
     found.check()
 
 
 def test_after_a_cluster_the_first_run_of_free_slots_is_taken() -> None:
     found = area()
-    for _ in range(8):
-        found.scan_swap_map_slots(64, 0, full=False)
+    got = [0]
+    while got[-1] < 512:
+        got = found.scan_swap_map_slots(min(64, 512 - got[-1]), 0, full=False)
     found.give_back(np.arange(1, 101))
     got = found.scan_swap_map_slots(64, 0, full=False)
     assert got[0] == 513, "100 free slots are no run of 512"
-    found.give_back(np.arange(101, 577))
-    for _ in range(7):
-        found.scan_swap_map_slots(64, 0, full=False)
+    found.give_back(np.arange(101, 513))
+    while got[-1] != 1024:
+        got = found.scan_swap_map_slots(min(64, 1024 - got[-1]), 0, full=False)
     assert found.scan_swap_map_slots(64, 0, full=False)[0] == 1
+    found.check()
+
+
+def test_a_long_search_takes_what_it_comes_upon_and_no_more() -> None:
+    found = area(2048)
+    while found.scan_swap_map_slots(64, 0, full=False):
+        pass
+    free = [301, 303, 305]
+    found.give_back(np.array(free))
+    found.cluster_next, found.cluster_nr = 1, 5
+    assert found.scan_swap_map_slots(64, 0, full=False) == [301], "301 slots were looked at: more than 256"
+    found.cluster_next, found.cluster_nr = 302, 5
+    assert found.scan_swap_map_slots(64, 0, full=False) == [303, 305]
+    found.check()
+
+
+def test_a_huge_page_gets_a_whole_cluster() -> None:
+    found = area(1 << 13, ssd=True)
+    free = len(found.free_clusters)
+    offset = found.alloc_cluster()
+    assert offset % 512 == 0
+    assert (found.inuse_pages, len(found.free_clusters)) == (512, free - 1)
+    assert not any(found.is_free(at) for at in range(offset, offset + 512))
+    taken = {at // 512 for _ in range(4) for at in found.scan_swap_map_slots(64, 0, full=False)}
+    assert offset // 512 not in taken
+    assert area(1 << 13).alloc_cluster() == -1, "a disk that seeks has no clusters"
+
+
+def test_a_cluster_is_free_when_its_disk_was_told() -> None:
+    found = area(2048, ssd=True)
+    told: list[tuple[int, int]] = []
+    later: list[SwapArea] = []
+    found.discardable = found.page_discard = True
+    found.discard, found.schedule_discard = (lambda _, start, pages: told.append((start, pages))), later.append
+    got = found.scan_swap_map_slots(64, 0, full=False)
+    found.give_back(np.array(got))
+    start = got[0] // 512 * 512
+    assert later == [found]
+    assert not told
+    assert not found.is_free(start)
+    found.check()
+    found.do_scheduled_discard()
+    assert told == [(start, 512)]
+    assert found.is_free(start)
+    assert found.free_clusters[-1] == start // 512
+    found.check()
+
+
+def test_who_finds_no_free_cluster_discards_those_that_wait() -> None:
+    found = area(1025, ssd=True)
+    assert len(found.free_clusters) == 1
+    found.page_discard = True
+    got = found.scan_swap_map_slots(64, 0, full=False)
+    found.give_back(np.array(got))
+    found._cpu_cluster[0] = -1
+    assert found.scan_swap_map_slots(64, 0, full=False)[0] == 512
     found.check()
 
 

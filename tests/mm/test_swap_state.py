@@ -41,7 +41,16 @@ def test_pages_that_are_written_out_stay_in_the_swap_cache(box: Box) -> None:
     rollup = box.system.read(f"/proc/{pid}/smaps_rollup").decode()
     assert "Private_Clean:     32768 kB" in rollup
     assert "Swap:              32768 kB" in rollup
-    assert box.meminfo("SwapTotal") - box.meminfo("SwapFree") == 16384
+    assert box.meminfo("SwapTotal") - box.meminfo("SwapFree") == 16384 + 32, "32 are the CPU's, as captured"
+    box.run("exit p")
+    assert box.meminfo("SwapTotal") - box.meminfo("SwapFree") == 96, "64 more came back to it, as captured"
+
+
+def test_a_disk_that_discards_is_told_of_the_area(box: Box) -> None:
+    box.run("swapoff /dev/vdb", "swapon /dev/vdb discard=once")
+    row = next(line for line in box.system.read("/proc/diskstats").decode().splitlines() if " vdb " in line).split()
+    assert row[14:17] == ["1", "0", str(262143 * 8)]
+    assert box.errno("swapon /dev/vdb discard=never") == errno.EINVAL
 
 
 def test_writes_are_under_way_until_the_disk_had_its_time(box: Box) -> None:

@@ -68,6 +68,51 @@ def test_the_log_line_of_an_area() -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "discard", "flags", "told"),
+    [
+        ("/dev/nvme0n1", "both", "SSDscFS", [(1, 255)]),
+        ("/dev/nvme0n1", "once", "SSDsFS", [(1, 255)]),
+        ("/dev/nvme0n1", "pages", "SSDcFS", []),
+        ("/dev/vdb", "both", "DscFS", [(1, 255)]),
+        ("/dev/ram1", "both", "SSFS", []),
+    ],
+)
+def test_the_log_line_tells_what_is_discarded(path: str, discard: str, flags: str, told: list[tuple[int, int]]) -> None:
+    context = Context()
+    printk = Printk(context)
+    swap = SwapFiles(context, printk, Random(1), cpus=1, long_bits=64)
+    found: list[tuple[int, int]] = []
+    swap.on_discard = lambda _, start, pages: found.append((start, pages))
+    swap.swapon(path, "partition", MIB, discard=discard)
+    assert printk.since(0)[0].text.rpartition(" ")[2] == flags
+    assert found == told
+
+
+def test_a_file_is_like_the_disk_that_it_is_on_but_has_no_huge_pages() -> None:
+    swap = files()
+    area = swap.swapon("/mnt/swap", "file", 64 * MIB, disk="nvme0n1")
+    assert area.solid_state
+    assert not area.synchronous
+    assert swap.alloc_huge(512) == -1
+    swap.swapon("/dev/nvme1n1", "partition", 64 * MIB, 5)
+    assert swap.alloc_huge(512) >> 50 == 1
+    assert swap.nr_swap_pages == sum(area.pages for area in swap.areas) - 512
+
+
+def test_each_node_takes_equal_areas_in_turn() -> None:
+    context = Context()
+    swap = SwapFiles(context, Printk(context), Random(1), cpus=2, long_bits=64, cpu_nodes={0: 0, 1: 1})
+    for name in "ab":
+        swap.swapon(f"/dev/{name}", "partition", MIB, 5)
+    used = []
+    for cpu in (0, 0, 1, 1, 0):
+        context.cpu = cpu
+        used.append(swap.get_swap_pages(1)[0] // ONE)
+    assert used == [0, 1, 0, 1, 0]
+    swap.check()
+
+
+@pytest.mark.parametrize(
     ("path", "size", "priority", "number"),
     [
         ("/dev/vdb", MIB, -1, errno.EBUSY),
@@ -124,7 +169,7 @@ def test_a_slot_with_64_users_needs_no_continuation() -> None:
 
 def test_cpus_take_and_give_back_64_slots_at_once() -> None:
     swap = files(cpus=1)
-    area = swap.swapon("/dev/vdb", "partition", 64 * MIB)
+    area = swap.swapon("/dev/nvme0n1", "partition", 64 * MIB)
     slots = swap.alloc(1)
     assert area.inuse_pages == 64, "63 of them are the CPU's"
     swap.alloc(63)
