@@ -106,6 +106,8 @@ class PageReclaim:
         words, waited = self._kernel.context.words, self._kernel.context.waited_ns
         took: int = self._user.block.wait_some(ns)
         words[WAITED] = waited + took
+        if took:
+            self._kernel.tasks.slept(self._kernel.tasks.current())
         return took
 
     def forget(self, memcg: int) -> None:

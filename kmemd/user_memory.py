@@ -196,11 +196,11 @@ class UserMemory:
             self._swap_faults,
         )
 
-    def io_waited(self, ns: int) -> None:
+    def io_waited(self, ns: int, sleeps: int = 1) -> None:
         """The executing task has waited for a device; for a page that its working set lacks, for memory as well."""
         kernel = self._kernel
         task = kernel.tasks.current()
-        kernel.tasks.io_waited(ns)
+        kernel.tasks.io_waited(ns, sleeps)
         workingset = self.page_reclaim.workingset
         if ns and workingset.thrashing:
             workingset.thrashing = False
@@ -333,6 +333,8 @@ class UserMemory:
             self.swap_state,
             self.shmem,
             self._split_pages,
+            lambda head: self.huge_split.split_for_swap(head),
+            self.huge_pages,
             kernel.context.charge,
             latency.reclaim_page,
         )
@@ -552,6 +554,7 @@ class UserMemory:
         task = next((task for task in kernel.tasks if task.comm == comm), None)
         if task is not None:
             kernel.context.switch(task.pid, task.tgid, task.comm, task.cpu)
+            kernel.tasks.slept(task)
 
     # -- programs ----------------------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ _AHEAD = cython.declare(cython.Py_ssize_t, 32)
 
 _NOW = cython.declare(cython.int, 0)
 _REFERENCED = cython.declare(cython.uint, 1 << 1)
+_IDLE = cython.declare(cython.uint, 1 << 29)
 _UPTODATE = cython.declare(cython.uint, 1 << 2)
 _LRU = cython.declare(cython.uint, 1 << 4)
 _ACTIVE = cython.declare(cython.uint, 1 << 5)
@@ -399,6 +400,9 @@ class ReadLoop:
     def _mark_accessed(self, pfn: cython.longlong) -> object:
         """The second use of a page makes it active (folio_mark_accessed)."""
         flags: cython.uint = self._flags[pfn]
+        if flags & _IDLE:
+            flags &= ~_IDLE
+            self._flags[pfn] = flags
         if self._foreign:
             self._touched[self._touches] = pfn
             self._touches += 1

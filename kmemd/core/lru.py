@@ -60,6 +60,7 @@ _INSERTION = cython.declare(cython.int, trace_ids.MM_LRU_INSERTION)
 _ACTIVATION = cython.declare(cython.int, trace_ids.MM_LRU_ACTIVATE)
 
 _REFERENCED = cython.declare(cython.uint, 1 << 1)
+_IDLE = cython.declare(cython.uint, 1 << 29)
 _LRU = cython.declare(cython.uint, 1 << 4)
 _ACTIVE = cython.declare(cython.uint, 1 << 5)
 _LOCKED = cython.declare(cython.uint, 1 << 0)
@@ -397,6 +398,9 @@ class Lru:
         """A page was used by a system call; the pages that become active by that."""
         policy: cython.longlong = self._words[0]
         flags: cython.uint = self._flags[pfn]
+        if flags & _IDLE:
+            flags &= ~_IDLE
+            self._flags[pfn] = flags
         if policy == 0:
             return self._mark_two_list(pfn, flags)
         if policy == _MGLRU:

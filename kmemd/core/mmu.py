@@ -124,7 +124,7 @@ _CONTENT = cython.declare(cython.uint, 1 << 31)
 _PG_DIRTY = cython.declare(cython.uint, 1 << 3)
 # what a page takes along to another frame; and the flags of pages that ``move_pages`` leaves to Python: those on a
 # list, in the swap cache, being written, mlocked, huge, or with known bytes
-_MOVED_FLAGS = cython.declare(cython.uint, 0x2 | 0x4 | 0x8 | 0x20 | 0x40 | 0x100 | 0x20000 | 0x40000 | 0x80000)
+_MOVED_FLAGS = cython.declare(cython.uint, 0x2 | 0x4 | 0x8 | 0x20 | 0x40 | 0x100 | 0xE0000 | 0x30000000)
 _NOT_SIMPLE = cython.declare(cython.uint, 0x10 | 0x400 | 0x8000 | 0x10000 | 0x100000 | 0x200000 | 0xC0000000)
 _MOVED_BITS = cython.declare(cython.ulonglong, 2 | 1 << 5 | 1 << 6 | 1 << 11)  # RW, accessed, dirty, soft-dirty
 _SINGLE = cython.declare(cython.int, 3)  # PageMap.meta of a page in use that is no part of a block

@@ -26,6 +26,7 @@ PG_HEAD, PG_MAPPEDTODISK, PG_RECLAIM, PG_SWAPBACKED, PG_UNEVICTABLE, PG_MLOCKED 
 LRU_GEN_PGOFF, LRU_REFS_PGOFF = 22, 25  # three bits of generation + 1, two of accesses beyond PG_workingset
 LRU_GEN_MASK, LRU_REFS_MASK = 7 << LRU_GEN_PGOFF, 3 << LRU_REFS_PGOFF
 PG_ANON_EXCLUSIVE, PG_SWAPCACHE = PG_MAPPEDTODISK, PG_OWNER_PRIV_1  # as Linux shares them
+PG_YOUNG, PG_IDLE = 28, 29  # Linux has them at 23 and 24
 PG_TABLE = 30  # the model's own: a page-table page, which Linux keeps in page_type
 PG_CONTENT = 31  # the model's own: the bytes of the page are known (mm/contents.py)
 

@@ -55,6 +55,8 @@ _PFN_MASK = cython.declare(cython.ulonglong, ((1 << 40) - 1) << 12)
 _PROT = cython.declare(cython.ulonglong, 1 | 2 | 4 | 1 << 8 | 1 << 63)
 
 _REFERENCED_FLAG = cython.declare(cython.uint, 1 << 1)
+_YOUNG = cython.declare(cython.uint, 1 << 28)
+_IDLE = cython.declare(cython.uint, 1 << 29)
 _DIRTY_FLAG = cython.declare(cython.uint, 1 << 3)
 _LRU = cython.declare(cython.uint, 1 << 4)
 _ACTIVE = cython.declare(cython.uint, 1 << 5)
@@ -253,8 +255,8 @@ class PteRanges:
         self._mapcount[pfn] -= 1
         if not self._mapcount[pfn]:
             self._node_stat[self._nid(pfn), self._nr_mapped] -= 1
-        if entry & _ACCESSED and not self._flags[head] & _REFERENCED_FLAG:
-            self._flags[head] |= _REFERENCED_FLAG
+        if entry & _ACCESSED and self._flags[head] & (_REFERENCED_FLAG | _IDLE) != _REFERENCED_FLAG:
+            self._flags[head] = self._flags[head] & ~_IDLE | _REFERENCED_FLAG
         if entry & _DIRTY and not self._flags[head] & _DIRTY_FLAG:
             self._dirtied[self._ndirtied] = pfn
             self._ndirtied += 1
@@ -384,7 +386,7 @@ class PteRanges:
                     pfn = self._page(entry)
                     if pfn >= 0:
                         self._words[i] = entry & ~_ACCESSED
-                        self._flags[self._head(pfn)] &= ~_REFERENCED_FLAG
+                        self._flags[self._head(pfn)] &= ~(_REFERENCED_FLAG | _YOUNG)
 
     def young_and_clean(self, rows: cython.longlong[:, ::1], clean: cython.bint) -> int:
         """Make entries old, and with ``clean`` also clean, as MADV_COLD and MADV_FREE do: how many pages there are in
@@ -517,7 +519,7 @@ class PteRanges:
         elif flags & _SWAPBACKED:
             kind = _S_PSS_ANON + 2
         totals[_S_RSS] += size
-        if entry & _ACCESSED or flags & _REFERENCED_FLAG:
+        if entry & _ACCESSED or flags & (_REFERENCED_FLAG | _YOUNG):
             totals[_S_REFERENCED] += size
         if mapcount >= 2:
             pss //= mapcount

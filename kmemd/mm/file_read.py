@@ -297,10 +297,12 @@ class FileReads:
         self._m.vmstat.count(stats.PGPGIN, SECTORS_PER_PAGE * loop.done)
         accounts.read_from_disk(loop.done)
         file.wb.disk.read_alone(loop.done, loop.waited_ns, loop.free_at)
+        sleeps = loop.done
         for ns, thrashing in ((loop.waited_ns - loop.thrashing_ns, False), (loop.thrashing_ns, True)):
             if ns:
                 self._m.workingset.thrashing = thrashing
-                self._parts.io.slept(ns)
+                self._parts.io.slept(ns, sleeps)
+                sleeps = 0
         if file.data:
             self._files.io.fill(file, missing)
 

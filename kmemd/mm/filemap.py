@@ -23,6 +23,7 @@ from kmemd.core.lru import ACTIVATE, POLICY, TWO_LIST, Lru
 from kmemd.core.pages import (
     PG_ACTIVE,
     PG_DIRTY,
+    PG_IDLE,
     PG_LRU,
     PG_PRIVATE,
     PG_RECLAIM,
@@ -235,6 +236,7 @@ def flag(*bits: int) -> np.uint32:
 
 _DIRTY, _WRITEBACK, _PRIVATE, _RECLAIM = flag(PG_DIRTY), flag(PG_WRITEBACK), flag(PG_PRIVATE), flag(PG_RECLAIM)
 _REFERENCED, _ACTIVE, _STAYS = flag(PG_REFERENCED), flag(PG_ACTIVE), flag(PG_ACTIVE, PG_UNEVICTABLE)
+_IDLE = flag(PG_IDLE)
 _DIRTY_ITEMS, _DIRTY_ZONE = (stats.NR_FILE_DIRTY,), (stats.NR_ZONE_WRITE_PENDING,)
 
 
@@ -335,7 +337,10 @@ class PageCache:
             self.lru.mark_accessed_bulk(np.ascontiguousarray(pfns))
             return
         flags = self._pages.flags
-        first = flags[pfns] & _REFERENCED == 0
+        was = flags[pfns]
+        if (was & _IDLE).any():
+            flags[pfns] &= ~_IDLE
+        first = was & _REFERENCED == 0
         flags[pfns[first]] |= _REFERENCED
         again = pfns[~first]
         again = again[flags[again] & _STAYS == 0]

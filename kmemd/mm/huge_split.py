@@ -21,6 +21,7 @@ from kmemd.core.pages import (
     PG_ACTIVE,
     PG_DIRTY,
     PG_HEAD,
+    PG_IDLE,
     PG_LRU,
     PG_MLOCKED,
     PG_REFERENCED,
@@ -30,6 +31,7 @@ from kmemd.core.pages import (
     PG_UPTODATE,
     PG_WORKINGSET,
     PG_WRITEBACK,
+    PG_YOUNG,
     PageMap,
 )
 from kmemd.mm.huge_page import HugePages
@@ -40,7 +42,7 @@ INHERITED = sum(
     1 << bit
     for bit in (
         *(PG_REFERENCED, PG_SWAPBACKED, PG_MLOCKED, PG_UPTODATE, PG_ACTIVE, PG_WORKINGSET),
-        *(PG_UNEVICTABLE, PG_DIRTY, PG_LRU),
+        *(PG_UNEVICTABLE, PG_DIRTY, PG_LRU, PG_YOUNG, PG_IDLE),
     )
 ) | (LRU_GEN_MASK | LRU_REFS_MASK)
 """Flags of the head that every small page gets."""
@@ -106,6 +108,13 @@ class HugeSplit:
         self._vmstat.count(stats.THP_SPLIT_PAGE)
         self._free_unmapped(head)
         return True
+
+    def split_for_swap(self, head: int) -> None:
+        """Handle the pages of a huge one that goes to swap as a whole one by one from now on. Linux splits its entries
+        alone. Preconditions: some entry maps the whole, and it is in no cache."""
+        self._split_mappings(head)
+        self.forget(head)
+        self._to_small_pages(head)
 
     def _to_small_pages(self, head: int) -> None:
         """``__split_huge_page``: each page gets what the head knew of all."""

@@ -23,11 +23,11 @@ class IoClock:
         self,
         clock: Clock,
         context: Context,
-        waited: Callable[[int], None] = lambda ns: None,
+        waited: Callable[[int, int], None] = lambda ns, sleeps: None,
         arrived: Callable[[], None] = lambda: None,
     ) -> None:
-        """``waited(ns)`` hears how long the executing task has waited; ``arrived()`` lets end what other devices, those
-        of swap, have done until now."""
+        """``waited(ns, sleeps)`` hears how long the executing task has waited, and how often; ``arrived()`` lets end
+        what other devices, those of swap, have done until now."""
         self._waited, self._arrived = waited, arrived
         self._clock, self._context = clock, context
         self._events: list[tuple[int, int, Callable[[int], None]]] = []
@@ -76,11 +76,11 @@ class IoClock:
             self.run_due()
         self._context.now = max(self.now, when)
         self._others_arrive()
-        self._waited(self.now - start)
+        self._waited(self.now - start, 1)
 
-    def slept(self, ns: int) -> None:
-        """The executing task has waited, in which nothing else was due."""
-        self._waited(ns)
+    def slept(self, ns: int, sleeps: int) -> None:
+        """The executing task has waited so often and so long together, in which nothing else was due."""
+        self._waited(ns, sleeps)
 
     def sleep_steps(self, when: int) -> Steps[None]:
         """``sleep_until`` in slices."""
@@ -92,7 +92,7 @@ class IoClock:
             yield
         self._context.now = max(self.now, when)
         self._others_arrive()
-        self._waited(self.now - start)
+        self._waited(self.now - start, 1)
 
     def _others_arrive(self) -> None:
         """Pages on their way to swap are counted as being written: who waits for fewer of these must see them go."""

@@ -41,8 +41,8 @@ class PageAdvice(Protocol):
     def cold(self, mm: Mm, vma: Vma, start: int, end: int) -> None:
         """MADV_COLD: pages that only this task maps look unused."""
 
-    def pageout_bytes(self) -> int:
-        """How much of it is done in one go."""
+    def pageout_end(self, mm: Mm, at: int, end: int) -> int:
+        """How far of a range from ``at`` is done in one go."""
 
     def pageout(self, mm: Mm, vma: Vma, start: int, end: int) -> None:
         """MADV_PAGEOUT: such pages are reclaimed."""
@@ -186,9 +186,19 @@ class Madvise:
             return
         if advice in (mman.MADV_FREE, mman.MADV_COLD, mman.MADV_PAGEOUT):
             pages.begin()
-        part = pages.pageout_bytes() if advice == mman.MADV_PAGEOUT else SLICE_BYTES
-        for first, last in slices(start, end, part):
+        if advice == mman.MADV_PAGEOUT:
+            yield from self._pageout(mm, vma, start, end)
+            return
+        for first, last in slices(start, end, SLICE_BYTES):
             act(mm, vma, first, last)
+            yield
+
+    def _pageout(self, mm: Mm, vma: Vma, start: int, end: int) -> Steps[None]:
+        """MADV_PAGEOUT, in parts that leave huge pages whole."""
+        while start < end:
+            last = self._pages.pageout_end(mm, start, end)
+            self._pages.pageout(mm, vma, start, last)
+            start = last
             yield
 
     def _droppable(self, vma: Vma, start: int, end: int, advice: int) -> tuple[int, int]:

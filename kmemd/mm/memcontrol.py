@@ -509,6 +509,16 @@ class MemControl(MemcgTree):
                 memcg.event(SWAP_FAIL)
         return allowed
 
+    def may_swap_huge(self, head: int, pages: int) -> bool:
+        """Whether the group of a huge page lets it be swapped out whole (``mem_cgroup_try_charge_swap``)."""
+        number = int(self._memcg[head]) if self.charged else 0
+        memcg = self.by_id(number) if number > 0 else None
+        if memcg is None or memcg.swap.margin() >= pages:
+            return True
+        memcg.event(SWAP_MAX)
+        memcg.event(SWAP_FAIL)
+        return False
+
     def swap_slots(self, memcg: npt.NDArray[np.int16], offsets: PFNs, pfns: PFNs) -> None:
         """Pages got slots of an area, whose groups are recorded (``swap_cgroup_record``)."""
         numbers = self._memcg[pfns]

@@ -23,6 +23,7 @@ from kmemd.core.pages import (
     PG_DIRTY,
     PG_ERROR,
     PG_HEAD,
+    PG_IDLE,
     PG_LRU,
     PG_MLOCKED,
     PG_OWNER_PRIV_1,
@@ -34,6 +35,7 @@ from kmemd.core.pages import (
     PG_UPTODATE,
     PG_WORKINGSET,
     PG_WRITEBACK,
+    PG_YOUNG,
     SECTION_SHIFT,
     PageMap,
 )
@@ -52,7 +54,7 @@ COPIED_FLAGS = sum(
     1 << bit
     for bit in (
         *(PG_ERROR, PG_REFERENCED, PG_UPTODATE, PG_DIRTY, PG_ACTIVE, PG_WORKINGSET, PG_OWNER_PRIV_1),
-        *(PG_ANON_EXCLUSIVE, PG_RECLAIM, PG_SWAPBACKED, PG_UNEVICTABLE),
+        *(PG_ANON_EXCLUSIVE, PG_RECLAIM, PG_SWAPBACKED, PG_UNEVICTABLE, PG_YOUNG, PG_IDLE),
     )
 )
 """What the new page takes over (folio_migrate_flags)."""

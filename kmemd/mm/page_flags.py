@@ -19,6 +19,8 @@ ZONES_SHIFT = 2
 LAST_PID_BITS = 8
 MIN_CPU_BITS = 3
 LRU_GEN_WIDTH, LRU_REFS_WIDTH = 3, 2
+SHOWN_YOUNG = 23
+"""Where PG_young is in Linux, before PG_idle: behind PG_uncached."""
 
 PAGE_FLAG_NAMES = (
     (p.PG_LOCKED, "locked"),
@@ -43,6 +45,8 @@ PAGE_FLAG_NAMES = (
     (p.PG_SWAPBACKED, "swapbacked"),
     (p.PG_UNEVICTABLE, "unevictable"),
     (p.PG_MLOCKED, "mlocked"),
+    (p.PG_YOUNG, "young"),
+    (p.PG_IDLE, "idle"),
 )
 """Bits of ``PageMap.flags`` in the order in which ``%pGp`` names them."""
 
@@ -76,7 +80,12 @@ class PageFlags:
         return text
 
     def _render(self, flags: int, nid: int, zone_kind: int) -> str:
+        tracked = flags >> p.PG_YOUNG & 3
+        flags &= ~(3 << p.PG_YOUNG)
+        if self._wide:  # 32 bits have no room: they are in page_ext there
+            flags |= tracked << p.PG_YOUNG
         words = [name for bit, name in PAGE_FLAG_NAMES if flags >> bit & 1]
+        flags = flags & ~(3 << p.PG_YOUNG) | (tracked << SHOWN_YOUNG if self._wide else 0)
         gen = (flags & p.LRU_GEN_MASK) >> p.LRU_GEN_PGOFF << LRU_REFS_WIDTH
         lru = gen | (flags & p.LRU_REFS_MASK) >> p.LRU_REFS_PGOFF
         flags &= ~(p.LRU_GEN_MASK | p.LRU_REFS_MASK)

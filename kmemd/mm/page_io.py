@@ -48,6 +48,7 @@ class Frontswap(Protocol):
     @property
     def stored_pages(self) -> int: ...
     def store(self, pfns: PFNs, slots: PFNs) -> Mask: ...
+    def refuse_huge(self) -> None: ...
     def load(self, slots: PFNs) -> Mask: ...
 
 
@@ -160,6 +161,14 @@ class SwapIo:
             rest = ~done
             done[rest] = self.write_to_device(pfns[rest], slots[rest], area)
         return done
+
+    def write_huge(self, pfns: PFNs, slots: PFNs, area: SwapArea) -> Mask:
+        """``write`` of a huge page, which nobody compresses: a device takes it whole."""
+        self.start_writeback(pfns)
+        if self.frontswap is not None:
+            self.frontswap.refuse_huge()
+        self._vmstat.count(stats.THP_SWPOUT)
+        return self.write_to_device(pfns, slots, area)
 
     def start_writeback(self, pfns: PFNs) -> None:
         """Pages are being written from now on (``set_page_writeback``)."""

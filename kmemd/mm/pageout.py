@@ -1,8 +1,9 @@
 """Reclaiming given pages (mm/vmscan.c ``reclaim_pages``, ``shrink_folio_list``; mm/rmap.c ``try_to_unmap``).
 
 Models what MADV_PAGEOUT does: anonymous and tmpfs pages get slots, lose their entries and are written out; clean
-file pages go; pages freed lazily are dropped. Choosing pages by age, and waiting for dirty ones, is reclaim's. Left
-out: huge pages written whole: they are split first.
+file pages go; pages freed lazily are dropped; an anonymous huge page is written whole where an area has a free cluster,
+and split before where none has. Choosing pages by age, and waiting for dirty ones, is reclaim's. Left out: that a huge
+page stays one until it has arrived: its pages are small ones as soon as it has its cluster.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from kmemd.core.pte import (
     SWP_SOFT_DIRTY,
 )
 from kmemd.mm.filemap import File, PageCache, PFNs, ZoneCounts, flag
+from kmemd.mm.huge_page import HugePages
 from kmemd.mm.mm_types import (
     MM_ANONPAGES,
     MM_FILEPAGES,
@@ -59,7 +61,7 @@ from kmemd.mm.mm_types import (
 from kmemd.mm.rmap import Rmap
 from kmemd.mm.shmem import Shmem
 from kmemd.mm.swap_state import SwapState
-from kmemd.mm.swapfile import Entries, entries_of
+from kmemd.mm.swapfile import OFFSET_MASK, Entries, entries_of
 from kmemd.mm.trace_points import reclaim_flags
 from kmemd.mm.vmstat import VmStat
 
@@ -82,8 +84,9 @@ class Evictions(Protocol):
 
 class PageOut:
     """Takes pages out of memory that somebody names. ``split(pfns)`` makes small pages of huge ones and gives all of
-    them; ``page_ns`` is the time that each page takes. ``workingset``, once it is there, keeps the shadows of pages.
-    ``written`` counts the pages that were sent to a device, ``activated`` those that became active: anonymous, files'.
+    them, ``split_for_swap(head)`` of one that has its slots; ``page_ns`` is the time that each page takes.
+    ``workingset``, once it is there, keeps the shadows of pages. ``written`` counts the pages that were sent to a
+    device, ``activated`` those that became active: anonymous, files'.
     """
 
     def __init__(
@@ -98,12 +101,15 @@ class PageOut:
         swap: SwapState,
         shmem: Shmem,
         split: Callable[[PFNs], PFNs],
+        split_for_swap: Callable[[int], None],
+        huge: HugePages,
         charge: Callable[[int], None],
         page_ns: int,
     ) -> None:
         self._mmu, self._pages, self._counts, self._vmstat = mmu, pages, counts, vmstat
         self._rmap, self._lru, self._cache, self._swap, self._shmem = rmap, lru, cache, swap, shmem
         self._split, self._charge, self._page_ns = split, charge, page_ns
+        self._split_for_swap, self._huge = split_for_swap, huge
         self.workingset: Evictions | None = None
         self.written = 0
         self.activated = [0, 0]
@@ -112,12 +118,13 @@ class PageOut:
         """Reclaim pages that are on a list; what cannot go stays. How many were freed at once."""
         flags = self._pages.flags
         heads = flags[pfns] & flag(PG_HEAD) != 0
-        if heads.any():
-            small = self._split(pfns[heads])
-            split = int((flags[pfns[heads]] & flag(PG_HEAD) == 0).sum())
-            self._vmstat.count(stats.THP_SWPOUT_FALLBACK, split)
-            pfns = np.sort(np.concatenate((pfns[~heads], small)))
         freed = 0
+        if heads.any():
+            heads &= flags[pfns] & flag(PG_LRU, PG_UNEVICTABLE) == _LRU
+            whole, small = self._swap_whole(pfns[heads])
+            for first in range(0, len(whole), self._huge.pages):
+                freed += self._shrink(whole[first : first + self._huge.pages])
+            pfns = np.sort(np.concatenate((pfns[~heads], small)))
         for start in range(0, len(pfns), CHUNK):
             part = pfns[start : start + CHUNK]
             on_list = flags[part] & flag(PG_LRU, PG_UNEVICTABLE) == _LRU
@@ -136,10 +143,34 @@ class PageOut:
 
     def split_huge(self, heads: PFNs) -> PFNs:
         """Small pages of huge ones that are off the lists; those that cannot be split stay as they are."""
-        small = self._split(heads)
-        split = int((self._pages.flags[heads] & flag(PG_HEAD) == 0).sum())
-        self._vmstat.count(stats.THP_SWPOUT_FALLBACK, split)
-        return small
+        whole, small = self._swap_whole(heads)
+        return np.concatenate((whole, small))
+
+    def _swap_whole(self, heads: PFNs) -> tuple[PFNs, PFNs]:
+        """Put huge pages in the swap cache under clusters of their own (``add_to_swap``): their pages. And the pages of
+        those that get none, which are split; what cannot be split stays as it is."""
+        flags, swap = self._pages.flags, self._swap
+        whole: list[PFNs] = [heads[:0]]
+        rest: list[int] = []
+        fallback: list[int] = []
+        for head in heads.tolist():
+            backed = self._pages.mapping[head] > 0 and bool(flags[head] & _SWAPBACKED)
+            if not backed or not self._huge.mapcount(head):
+                rest.append(head)  # no entry maps the whole: some of it may be free without any I/O
+                continue
+            slot = swap.files.alloc_huge(self._huge.pages) if swap.files.may_swap_huge(head, self._huge.pages) else -1
+            if slot < 0:
+                fallback.append(head)
+                continue
+            self._split_for_swap(head)
+            pfns = np.arange(head, head + self._huge.pages)
+            swap.add_to_swap_cache(pfns, slot + np.arange(self._huge.pages))
+            flags[pfns] |= _DIRTY
+            whole.append(pfns)
+        small = self._split(np.array(rest + fallback, dtype=np.int64))
+        split = np.array(fallback, dtype=np.int64)
+        self._vmstat.count(stats.THP_SWPOUT_FALLBACK, int((flags[split] & flag(PG_HEAD) == 0).sum()))
+        return np.concatenate(whole), small
 
     def evict(self, pfns: PFNs, kept: list[PFNs]) -> int:
         """Unmap isolated pages, write what is dirty, free the rest (the greater part of shrink_folio_list). How many
@@ -333,9 +364,12 @@ class PageOut:
             flags[mine] |= np.uint32(1 << PG_RECLAIM)
             self._counts.move(mine, 1, (stats.NR_VMSCAN_WRITE,))
             self._vmstat.trace.emit_pages(ev.MM_VMSCAN_WRITE_FOLIO, mine, 0, reclaim_flags(file=False))
-            done, under_way = _parted(mine, self._swap.io.write(mine, slots, area))
-            clean = np.concatenate((clean, done))
-            kept.append(under_way)
+            huge = area.end_huge(slots & OFFSET_MASK)
+            for part in (np.flatnonzero(~huge), *np.flatnonzero(huge).reshape(-1, area.cluster_size)):
+                write = self._swap.io.write_huge if len(part) and huge[part[0]] else self._swap.io.write
+                done, under_way = _parted(mine[part], write(mine[part], slots[part], area))
+                clean = np.concatenate((clean, done))
+                kept.append(under_way)
         if self.workingset is not None and len(clean):
             kept_at = self._pages.private[clean].copy()
             self.workingset.keep_swapped(kept_at, self.workingset.eviction(clean))

@@ -261,17 +261,19 @@ class Rmap:
     def candidates(self, pfn: int) -> Iterator[tuple[Mm, Vma, int]]:
         """Every VMA that may map a page, with the page number of the address where it would (rmap_walk)."""
         head = self.head(pfn)
-        owner, index = int(self._pages.mapping[head]), int(self._pages.index[head]) + pfn - head
-        for mm, vma in self._may_map(pfn, owner):
+        index = int(self._pages.index[head]) + pfn - head
+        for mm, vma in self.mappings_of(head):
             vpn = vma.vpn + index - vma.pgoff
             if vma.vpn <= vpn < vma.end >> PAGE_SHIFT:
                 yield mm, vma, vpn
 
-    def _may_map(self, pfn: int, owner: int) -> list[tuple[Mm, Vma]]:
+    def mappings_of(self, head: int) -> list[tuple[Mm, Vma]]:
+        """Every VMA that may map some page of the owner of a page, which is no part of a huge one."""
+        owner = int(self._pages.mapping[head])
         if owner > 0:
             anon = self._anon.get(owner)
             return [(mm, vma) for vma, mm in anon.vmas.items()] if anon is not None else []
-        file = self._owner(pfn)
+        file = self._owner(head)
         return list(file.mappings()) if file is not None else []
 
     def walk(self, pfn: int) -> list[tuple[Mm, Vma, int]]:

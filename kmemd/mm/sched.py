@@ -70,7 +70,7 @@ class Task:
     is pending, 0 for none; ``oom_victim`` says that the OOM killer sent it and gave the task its reserves;
     ``oom_flag_origin`` that the task takes so much memory that it is the one to kill. ``cgroup`` is its control group,
     None for the root. ``desc`` is what a kworker last worked on, ``dirty`` how far a writer is from being throttled
-    (mm/dirty_throttle.py).
+    (mm/dirty_throttle.py). ``nvcsw`` counts its sleeps.
     """
 
     pid: int
@@ -96,6 +96,7 @@ class Task:
     cutime_ns: int = 0
     cstime_ns: int = 0
     timerslack_ns: int = TIMERSLACK_NS
+    nvcsw: int = 0
     make_it_fail: int = 0
     fail_nth: int = 0
     argv: tuple[str, ...] = ()
@@ -143,6 +144,7 @@ class TaskTable:
         self._visitors: OrderedDict[int, int] = OrderedDict()
         self._gone_ns = [(0, 0)] * cpus
         self.iowait_ns = [0] * cpus
+        self.nr_switches = 0
 
     def cpu_times(self, cpu: int) -> tuple[int, int]:
         """ns that tasks, also those that are gone, have run on a CPU: in their programs, and in the kernel for them."""
@@ -150,10 +152,19 @@ class TaskTable:
         user, system = (sum(column) for column in zip(self._gone_ns[cpu], *times, strict=True))
         return user, system
 
-    def io_waited(self, ns: int) -> None:
-        """The executing task has waited for a device: its CPU was idle (``account_idle_time``)."""
+    def io_waited(self, ns: int, sleeps: int = 1) -> None:
+        """The executing task has waited for a device, so often: its CPU was idle (``account_idle_time``)."""
         self.iowait_ns[self._context.cpu] += ns
         self._context.words[WAITED] += ns
+        if ns:
+            self.slept(self.current(), sleeps)
+
+    def slept(self, task: Task | None, sleeps: int = 1) -> None:
+        """A task slept so often: each time its CPU switched to the idle task, and back when it was woken
+        (``__schedule``)."""
+        self.nr_switches += 2 * sleeps
+        if task is not None:
+            task.nvcsw += sleeps
 
     def __len__(self) -> int:
         return len(self._tasks)

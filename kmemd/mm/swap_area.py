@@ -21,6 +21,7 @@ from kmemd.core.pages import lazy_zeros
 from kmemd.mm.units import PAGE_SIZE
 
 Offsets = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 RESERVED, BAD = -1, -2
 """In ``cache``: taken and in nobody's page yet (SWAP_HAS_CACHE alone); not for swapping."""
@@ -39,7 +40,7 @@ class SwapArea:
     Invariants: ``inuse_pages`` is the number of slots whose ``count`` or ``cache`` is not 0, without the bad ones; no
     free slot is below ``lowest_bit`` or above ``highest_bit``; ``used[c]`` is the number of such slots in cluster c;
     a cluster without any is free or waits for its discard, and its slots are ``BAD`` as long as it waits.
-    ``huge[c]``: the swap cache has a huge page there.
+    ``huge[c]``: a huge page got it, and is on its way there.
     """
 
     def __init__(
@@ -254,6 +255,19 @@ class SwapArea:
 
     def _slots_of(self, cluster: int) -> slice:
         return slice(cluster * self.cluster_size, (cluster + 1) * self.cluster_size)
+
+    def end_huge(self, offsets: Offsets) -> Mask:
+        """Which of some slots are of clusters that huge pages got and that are here whole; from now on they are slots
+        like others (split_swap_cluster)."""
+        whole = np.zeros(len(offsets), dtype=np.bool_)
+        if not self.huge.any():
+            return whole
+        clusters = offsets // self.cluster_size
+        for cluster in np.unique(clusters[self.huge[clusters]]).tolist():
+            here = clusters == cluster
+            whole |= here & (np.count_nonzero(here) == self.cluster_size)
+            self.huge[cluster] = False
+        return whole
 
     def do_scheduled_discard(self) -> bool:
         """Discard the clusters that wait for it (swap_do_scheduled_discard); whether there were any."""

@@ -64,6 +64,7 @@ class SwapCharging(Protocol):
     charged: int
 
     def may_swap(self, pfns: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]: ...
+    def may_swap_huge(self, head: int, pages: int) -> bool: ...
     def swap_slots(self, memcg: npt.NDArray[np.int16], offsets: Slots, pfns: npt.NDArray[np.int64]) -> None: ...
     def free_slots(self, memcg: npt.NDArray[np.int16], offsets: Slots) -> None: ...
     def charge_swapin(self, numbers: npt.NDArray[np.int16], pfns: npt.NDArray[np.int64]) -> int: ...
@@ -387,6 +388,10 @@ class SwapFiles:
         if self.memcg is None or not self.memcg.active:
             return np.ones(len(pfns), dtype=bool)
         return self.memcg.may_swap(pfns)
+
+    def may_swap_huge(self, head: int, pages: int) -> bool:
+        """Whether its control group lets a huge page have a cluster."""
+        return self.memcg is None or not self.memcg.active or self.memcg.may_swap_huge(head, pages)
 
     def charge_swapin(self, slots: Slots, pfns: npt.NDArray[np.int64]) -> int:
         """Charge new pages to the groups of the slots that they are for; how many may be read."""

@@ -23,6 +23,7 @@ from kmemd.core.pte import (
     PFN_SHIFT,
     PRESENT,
     PROTNONE,
+    PSE,
     SPECIAL,
     SWP_MIGRATION_READ,
     SWP_TYPE_SHIFT,
@@ -324,9 +325,12 @@ class VmaPages:
         self._pages.flags[pfns] &= ~np.uint32(1 << PG_REFERENCED)
         self._lru.batch(DEACTIVATE, pfns)
 
-    def pageout_bytes(self) -> int:
-        """How much to reclaim before others may run."""
-        return COMPRESSED_BYTES if self._services.compresses() else PAGEOUT_BYTES
+    def pageout_end(self, mm: Mm, at: int, end: int) -> int:
+        """How far to reclaim before others may run: a page table at most, and less where it takes long."""
+        slot = self._mmu.entry_slot(mm.id, at >> PAGE_SHIFT, 1)
+        huge = slot >= 0 and bool(int(self._mmu.words[slot]) & PSE)
+        part = COMPRESSED_BYTES if self._services.compresses() and not huge else PAGEOUT_BYTES
+        return min((at // part + 1) * part, end)
 
     def pageout(self, mm: Mm, vma: Vma, start: int, end: int) -> None:
         """MADV_PAGEOUT: pages that only this task maps are reclaimed."""

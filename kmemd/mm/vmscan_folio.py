@@ -1,7 +1,7 @@
 """Whether pages are in use, and shrinking of lists (mm/vmscan.c ``shrink_active_list``, ``shrink_inactive_list``).
 
 Models: isolating pages, asking page tables by the reverse map who used them (mm/rmap.c ``folio_referenced``), second
-chances, program text that stays active, pages under write-back or dirty, huge pages that are split before they go. What
+chances, program text that stays active, pages under write-back or dirty, huge pages that go whole or are split. What
 becomes of pages that may go is mm/pageout.py's. Left out: too many isolated pages, for one reclaim runs at a time.
 """
 
@@ -21,6 +21,7 @@ from kmemd.core.pages import (
     PG_ACTIVE,
     PG_DIRTY,
     PG_HEAD,
+    PG_IDLE,
     PG_MLOCKED,
     PG_RECLAIM,
     PG_REFERENCED,
@@ -28,6 +29,7 @@ from kmemd.core.pages import (
     PG_UNEVICTABLE,
     PG_WORKINGSET,
     PG_WRITEBACK,
+    PG_YOUNG,
     PageMap,
 )
 from kmemd.mm import gfp as g
@@ -46,6 +48,7 @@ Marks = npt.NDArray[np.bool_]
 PGDAT_DIRTY, PGDAT_WRITEBACK = 1, 2
 _ACTIVE, _DIRTY, _REFERENCED = flag(PG_ACTIVE), flag(PG_DIRTY), flag(PG_REFERENCED)
 _SWAPBACKED, _WRITEBACK, _RECLAIM = flag(PG_SWAPBACKED), flag(PG_WRITEBACK), flag(PG_RECLAIM)
+_IDLE, _YOUNG = flag(PG_IDLE), flag(PG_YOUNG)
 _LOCKED_IN = flag(PG_MLOCKED, PG_UNEVICTABLE)
 NONE: PFNs = np.zeros(0, dtype=np.int64)
 
@@ -120,7 +123,18 @@ class ListScan:
             mine = mapped[owners == owner]
             for mm, vma in self._mappings(owner):
                 self._ask(mm, vma, pfns, mine, counts, execs)
+        self._was_young(pfns, counts)
         return counts, execs
+
+    def _was_young(self, pfns: PFNs, counts: Counts) -> None:
+        """Idle page tracking made entries old before: their pages count as used. Those that are used are not idle."""
+        flags = self._pages.flags
+        tracked = flags[pfns] & (_IDLE | _YOUNG)
+        if tracked.any():
+            young = (tracked & _YOUNG != 0) & (self._pages.mapcount[pfns] > 0)
+            np.maximum(counts, young, out=counts)
+            flags[pfns[young]] &= ~_YOUNG
+            flags[pfns[counts > 0]] &= ~_IDLE
 
     def _mappings(self, owner: int) -> list[tuple[Mm, Vma]]:
         if owner > 0:
@@ -257,12 +271,12 @@ class ListScan:
         pfns = self._activated(pfns, self._under_writeback(pfns, nid, sc), kept)
         if references:
             pfns = self._check_references(pfns, kept, sc)
-        heads = pfns[flags[pfns] & flag(PG_HEAD) != 0]
-        if len(heads):
-            pfns = self._split(pfns, heads, kept)
         anon = flags[pfns] & _SWAPBACKED != 0
         if not sc.gfp & g.F.IO or not sc.may_writepage:
             pfns = self._without(pfns, anon, kept)
+        heads = pfns[flags[pfns] & flag(PG_HEAD) != 0]
+        if len(heads):
+            pfns = self._split(pfns, heads, kept)
         freed = self._pageout.evict(np.ascontiguousarray(pfns), kept)
         return freed + dropped, np.concatenate(kept) if kept else NONE
 
@@ -335,7 +349,7 @@ class ListScan:
         return self._without(pfns, dirty_anon, kept)
 
     def _split(self, pfns: PFNs, heads: PFNs, kept: list[PFNs]) -> PFNs:
-        """Huge pages become small ones; those that cannot stay active."""
+        """Huge pages become small ones, in the swap cache if they go whole; those that cannot stay active."""
         small = self._pageout.split_huge(heads)
         allocated = small[self._pages.mapcount[small] > 0]
         whole = heads[self._pages.flags[heads] & flag(PG_HEAD) != 0]

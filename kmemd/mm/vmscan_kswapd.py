@@ -196,6 +196,8 @@ class Kswapd:
         self._stalled(worked if pause < 0 else thread.at - start)
         if thread.task is not None:
             thread.task.stime_ns += worked
+            if pause:
+                self._tasks.slept(thread.task)
         return worked
 
     def _arm(self, thread: Thread) -> None:

@@ -245,6 +245,10 @@ class Zswap(Tuned):
         self.counters.failed_stores += len(pfns) - stored
         return done
 
+    def refuse_huge(self) -> None:
+        """A huge page is not stored: who reads a part of it back could not tell."""
+        self.counters.failed_stores += 1
+
     def _may_store(self, group: int, limit: int, accepting: int) -> bool:
         """Whether the group and the pool's limit allow another page; a full pool is shrunk."""
         if group and self.groups is not None and not self.groups.may_zswap(group):

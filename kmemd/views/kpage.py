@@ -1,7 +1,7 @@
 """``/proc/kpageflags``, ``kpagecount``, ``kpagecgroup`` (fs/proc/page.c): eight bytes for each page frame.
 
 Computed for the range that is read, a whole range at a time. Left out: KSM, poisoned and offline pages, which the model
-has none of, and the idle flag, which only /sys/kernel/mm/page_idle would set.
+has none of.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ROOT_CGROUP_INO = 1
 # include/uapi/linux/kernel-page-flags.h
 KPF_SLAB, KPF_BUDDY = 7, 10
 KPF_MMAP, KPF_ANON, KPF_SWAPCACHE, KPF_SWAPBACKED, KPF_COMPOUND_HEAD, KPF_COMPOUND_TAIL, KPF_HUGE = range(11, 18)
-KPF_NOPAGE, KPF_THP, KPF_ZERO_PAGE, KPF_PGTABLE, KPF_RESERVED = 20, 22, 24, 26, 32
+KPF_NOPAGE, KPF_THP, KPF_ZERO_PAGE, KPF_IDLE, KPF_PGTABLE, KPF_RESERVED = 20, 22, 24, 25, 26, 32
 
 COPIED = (
     *((p.PG_LOCKED, 0), (p.PG_ERROR, 1), (p.PG_REFERENCED, 2), (p.PG_UPTODATE, 3), (p.PG_DIRTY, 4), (p.PG_LRU, 5)),
@@ -211,6 +211,7 @@ def stable_page_flags(kernel: Kernel, low: int, high: int) -> Words:
         (KPF_HUGE, pages.huge),
         (KPF_THP, pages.compound & ~pages.huge & (on_lru | pages.anon | pages.huge_zero)),
         (KPF_ZERO_PAGE, pages.huge_zero | (pages.pfns == kernel.mmu.zero_pfn)),
+        (KPF_IDLE, _has(pages.head_flags, p.PG_IDLE)),
         (KPF_BUDDY, pages.free),
         (KPF_PGTABLE, pages.used & _has(pages.flags, p.PG_TABLE)),
         (KPF_SLAB, pages.slab),

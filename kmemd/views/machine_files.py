@@ -89,7 +89,7 @@ def stat(kernel: Kernel) -> Iterator[str]:
     for cpu, ticks in enumerate(cpus):
         yield f"cpu{cpu} " + " ".join(map(str, ticks)) + "\n"
     yield "intr 0" + " 0" * (IRQ_BASE + IRQS_PER_CPU * kernel.machine.cpus) + "\n"
-    yield f"ctxt 0\nbtime {kernel.clock.boot_time_s}\nprocesses {kernel.tasks.forks}\n"
+    yield f"ctxt {kernel.tasks.nr_switches}\nbtime {kernel.clock.boot_time_s}\nprocesses {kernel.tasks.forks}\n"
     running = max(1, sum(task.state == "R" for task in kernel.tasks))
     yield f"procs_running {running}\nprocs_blocked {sum(task.state == 'D' for task in kernel.tasks)}\n"
     yield "softirq 0" + " 0" * SOFTIRQS + "\n"

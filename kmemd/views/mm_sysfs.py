@@ -10,9 +10,12 @@ import errno
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
+
 from kmemd.errors import KernelError
 from kmemd.mm import kstrtox
 from kmemd.mm.hugetlb_pool import Pool
+from kmemd.mm.page_idle import PageIdle
 from kmemd.mm.params import memparse
 from kmemd.mm.psi import RESOURCES
 from kmemd.mm.units import KIB_PER_PAGE, PAGE_SIZE
@@ -246,34 +249,41 @@ def page_idle_bitmap(kernel: Any, _caller: Caller) -> OpenFile:
 
 
 class PageIdleBitmap:
-    """The open bitmap. Only pages on an LRU list can be idle, and none is until processes have memory."""
+    """The open bitmap. Only pages on an LRU list can be idle."""
 
     CHUNK = 8
 
     def __init__(self, kernel: Any) -> None:
         self._max_pfn: int = max(zone.end_pfn for zone in kernel.zones)
         self._position = 0
+        self._idle = PageIdle(kernel.pages, kernel.mmu, kernel.rmap, kernel.vmstat.hpage_pmd_nr)
 
     def read(self, offset: int, size: int) -> bytes:
         """Whole 64-bit words, one bit per page. EINVAL when the range is not of words."""
         if offset % self.CHUNK or size % self.CHUNK:
             raise KernelError(errno.EINVAL, "page_idle/bitmap is read in 8-byte words")
         whole = self._max_pfn // 64 * self.CHUNK  # page_idle_bitmap_read gives no word that it did not fill
-        return bytes(min(size, max(whole - offset, 0)))
-
-    @property
-    def _end(self) -> int:
-        return -(-self._max_pfn // 64) * self.CHUNK
+        size = min(size, max(whole - offset, 0), PAGE_SIZE)
+        idle = self._idle.idle(offset * 8, (offset + size) * 8)
+        return np.packbits(idle, bitorder="little").tobytes()
 
     def write(self, data: bytes) -> Steps[int]:
-        """Mark pages idle, of the first page written. EINVAL when it is not of words, ENXIO behind the last page."""
+        """``write_at`` behind what was written last."""
+        return self.write_at(self._position, data)
+
+    def write_at(self, offset: int, data: bytes) -> Steps[int]:
+        """Mark pages idle. EINVAL when it is not of words, ENXIO behind the last page."""
         data = data[:PAGE_SIZE]
-        if len(data) % self.CHUNK:
+        if offset % self.CHUNK or len(data) % self.CHUNK:
             raise KernelError(errno.EINVAL, "page_idle/bitmap is written in 8-byte words")
-        if data and self._position >= self._end:
+        first = offset * 8
+        if data and first >= self._max_pfn:
             raise KernelError(errno.ENXIO, "there are no pages there")
-        taken = min(len(data), self._end - self._position)
-        self._position += taken
+        wanted = np.unpackbits(np.frombuffer(data, dtype=np.uint8), bitorder="little").astype(np.bool_)
+        wanted = wanted[: max(self._max_pfn - first, 0)]
+        self._idle.set_idle(first, wanted)
+        taken = len(wanted) // 64 * self.CHUNK  # it, too, counts whole words only
+        self._position = offset + taken
         return taken
         yield
 

@@ -117,7 +117,7 @@ def status(kernel: Kernel, task: Task) -> Iterator[str]:
     yield "SpeculationIndirectBranch:\talways enabled\n"
     cpus = range(kernel.machine.cpus) if task.cpus_allowed is None else task.cpus_allowed
     yield f"Cpus_allowed:\t{format_mask(cpus, kernel.machine.cpus)}\nCpus_allowed_list:\t{format_list(cpus)}\n"
-    yield "voluntary_ctxt_switches:\t0\nnonvoluntary_ctxt_switches:\t0\n"
+    yield f"voluntary_ctxt_switches:\t{task.nvcsw}\nnonvoluntary_ctxt_switches:\t0\n"
 
 
 def _memory(kernel: Kernel, task: Task, mm: Mm) -> Iterator[str]:

@@ -7,6 +7,7 @@ import pytest
 from kmemd.core.context import Context
 from kmemd.errors import KernelError
 from kmemd.mm.sched import MAX_VISITORS, PF_KTHREAD, TaskTable
+from tests.mm.files_fixture import Box
 
 
 @pytest.fixture
@@ -65,3 +66,20 @@ def test_visitors_have_their_own_pid_and_are_in_no_listing(tasks):
     for pid in range(5000, 5000 + MAX_VISITORS):
         tasks.visit(pid, 0)
     assert tasks.visitor(4711) is None
+
+
+def switches(box: Box) -> int:
+    return int(box.system.read("/proc/stat").decode().partition("ctxt ")[2].split()[0])
+
+
+def test_sleeps_are_switches() -> None:
+    box = Box()
+    pid = box.run("p = spawn t")["pid"]
+    status = f"/proc/{pid}/status"
+    assert "voluntary_ctxt_switches:\t0\nnonvoluntary_ctxt_switches:\t0\n" in box.system.read(status).decode()
+    box.run("m = mmap p 8M prot=rw", "madvise p m 8M MADV_NOHUGEPAGE", "access p m 8M w", "madvise p m 8M MADV_PAGEOUT")
+    box.run("sleep 1", "access p m 8M r", "madvise p m 8M MADV_PAGEOUT")
+    before = switches(box)
+    major = int(box.run("access p m 8M r")["major"])
+    assert box.kernel.tasks.find(int(pid)).nvcsw >= major > 0
+    assert switches(box) - before >= 2 * major
