@@ -17,7 +17,6 @@ from kmemd.block_storage import BlockStorage
 from kmemd.core import stats
 from kmemd.core.lru import Lru
 from kmemd.core.mmu import READ, Mmu
-from kmemd.core.pages import PG_HEAD
 from kmemd.core.ptes import PteRanges
 from kmemd.core.swap_fault import SwapFaults
 from kmemd.errors import KernelError
@@ -332,8 +331,7 @@ class UserMemory:
             self.page_cache,
             self.swap_state,
             self.shmem,
-            self._split_pages,
-            lambda head: self.huge_split.split_for_swap(head),
+            self.huge_split,
             self.huge_pages,
             kernel.context.charge,
             latency.reclaim_page,
@@ -408,15 +406,6 @@ class UserMemory:
             return False
         mmap.unaccount(pages)
         return True
-
-    def _split_pages(self, pfns: PFNs) -> PFNs:
-        """Pages to be paged out, small ones all of them."""
-        heads = [pfn for pfn in pfns.tolist() if self.huge_pages.has_flag(pfn, PG_HEAD)]
-        small = [pfn for pfn in pfns.tolist() if not self.huge_pages.has_flag(pfn, PG_HEAD)]
-        for head in heads:
-            if self.huge_split.split(head):
-                small += range(head, head + self.huge_pages.pages)
-        return np.array(small, dtype=np.int64)
 
     def _later(self, function: Callable[[], None]) -> None:
         """Run something when the current call is over."""

@@ -109,6 +109,16 @@ class HugeSplit:
         self._free_unmapped(head)
         return True
 
+    def split_pages(self, pfns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Split the huge ones of some pages: small pages, all of them but what could not be split."""
+        found: list[int] = []
+        for pfn in pfns.tolist():
+            if not self._huge.has_flag(pfn, PG_HEAD):
+                found.append(pfn)
+            elif self.split(pfn):
+                found += range(pfn, pfn + self._huge.pages)
+        return np.array(found, dtype=np.int64)
+
     def split_for_swap(self, head: int) -> None:
         """Handle the pages of a huge one that goes to swap as a whole one by one from now on. Linux splits its entries
         alone. Preconditions: some entry maps the whole, and it is in no cache."""

@@ -47,6 +47,7 @@ from kmemd.core.pte import (
 )
 from kmemd.mm.filemap import File, PageCache, PFNs, ZoneCounts, flag
 from kmemd.mm.huge_page import HugePages
+from kmemd.mm.huge_split import HugeSplit
 from kmemd.mm.mm_types import (
     MM_ANONPAGES,
     MM_FILEPAGES,
@@ -83,10 +84,9 @@ class Evictions(Protocol):
 
 
 class PageOut:
-    """Takes pages out of memory that somebody names. ``split(pfns)`` makes small pages of huge ones and gives all of
-    them, ``split_for_swap(head)`` of one that has its slots; ``page_ns`` is the time that each page takes.
-    ``workingset``, once it is there, keeps the shadows of pages. ``written`` counts the pages that were sent to a
-    device, ``activated`` those that became active: anonymous, files'.
+    """Takes pages out of memory that somebody names. ``page_ns`` is the time that each page takes. ``workingset``, once
+    it is there, keeps the shadows of pages. ``written`` counts the pages that were sent to a device, ``activated``
+    those that became active: anonymous, files'.
     """
 
     def __init__(
@@ -100,8 +100,7 @@ class PageOut:
         cache: PageCache,
         swap: SwapState,
         shmem: Shmem,
-        split: Callable[[PFNs], PFNs],
-        split_for_swap: Callable[[int], None],
+        split: HugeSplit,
         huge: HugePages,
         charge: Callable[[int], None],
         page_ns: int,
@@ -109,7 +108,7 @@ class PageOut:
         self._mmu, self._pages, self._counts, self._vmstat = mmu, pages, counts, vmstat
         self._rmap, self._lru, self._cache, self._swap, self._shmem = rmap, lru, cache, swap, shmem
         self._split, self._charge, self._page_ns = split, charge, page_ns
-        self._split_for_swap, self._huge = split_for_swap, huge
+        self._huge = huge
         self.workingset: Evictions | None = None
         self.written = 0
         self.activated = [0, 0]
@@ -162,12 +161,12 @@ class PageOut:
             if slot < 0:
                 fallback.append(head)
                 continue
-            self._split_for_swap(head)
+            self._split.split_for_swap(head)
             pfns = np.arange(head, head + self._huge.pages)
             swap.add_to_swap_cache(pfns, slot + np.arange(self._huge.pages))
             flags[pfns] |= _DIRTY
             whole.append(pfns)
-        small = self._split(np.array(rest + fallback, dtype=np.int64))
+        small = self._split.split_pages(np.array(rest + fallback, dtype=np.int64))
         split = np.array(fallback, dtype=np.int64)
         self._vmstat.count(stats.THP_SWPOUT_FALLBACK, int((flags[split] & flag(PG_HEAD) == 0).sum()))
         return np.concatenate(whole), small

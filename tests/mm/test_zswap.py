@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import pytest
 
@@ -67,6 +68,25 @@ def test_z3fold_and_zsmalloc_pack_better_than_zbud() -> None:
         used[pool] = box.meminfo("Zswap")
     assert used["zsmalloc"] < PAGES * 45 // 100
     assert used["z3fold"] < used["zbud"] == PAGES // 2
+
+
+@pytest.mark.parametrize(("mib", "enabled", "fits"), [(68, 0, True), (68, 1, False), (58, 1, True)])
+def test_its_pool_is_memory_that_programs_lack(mib: int, enabled: int, fits: bool, tmp_path: Path) -> None:
+    """A page in zswap keeps its slot: where swap is the limit, a machine holds less by the pool."""
+    machine = tmp_path / "small.toml"
+    text = 'arch = "x86_64"\ncpus = 1\n[[node]]\nmemory = "64M"\n[[swap]]\npath = "/dev/vdb"\nsize = "48M"\n'
+    machine.write_text(text)
+    system = System.boot(str(machine), seed=1, cmdline=f"zswap.enabled={enabled}")
+    system.run(["p = spawn t", f"m = mmap p {mib}M prot=rw"])
+    if not fits:
+        with pytest.raises(OSError, match="SIGKILL"):
+            system.command(f"access p m {mib}M w fill=text")
+        return
+    system.command(f"access p m {mib}M w fill=text")
+    system.check()
+    zswap, area = system.kernel.user.swap_storage.zswap, system.kernel.swap.areas[0]
+    assert zswap.pool_pages <= system.kernel.totalram_pages() // 5 + 1
+    assert zswap.stored_pages <= area.inuse_pages
 
 
 def test_zeros_take_no_memory(box: Box) -> None:
