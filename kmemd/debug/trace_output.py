@@ -11,6 +11,7 @@ from kmemd.debug.trace_ftrace import FUNCTION, GRAPH_ENTRY, GRAPH_EXIT, PRINT, R
 from kmemd.debug.trace_graph import GraphText
 
 if TYPE_CHECKING:
+    from kmemd.core.trace import Ring
     from kmemd.debug.trace import Tracing
     from kmemd.debug.trace_array import TraceArray
 
@@ -32,11 +33,11 @@ def irq_columns(flags: int, preempt: int) -> str:
 IRQ_COLUMNS = {flags << 8 | preempt: irq_columns(flags, preempt) for flags in range(32) for preempt in range(256)}
 
 
-def header(array: TraceArray, online: int) -> str:
-    """What stands above the records (``trace_default_header``)."""
+def header(array: TraceArray, online: int, ring: Ring | None = None) -> str:
+    """What stands above the records of an array, or of its snapshot's ``ring`` (``trace_default_header``)."""
     if "context-info" not in array.options:
         return ""
-    entries, written = array.counts()
+    entries, written = array.counts(ring)
     if array.tracer == "function_graph":
         return GraphText.header(array.graph_options)
     if "latency-format" in array.options:
@@ -112,8 +113,7 @@ class Printer:
             special = _SPECIAL.get(number)
             if special is not None:
                 return (self._columns_of(cpu, ns, record) if self._context else "") + special(self, record)
-            name, text_of = self._events[number]
-            maker = self._makers[record[:2]] = f"{name}: ", text_of
+            maker = self._makers[record[:2]] = self._events[number]
         columns = self._columns_of(cpu, ns, record) if self._context else ""
         return f"{columns}{maker[0]}{maker[1](record)}\n"
 
@@ -180,9 +180,9 @@ _SPECIAL: dict[int, Callable[[Printer, bytes], str]] = {
 }
 
 
-def merged(array: TraceArray, cpus: range | tuple[int, ...]) -> Iterator[tuple[int, int, bytes]]:
+def merged(ring: Ring, cpus: range | tuple[int, ...]) -> Iterator[tuple[int, int, bytes]]:
     """CPU, time and record of what the buffers hold at this moment, in the order of time."""
-    shots = [array.ring.snapshot(cpu) for cpu in cpus]
+    shots = [ring.snapshot(cpu) for cpu in cpus]
     sizes = [rows.shape[1] for rows, _ in shots]
     times = np.concatenate([rows[0] for rows, _ in shots])
     owners = np.repeat(np.arange(len(sizes)), sizes)
@@ -196,15 +196,18 @@ def merged(array: TraceArray, cpus: range | tuple[int, ...]) -> Iterator[tuple[i
             yield cpus[owner], ns, datas[owner][at : at + length]
 
 
-def trace_text(tracing: Tracing, array: TraceArray, cpu: int | None, online: int) -> Iterator[str]:
-    """The ``trace`` file: a header, then everything in the buffers."""
+def trace_text(
+    tracing: Tracing, array: TraceArray, cpu: int | None, online: int, ring: Ring | None = None
+) -> Iterator[str]:
+    """The ``trace`` file: a header, then everything in the buffers, or in the snapshot's ``ring``."""
     cpus: tuple[int, ...] = tuple(range(array.cpus)) if cpu is None else (cpu,)
-    yield header(array, online)
+    yield header(array, online, ring)
+    ring = ring or array.ring
     printer = Printer(tracing, array)
-    annotate = "annotate" in array.options and any(int(array.ring.state[number, 7]) for number in cpus)
+    annotate = "annotate" in array.options and any(int(ring.state[number, 7]) for number in cpus)
     started: set[int] = set()
     lines: list[str] = []
-    for index, (number, ns, record) in enumerate(merged(array, cpus)):
+    for index, (number, ns, record) in enumerate(merged(ring, cpus)):
         if annotate and number not in started:
             started.add(number)
             if index > 0:
