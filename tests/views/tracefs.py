@@ -16,8 +16,8 @@ KMALLOC = "events/kmem/kmalloc/"
 class Tracefs:
     """A machine, and short words for its tracing files."""
 
-    def __init__(self, machine: str | Machine = "two-node") -> None:
-        self.system = System.boot(machine=machine)
+    def __init__(self, machine: str | Machine = "two-node", cmdline: str = "") -> None:
+        self.system = System.boot(machine=machine, cmdline=cmdline)
         self.command = self.system.command
 
     def read(self, name: str) -> str:
