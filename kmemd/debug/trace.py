@@ -89,7 +89,7 @@ class Tracing:
         self._depot = depot
         self._kallsyms = kallsyms
         self._tsc_mhz = tsc_mhz
-        word = space.pointer_size
+        self.word = word = space.pointer_size
         self.machine = Machine(
             kallsyms.symbolize,
             self.function_name,
@@ -327,7 +327,7 @@ class Tracing:
         """A message of the kernel's own (``trace_array_puts``)."""
         if "trace_printk" in array.options:
             ip = self._kallsyms.frame(SNAPSHOT_SYMBOL)[0]
-            self._write_own(array, print_record(self.context.pid, ip, text.encode()))
+            self._write_own(array, print_record(self.context.pid, ip, text.encode(), self.word))
 
     def stack(self, handle: int) -> tuple[int, ...]:
         """The addresses of a call stack, innermost first."""
@@ -347,10 +347,10 @@ class Tracing:
         taken = data[: MARKER_MAX - 2]
         text = taken if taken.endswith(b"\n") else taken + b"\n"
         ip = self._kallsyms.frame(MARKER_SYMBOL)[0]
-        self._write_own(array, print_record(caller_pid, ip, text))
+        self._write_own(array, print_record(caller_pid, ip, text, self.word))
         if array.marker.triggers:
             context = self.context
-            seen = print_record(caller_pid, ip, taken)
+            seen = print_record(caller_pid, ip, taken, self.word)
             self._trigger_marker(array, Sample(seen, context.cpu, caller_pid, context.comm, context.now))
         return len(data) if len(taken) == len(data) else len(taken)
 

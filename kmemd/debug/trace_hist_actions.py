@@ -28,19 +28,25 @@ LABELS = {ONMAX: "max", ONCHANGE: "changed"}
 
 @dataclass
 class FieldVariable:
-    """A variable that was made for a field named in an action."""
+    """A variable that was made for a field named in an action; what is saved of a field is kept apart (``saved``)."""
 
     name: str
     value: HistField
+    saved: bool = False
+
+    @property
+    def key(self) -> str:
+        """What its value is kept under."""
+        return f"{self.name} saved" if self.saved else self.name
 
     def keep(self, element: Element, hit: Hit) -> None:
         """Set it from an event."""
         found = self.value.get(hit)
-        element.set(self.name, found[: min(self.value.size, STRING_SIZE) - 1] if self.value.text else found)
+        element.set(self.key, found[: min(self.value.size, STRING_SIZE) - 1] if self.value.text else found)
 
     def text(self, element: Element) -> str:
         """As it stands behind the maximum."""
-        found = element.values.get(self.name, "" if self.value.text else 0)
+        found = element.values.get(self.key, "" if self.value.text else 0)
         return f"  {self.name}: {found:<32}" if self.value.text else f"  {self.name}: {found:10d}"
 
 
@@ -254,12 +260,12 @@ class ActionMaker:
             raise self._wrong.error("Can't have more than one save() action per hist", number=errno.EEXIST)
         for name in action.parameters:
             try:
-                histogram.saved.append(self._field_variable(name))
+                histogram.saved.append(self._field_variable(name, saved=True))
             except HistError:
                 self._wrong.note("Couldn't create field variable", name)
                 raise
 
-    def _field_variable(self, name: str) -> FieldVariable:
+    def _field_variable(self, name: str, *, saved: bool = False) -> FieldVariable:
         """A variable for a field of the histogram's own event (``create_field_var``)."""
         histogram = self._histogram
         if len(histogram.field_variables) >= MAX_PARAMETERS:
@@ -271,7 +277,7 @@ class ActionMaker:
             raise
         if histogram.duplicate(name):
             raise self._wrong.error("Couldn't create or find variable", name)
-        return FieldVariable(name, value)
+        return FieldVariable(name, value, saved)
 
     # synthetic events
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from kmemd.debug.trace_ftrace import FUNCTION, GRAPH_ENTRY, GRAPH_EXIT, PRINT, RAW_DATA, STACK
 from kmemd.debug.trace_graph import GraphText
@@ -83,7 +81,12 @@ def _latency_header(array: TraceArray, entries: int, written: int, online: int) 
 
 
 class Printer:
-    """Makes the lines of one array's records; keeps what function_graph needs from line to line."""
+    """Makes the lines of one array's records; keeps what function_graph needs from line to line.
+
+    ``annotates``: whether a line says where a CPU's buffer begins.
+    """
+
+    annotates = True
 
     def __init__(self, tracing: Tracing, array: TraceArray) -> None:
         self._tracing = tracing
@@ -148,9 +151,14 @@ class Printer:
 
     # what is not an event of its own
 
+    def _message(self, record: bytes) -> tuple[int, str]:
+        """Who says a message, and what."""
+        end = 8 + self._tracing.word
+        text = record[end:].split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+        return int.from_bytes(record[8:end], "little"), text
+
     def _print(self, record: bytes) -> str:
-        where = int.from_bytes(record[8:16], "little")
-        text = record[16:].split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+        where, text = self._message(record)
         return f"{self._tracing.function_name(where)}: {text}"
 
     def _raw(self, record: bytes) -> str:
@@ -178,42 +186,3 @@ _SPECIAL: dict[int, Callable[[Printer, bytes], str]] = {
     FUNCTION: Printer._function,
     STACK: Printer._stack,
 }
-
-
-def merged(ring: Ring, cpus: range | tuple[int, ...]) -> Iterator[tuple[int, int, bytes]]:
-    """CPU, time and record of what the buffers hold at this moment, in the order of time."""
-    shots = [ring.snapshot(cpu) for cpu in cpus]
-    sizes = [rows.shape[1] for rows, _ in shots]
-    times = np.concatenate([rows[0] for rows, _ in shots])
-    owners = np.repeat(np.arange(len(sizes)), sizes)
-    order = np.argsort(times, kind="stable")
-    datas = [data.tobytes() for _, data in shots]
-    rows = np.concatenate([rows for rows, _ in shots], axis=1)
-    for begin in range(0, len(order), 4096):
-        part = order[begin : begin + 4096]
-        columns = rows[:, part]
-        for owner, ns, at, length in zip(owners[part].tolist(), *columns.tolist(), strict=True):
-            yield cpus[owner], ns, datas[owner][at : at + length]
-
-
-def trace_text(
-    tracing: Tracing, array: TraceArray, cpu: int | None, online: int, ring: Ring | None = None
-) -> Iterator[str]:
-    """The ``trace`` file: a header, then everything in the buffers, or in the snapshot's ``ring``."""
-    cpus: tuple[int, ...] = tuple(range(array.cpus)) if cpu is None else (cpu,)
-    yield header(array, online, ring)
-    ring = ring or array.ring
-    printer = Printer(tracing, array)
-    annotate = "annotate" in array.options and any(int(ring.state[number, 7]) for number in cpus)
-    started: set[int] = set()
-    lines: list[str] = []
-    for index, (number, ns, record) in enumerate(merged(ring, cpus)):
-        if annotate and number not in started:
-            started.add(number)
-            if index > 0:
-                lines.append(f"##### CPU {number} buffer started ####\n")
-        lines.append(printer.line(number, ns, record))
-        if len(lines) >= 256:
-            yield "".join(lines)
-            lines.clear()
-    yield "".join(lines) + printer.rest()

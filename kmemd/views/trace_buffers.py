@@ -7,7 +7,9 @@ from typing import Any
 
 from kmemd.core.trace import Ring
 from kmemd.debug.trace_array import TraceArray
-from kmemd.debug.trace_output import Printer, trace_text, usecs
+from kmemd.debug.trace_output import Printer, usecs
+from kmemd.debug.trace_raw import printer_of
+from kmemd.debug.trace_text import trace_text
 from kmemd.errors import KernelError
 from kmemd.kernel import Kernel
 from kmemd.steps import Steps
@@ -82,7 +84,7 @@ class PipeFile:
     def read(self, offset: int, size: int) -> bytes | None:
         """Lines that fit, None when there is none; the end when tracing is off and something was read."""
         self._kernel.tracing.sync()
-        printer = Printer(self._kernel.tracing, self._array)
+        printer = printer_of(self._kernel.tracing, self._array)
         parts, room = [self._rest], size - len(self._rest)
         while room > 0:
             line = self._take(printer)

@@ -223,6 +223,17 @@ def test_onmax_saves_what_came_with_the_longest(small: Tracefs) -> None:
     assert re.search(r"\} hitcount: +\d+\n\tmax: +\d+  nr_reclaimed: +\d+  common_cpu: +0\n", fs.read(END + "hist"))
 
 
+def test_what_is_saved_stays_while_a_field_variable_goes_on(fs: Tracefs) -> None:
+    fs.write("synthetic_events", "seen u64 size")
+    fs.write("events/synthetic/seen/enable", "1")
+    hist = "hist:keys=common_pid:n=bytes_req:onchange($n).seen(bytes_alloc):onmax($n).save(bytes_alloc)"
+    fs.write(KMALLOC + "trigger", hist)
+    for size in (64, 500, 32):
+        fs.command(f"kmalloc {size}")
+    assert "\n\tmax:        500  bytes_alloc:        512\n" in fs.read(KMALLOC + "hist")
+    assert [line.rpartition("=")[2] for line in fs.lines()] == ["64", "512", "32"]
+
+
 def test_onchange(fs: Tracefs) -> None:
     fs.write(KMALLOC + "trigger", "hist:keys=common_pid:n=bytes_req:onchange($n).save(bytes_alloc)")
     for size in (64, 64, 200):
