@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,7 +47,7 @@ from kmemd.debug.trace_ftrace import print_record, raw_record, stack_record
 from kmemd.debug.trace_function import FunctionTracer
 from kmemd.debug.trace_printfmt import Machine, compile_print_fmt
 from kmemd.debug.trace_synth import FIRST_NUMBER, SyntheticEvents, SynthEvent
-from kmemd.debug.trace_trigger import Triggers
+from kmemd.debug.trace_trigger import SWITCHES, Triggers
 from kmemd.errors import KernelError
 from kmemd.mm.layout import Layout as AddressSpace
 from kmemd.mm.stackdepot import StackDepot
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from kmemd.debug.trace_hist_actions import SnapshotNote
 
 MAX_FIELDS = 17
+_PHASE = attrgetter("phase")
 IRQS_OFF = 1
 NS_PER_JIFFY = 4_000_000
 THROTTLE = ("WRITEBACK", "ISOLATED", "NOPROGRESS", "CONGESTED")
@@ -260,26 +262,21 @@ class Tracing:
         ``index`` is its row of the log, -1 when the sample is all there is. Triggers that do not look at the record run
         before there is one; else those that make records run behind it, in the ring that it was made in.
         """
-        if sample is None or not file.triggers:
+        if sample is None or not file.conditional:
+            for trigger in file.triggers:
+                trigger.run(_known(sample))
             if file.recording and array.ring.on and (file.filter is None or file.filter.matches(_known(sample))):
                 self._record(array, array.ring, index, sample)
             return
-        conditional = file.conditional
-        if not conditional:
-            for trigger in file.triggers:
-                trigger.run(sample)
         ring, room = array.ring, array.ring.on
-        hit = [trigger for trigger in file.triggers if conditional and trigger.matches(sample)]
+        hit = [trigger for trigger in file.triggers if trigger.matches(sample)]
         for trigger in hit:
-            if not (trigger.writes or trigger.post):
+            if trigger.phase == SWITCHES:
                 trigger.run(sample)
         if room and file.recording and (file.filter is None or file.filter.matches(sample)):
             self._record(array, ring, index, sample)
-        for trigger in hit:
-            if trigger.writes:
-                trigger.run(sample)
-        for trigger in hit:
-            if trigger.post:
+        for trigger in sorted(hit, key=_PHASE) if len(hit) > 1 else hit:
+            if trigger.phase != SWITCHES:
                 trigger.run(sample)
 
     def _record(self, array: TraceArray, ring: Ring, index: int, sample: Sample | None) -> None:
@@ -358,7 +355,7 @@ class Tracing:
     def _trigger_marker(array: TraceArray, sample: Sample) -> None:
         """Run the triggers of ftrace:print: they see the message without the newline that it was given."""
         hit = [trigger for trigger in array.marker.triggers if trigger.matches(sample)]
-        for trigger in sorted(hit, key=lambda trigger: trigger.post):
+        for trigger in sorted(hit, key=_PHASE):
             trigger.run(sample)
 
     def marker_raw(self, array: TraceArray, data: bytes, caller_pid: int) -> int:

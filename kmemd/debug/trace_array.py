@@ -43,6 +43,7 @@ def pages_for(size: int) -> int:
 class EventFile:
     """An event in one array: whether it is recorded, and what happens besides.
 
+    ``conditional``: its triggers look at the record, so that they run when there is one.
     ``soft``: how many triggers keep the event on, of its own or of others; ``soft_disabled``: on for them alone.
     """
 
@@ -54,6 +55,7 @@ class EventFile:
     soft_disabled: bool = False
     filter: Filter | None = None
     triggers: list[Trigger] = field(default_factory=list)
+    conditional: bool = False
 
     @property
     def wanted(self) -> bool:
@@ -65,10 +67,9 @@ class EventFile:
         """Whether its records are to be kept."""
         return self.wanted and not self.soft_disabled
 
-    @property
-    def conditional(self) -> bool:
-        """Whether its triggers look at the record, so that they run when there is one (``update_cond_flag``)."""
-        return any(trigger.filter is not None or trigger.needs_record for trigger in self.triggers)
+    def update_conditional(self) -> None:
+        """The triggers are others: say whether they look at the record (``update_cond_flag``)."""
+        self.conditional = any(trigger.filter is not None or trigger.needs_record for trigger in self.triggers)
 
     @property
     def plain(self) -> bool:

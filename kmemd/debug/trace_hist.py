@@ -114,6 +114,7 @@ class Histogram:
                 raise wrong.error("Variable already defined", name)
             self.variables.append(self.parser.variable(name, text))
         self.keys = self._keys()
+        self._key_getters = [key.get for key in self.keys]
         self.sort = SortKeys(self, wrong).parse(attributes.sort)
         self.map = HistMap(attributes.bits)
 
@@ -239,9 +240,8 @@ class Histogram:
         time = self.tracing.clock_value(self.array, sample.ns) if self.parser.timestamps else 0
         if self.parser.usecs and self.array.clock_in_ns:
             time = (time + 500) // 1000
-        hit = Hit(sample, time)
-        hit.refs = [0] * len(self.references)
-        keys = tuple([key.get(hit) for key in self.keys])
+        hit = Hit(sample, time, len(self.references))
+        keys = tuple([get(hit) for get in self._key_getters])
         if self.references and not self._resolve(hit, keys, own=False):
             return
         element = self.map.insert(keys, len(self.values), sample.comm)
@@ -255,9 +255,10 @@ class Histogram:
             action.run(self, element, hit)
 
     def _update(self, element: Element, hit: Hit) -> None:
-        element.sums[0] += 1
+        sums = element.sums
+        sums[0] += 1
         for place, value in enumerate(self.values, 1):
-            element.sums[place] = element.sums[place] + value.get(hit) & WORD
+            sums[place] = sums[place] + value.get(hit) & WORD
         for variable in self.variables:
             found = variable.get(hit)
             element.set(variable.var, found[: min(variable.size, fields.STRING_SIZE) - 1] if variable.text else found)

@@ -6,7 +6,7 @@ Numbers are u64, as the kernel computes with them; a text is a ``str``, a call s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kmemd.debug.trace_filter import Sample
@@ -25,14 +25,16 @@ FIELD, CONST, TIMESTAMP, CPU, STACKTRACE, EXPR, REF, ALIAS = (
 )  # fmt: skip
 
 
-@dataclass
 class Hit:
     """An event on its way through a histogram: its time by the array's clock, and the variables that it refers to."""
 
-    sample: Sample
-    time: int
-    comm: str = ""
-    refs: list[Any] = field(default_factory=list)
+    __slots__ = ("comm", "refs", "sample", "time")
+
+    def __init__(self, sample: Sample, time: int, references: int = 0) -> None:
+        self.sample = sample
+        self.time = time
+        self.comm = ""
+        self.refs: list[Any] = [0] * references
 
 
 @dataclass(eq=False)
@@ -129,7 +131,8 @@ def event_field(declared: Field, modifier: str, buckets: int) -> HistField:
 def _reader(declared: Field) -> Callable[[Hit], Any]:
     if declared.is_text:
         return lambda hit: declared.text(hit.sample.record)
-    return lambda hit: declared.value(hit.sample.record) & WORD
+    place, signed, number = slice(declared.offset, declared.offset + declared.size), declared.signed, int.from_bytes
+    return lambda hit: number(hit.sample.record[place], "little", signed=signed) & WORD
 
 
 def log2(get: Callable[[Hit], int], buckets: int) -> Callable[[Hit], int]:

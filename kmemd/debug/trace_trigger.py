@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kmemd.debug.trace_array import EventFile, TraceArray
 
 UNLIMITED = -1
+SWITCHES, WRITES, POST = range(3)
 NAMED_MISMATCH = "Named hist trigger doesn't match existing named trigger (includes variables)"
 SILENT = Complaints("", lambda message, at: None)
 _COMMAND = re.compile(r"!?([^!: \t]\w*)")
@@ -43,8 +44,8 @@ AVAILABLE = "# Available triggers:\n# " + " ".join(COMMANDS) + "\n"
 class Trigger:
     """One trigger. ``text`` is its command and parameters, ``left`` how often it may still act.
 
-    ``writes``: it adds records or exchanges buffers, ``post``: it runs when the event is done. ``target``: the event
-    that it holds in soft mode.
+    ``phase``: it switches things before the record is there, WRITES: it adds records or exchanges buffers behind it, or
+    POST: it runs when the event is done. ``target``: the event that it holds in soft mode.
     """
 
     command: str
@@ -52,8 +53,7 @@ class Trigger:
     action: Callable[[Sample], None]
     filter: Filter | None = None
     left: int = UNLIMITED
-    writes: bool = False
-    post: bool = False
+    phase: int = SWITCHES
     target: EventFile | None = None
     histogram: Histogram | None = None
     paused: bool = False
@@ -61,7 +61,7 @@ class Trigger:
     @property
     def needs_record(self) -> bool:
         """Whether it can run when there is a record only (EVENT_CMD_FL_NEEDS_REC, EVENT_CMD_FL_POST_TRIGGER)."""
-        return self.post or self.histogram is not None
+        return self.phase == POST or self.histogram is not None
 
     def matches(self, sample: Sample) -> bool:
         """Whether it acts on a record."""
@@ -157,9 +157,9 @@ class Triggers:
 
             return Trigger(command, text, switch)
         if command == "stacktrace":
-            return Trigger(command, text, lambda sample: self._stack(array, sample), post=True)
+            return Trigger(command, text, lambda sample: self._stack(array, sample), phase=POST)
         if command == "snapshot":
-            return Trigger(command, text, lambda sample: self._tracing.snapshot(array), writes=True)
+            return Trigger(command, text, lambda sample: self._tracing.snapshot(array), phase=WRITES)
         target = self._target(array, parts[1], parts[2])
         if command.endswith("_event"):
             disabled = command.startswith("disable")
@@ -204,7 +204,7 @@ class Triggers:
         histogram = Histogram(self._tracing, array, file, attributes, wrong, removing=removing)
         filter_ = self._condition(array, file, condition)
         histogram.condition = condition
-        return Trigger("hist", definition, histogram.add, filter_, writes=True, histogram=histogram)
+        return Trigger("hist", definition, histogram.add, filter_, phase=WRITES, histogram=histogram)
 
     def add_hist(self, array: TraceArray, file: EventFile, text: str, wrong: Complaints) -> None:
         """Set a histogram, or pause, continue or clear one. KernelError."""
@@ -313,10 +313,12 @@ class Triggers:
         if trigger.target is not None:
             trigger.target.hold()
         file.triggers.append(trigger)
+        file.update_conditional()
 
     @staticmethod
     def _remove(array: TraceArray, file: EventFile, trigger: Trigger) -> None:
         file.triggers.remove(trigger)
+        file.update_conditional()
         file.release()
         if trigger.target is not None:
             trigger.target.release()
