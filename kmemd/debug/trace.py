@@ -134,9 +134,9 @@ class Tracing:
         return array
 
     def add_dynamic(self, event: Event, layout: Layout, number: int) -> None:
-        """An event was made at run time: every array has it."""
+        """An event was made at run time: every array has it, before its other ones (``trace_create_new_event``)."""
         for array in self.arrays():
-            array.files[event.system, event.name] = EventFile(event, layout, number)
+            array.files = {(event.system, event.name): EventFile(event, layout, number), **array.files}
 
     def remove_dynamic(self, system: str, name: str) -> None:
         """An event that was made at run time goes. Preconditions: it is off in all arrays."""
@@ -158,6 +158,7 @@ class Tracing:
         if array.references:
             raise KernelError(errno.EBUSY, f"instance {name} is in use")
         self.sync()
+        self.triggers.clear(array)
         self.functions.forget(array)
         del self.instances[name]
         self.update()

@@ -123,6 +123,15 @@ class Triggers:
                 self._remove_hist(array, file, trigger)
         self._tracing.update()
 
+    def clear(self, array: TraceArray) -> None:
+        """An array goes, and with it all triggers of its events (``clear_event_triggers``)."""
+        for file in (*array.files.values(), array.marker):
+            for trigger in list(file.triggers):
+                if trigger.histogram is None:
+                    self._remove(array, file, trigger)
+                elif trigger in file.triggers:
+                    self._remove_hist(array, file, trigger)
+
     # -- switching, stacks, other events -----------------------------------------------------------------
 
     def _write_simple(self, array: TraceArray, file: EventFile, text: str, command: str) -> None:

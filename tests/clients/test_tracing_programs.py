@@ -90,6 +90,17 @@ def test_trace_cmd_extracts_and_reports(mounted: Mounted, tracing: Path, tmp_pat
     assert (tracing / "per_cpu/cpu0/stats").read_text().startswith("entries: 0\n")
 
 
+def test_trace_cmd_takes_and_shows_snapshots(mounted: Mounted, tracing: Path) -> None:
+    program("trace-cmd")
+    (tracing / KMALLOC / "enable").write_text("1")
+    mounted.command("kmalloc 77 n=3")
+    mounted.bound("trace-cmd", "snapshot", "-s")
+    assert mounted.bound("trace-cmd", "snapshot").count(": kmalloc: ") == 3
+    assert ": kmalloc: " not in (tracing / "trace").read_text()
+    mounted.bound("trace-cmd", "snapshot", "-f")
+    assert "# * Snapshot is freed *" in (tracing / "snapshot").read_text()
+
+
 def test_a_descriptor_that_was_made_nonblocking_later_does_not_wait(tracing: Path) -> None:
     with (tracing / "per_cpu/cpu1/trace_pipe_raw").open("rb", buffering=0) as file:
         fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_NONBLOCK)

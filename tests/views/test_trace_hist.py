@@ -300,7 +300,7 @@ def test_synthetic_events_come_and_go(fs: Tracefs) -> None:
     fs.write("synthetic_events", "one u64 a; char name[16]\ntwo int b # a comment\n")
     assert fs.read("synthetic_events") == "one\tu64 a; char[16] name\ntwo\tint b\n"
     assert fs.read("dynamic_events") == "s:synthetic/one\tu64 a; char[16] name\ns:synthetic/two\tint b\n"
-    assert fs.read("available_events").endswith("synthetic:one\nsynthetic:two\n")
+    assert fs.read("available_events").startswith("synthetic:two\nsynthetic:one\n")  # the newest stand first
     fs.write("events/synthetic/two/enable", "1")
     assert fs.refused("synthetic_events", "!two", append=True) == errno.EBUSY
     assert fs.refused("synthetic_events", "\n") == errno.EBUSY
@@ -316,6 +316,24 @@ def test_synthetic_events_come_and_go(fs: Tracefs) -> None:
     fs.system.mkdir("/sys/kernel/tracing/instances/mine")
     fs.write("synthetic_events", "four u8 c")
     assert fs.read("instances/mine/events/synthetic/four/enable") == "0\n"
+
+
+def test_an_instance_goes_with_its_histograms(fs: Tracefs) -> None:
+    fs.system.mkdir("/sys/kernel/tracing/instances/mine")
+    fs.write("synthetic_events", "freed u64 size")
+    mine = "instances/mine/"
+    fs.write(mine + KMALLOC + "trigger", "hist:keys=ptr:size_=bytes_req")
+    fs.append(mine + KMALLOC + "trigger", "traceoff if bytes_req == 5")
+    fs.write(mine + FREE + "trigger", "hist:keys=ptr:onmatch(kmem.kmalloc).freed($size_)")
+    fs.write(mine + "events/synthetic/freed/enable", "1")
+    fs.command("a = kmalloc 100")
+    fs.command("kfree a")
+    assert fs.lines() == []
+    assert [line.rpartition(": ")[2] for line in fs.lines(mine + "trace")] == ["size=100"]
+    assert fs.refused("synthetic_events", "!freed", append=True) == errno.EBUSY
+    fs.system.rmdir("/sys/kernel/tracing/instances/mine")
+    fs.append("synthetic_events", "!freed")
+    assert fs.read("synthetic_events") == ""
 
 
 @pytest.mark.parametrize(
