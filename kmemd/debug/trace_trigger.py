@@ -25,7 +25,8 @@ UNLIMITED = -1
 SWITCHES, WRITES, POST = range(3)
 NAMED_MISMATCH = "Named hist trigger doesn't match existing named trigger (includes variables)"
 SILENT = Complaints("", lambda message, at: None)
-_COMMAND = re.compile(r"!?([^!: \t]\w*)")
+_END = re.compile(r"[: \t]")
+"""What ends a command's name."""
 COMMANDS = (
     "traceon",
     "traceoff",
@@ -104,8 +105,7 @@ class Triggers:
         """Take a command. EINVAL; EEXIST when the event has such a trigger, ENOENT when it has none to remove."""
         self._tracing.sync()
         text = text.strip()
-        found = _COMMAND.match(text)
-        command = found[1] if found is not None else ""
+        command = _END.split(text, maxsplit=1)[0].removeprefix("!")
         if command not in COMMANDS:
             raise KernelError(errno.EINVAL, f"no trigger {command}: {' '.join(COMMANDS)}")
         if command == "hist":
@@ -193,7 +193,7 @@ class Triggers:
 
     def _write_hist(self, array: TraceArray, file: EventFile, text: str) -> None:
         """``hist:…`` or ``!hist:…``. EINVAL, EEXIST, ENOENT, EBUSY (``event_hist_trigger_parse``)."""
-        rest = re.split(r"[: \t]", text, maxsplit=1)[1:]
+        rest = _END.split(text, maxsplit=1)[1:]
         parameters = rest[0].strip() if rest else ""
         where = f"hist:{file.event.system}:{file.event.name}"
         command = f"hist:{parameters}"

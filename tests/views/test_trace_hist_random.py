@@ -87,7 +87,7 @@ def remove_all(fs: Tracefs, name: str) -> None:
     with suppress(OSError):
         for line in fs.lines(name):
             with suppress(OSError):
-                fs.append(name, "!" + line.rpartition(" [")[0])
+                fs.append(name, "!" + line.rpartition(" [" if line.startswith("hist") else ":")[0])
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

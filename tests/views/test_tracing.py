@@ -158,6 +158,7 @@ def test_triggers_switch_tracing_and_events(fs: Tracefs) -> None:
     fs.write(KMALLOC + "trigger", "!enable_event:kmem:kfree", append=True)
     assert fs.read(KMALLOC + "trigger").startswith("# Available triggers:\n# traceon traceoff")
     assert fs.refused(KMALLOC + "trigger", "nonsense") == errno.EINVAL
+    assert fs.refused(KMALLOC + "trigger", "stacktrace()") == errno.EINVAL
 
 
 def test_histograms(fs: Tracefs) -> None:
