@@ -76,6 +76,7 @@ from kmemd.mm.stackdepot import StackDepot
 from kmemd.mm.swap import Swap
 from kmemd.mm.swapfile import SwapFiles
 from kmemd.mm.sysinfo import totalram_pages
+from kmemd.mm.trace_writeback import watch_dirty_limits
 from kmemd.mm.units import KIB_PER_PAGE, PAGE_SHIFT
 from kmemd.mm.user_regs import UserMode
 from kmemd.mm.vmscan import Vmscan
@@ -396,6 +397,7 @@ class Kernel:
             self.page_alloc,
             lambda: self.compaction.scanner if self.movers is not None else None,
             lambda: self.user.migrate if self.movers is not None else None,
+            self.context.trace,
         )
         self.cma.use(contig)
         self.contig = contig if self.machine.gbpages else None
@@ -448,6 +450,7 @@ class Kernel:
             long_bits=bits,
             limit_changed=lambda: self.user.block.throttle.set_ratelimit(),
             interval_changed=lambda: self.user.block.flushers.wakeup_flusher_threads(),
+            looked_at=watch_dirty_limits(self.vmstat, lambda: self.user.block.throttle.dirty_limit),
         )
 
     def _init_huge_pages(self) -> None:

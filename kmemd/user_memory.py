@@ -445,7 +445,8 @@ class UserMemory:
             ),
         )
         self.split_huge_pages = make_split_huge_pages(kernel, self)
-        self.vmas = VmaList(self.rmap, lambda: kernel.mmap.max_map_count, self.vma_pages.split_huge)
+        max_map_count = lambda: kernel.mmap.max_map_count  # noqa: E731
+        self.vmas = VmaList(self.rmap, max_map_count, self.vma_pages.split_huge, kernel.context.trace)
         self.mbind = Mbind(
             kernel.mempolicy,
             self.migrate,

@@ -8,19 +8,29 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kmemd.core.trace import Ring
 from kmemd.core.trace_pages import PAGE_DATA
 from kmemd.debug.trace_errors import ErrorLog
 from kmemd.debug.trace_filter import Filter
 from kmemd.debug.trace_format import Event, Layout
+from kmemd.debug.trace_ftrace import EVENTS as FTRACE_EVENTS
+from kmemd.debug.trace_ftrace import PRINT
 from kmemd.debug.trace_options import DEFAULT_OPTIONS, GRAPH_DEFAULTS
 from kmemd.errors import KernelError
+
+if TYPE_CHECKING:
+    from kmemd.debug.trace_hist import Histogram
+    from kmemd.debug.trace_hist_actions import SnapshotNote
+    from kmemd.debug.trace_trigger import Trigger
 
 BUFFER_SIZE = 1441792
 """TRACE_BUF_SIZE_DEFAULT, in bytes per CPU, once the ring is expanded."""
 MIN_PAGES = 2
+CLOCKS_OF_OTHER_UNITS = ("counter", "uptime", "x86-tsc")
+MARKER = next(event for event in FTRACE_EVENTS if event.id == PRINT)
+"""What ``trace_marker`` makes: an event that triggers can be set on."""
 CLOCKS = ("local", "global", "counter", "uptime", "perf", "mono", "mono_raw", "boot", "tai", "x86-tsc")
 
 
@@ -33,6 +43,7 @@ def pages_for(size: int) -> int:
 class EventFile:
     """An event in one array: whether it is recorded, and what happens besides.
 
+    ``conditional``: its triggers look at the record, so that they run when there is one.
     ``soft``: how many triggers keep the event on, of its own or of others; ``soft_disabled``: on for them alone.
     """
 
@@ -43,7 +54,8 @@ class EventFile:
     soft: int = 0
     soft_disabled: bool = False
     filter: Filter | None = None
-    triggers: list[Any] = field(default_factory=list)
+    triggers: list[Trigger] = field(default_factory=list)
+    conditional: bool = False
 
     @property
     def wanted(self) -> bool:
@@ -54,6 +66,10 @@ class EventFile:
     def recording(self) -> bool:
         """Whether its records are to be kept."""
         return self.wanted and not self.soft_disabled
+
+    def update_conditional(self) -> None:
+        """The triggers are others: say whether they look at the record (``update_cond_flag``)."""
+        self.conditional = any(trigger.filter is not None or trigger.needs_record for trigger in self.triggers)
 
     @property
     def plain(self) -> bool:
@@ -83,15 +99,30 @@ class EventFile:
 
 
 class TraceArray:
-    """One set of buffers. ``changed()`` is called when what is on has changed."""
+    """One set of buffers. ``changed()`` is called when what is on has changed, or which ring is written to.
+
+    ``tables`` are the layouts of records; ``spare`` is the snapshot's ring while there is one (``max_buffer``), and
+    ``snapshot_note`` the histogram that alone may take snapshots then.
+    """
 
     def __init__(
-        self, name: str, cpus: int, files: Iterator[EventFile], changed: Callable[[], None], expanded: bool
+        self,
+        name: str,
+        cpus: int,
+        files: Iterator[EventFile],
+        changed: Callable[[], None],
+        expanded: bool,
+        tables: tuple[Any, Any],
+        marker: Layout,
     ) -> None:
         self.name = name
         self.cpus = cpus
         self.expanded = expanded
-        self.ring = Ring([pages_for(BUFFER_SIZE) if expanded else MIN_PAGES] * cpus)
+        self._tables = tables
+        self.ring = self._make_ring([pages_for(BUFFER_SIZE) if expanded else MIN_PAGES] * cpus)
+        self.spare: Ring | None = None
+        self.snapshot_note: SnapshotNote | None = None
+        self.marker = EventFile(MARKER, marker, -1)
         self.files = {(file.event.system, file.event.name): file for file in files}
         self.options = set(DEFAULT_OPTIONS)
         self.clock = "global"
@@ -123,6 +154,19 @@ class TraceArray:
     def of_system(self, system: str) -> list[EventFile]:
         """The events of a system."""
         return [file for (owner, _), file in self.files.items() if owner == system]
+
+    def find(self, system: str, name: str) -> EventFile | None:
+        """An event, or what ``trace_marker`` makes (``ftrace:print``); None for others."""
+        if (system, name) == (MARKER.system, MARKER.name):
+            return self.marker
+        return self.files.get((system, name))
+
+    def histograms(self) -> Iterator[Histogram]:
+        """The histograms of all its events."""
+        for file in (*self.files.values(), self.marker):
+            for trigger in file.triggers:
+                if trigger.histogram is not None:
+                    yield trigger.histogram
 
     def file(self, system: str, name: str) -> EventFile:
         """An event. ENOENT."""
@@ -208,21 +252,67 @@ class TraceArray:
         for number in chosen:
             sizes[number] = pages_for(size)
         self.ring.resize(sizes)
+        if self.spare is not None:
+            self.spare.resize(sizes)
 
     def reset(self, cpu: int | None = None) -> None:
         """Forget the records of a CPU, or of all."""
         for number in range(self.cpus) if cpu is None else (cpu,):
             self.ring.reset(number)
 
-    def counts(self) -> tuple[int, int]:
-        """Entries in the buffers, and entries written."""
-        return sum(self.entries(cpu) for cpu in range(self.cpus)), sum(self.written(cpu) for cpu in range(self.cpus))
+    def set_clock(self, name: str) -> None:
+        """Choose the clock and empty the buffers: times of two clocks do not mix. EINVAL (``tracing_set_clock``)."""
+        if name not in CLOCKS:
+            raise KernelError(errno.EINVAL, f"no clock {name}: {' '.join(CLOCKS)}")
+        self.clock = name
+        self.reset()
+        self.reset_snapshot()
+        self._changed()
 
-    def entries(self, cpu: int) -> int:
+    @property
+    def clock_in_ns(self) -> bool:
+        """Whether the clock counts nanoseconds."""
+        return self.clock not in CLOCKS_OF_OTHER_UNITS
+
+    def counts(self, ring: Ring | None = None) -> tuple[int, int]:
+        """Entries in the buffers, and entries written; of the snapshot's ring when it is given."""
+        cpus = range(self.cpus)
+        return sum(self.entries(cpu, ring) for cpu in cpus), sum(self.written(cpu, ring) for cpu in cpus)
+
+    def entries(self, cpu: int, ring: Ring | None = None) -> int:
         """Entries of a CPU that can be read."""
-        written, overrun, _, read = (int(word) for word in self.ring.state[cpu, 6:10])
+        written, overrun, _, read = (int(word) for word in (ring or self.ring).state[cpu, 6:10])
         return written - overrun - read
 
-    def written(self, cpu: int) -> int:
+    def written(self, cpu: int, ring: Ring | None = None) -> int:
         """Entries of a CPU ever written, as the trace's header counts them: those read are not."""
-        return self.entries(cpu) + int(self.ring.state[cpu, 7])
+        return self.entries(cpu, ring) + int((ring or self.ring).state[cpu, 7])
+
+    # -- snapshots ---------------------------------------------------------------------------------------
+
+    def _make_ring(self, sizes: list[int]) -> Ring:
+        ring = Ring(sizes)
+        ring.lay_out(*self._tables)
+        return ring
+
+    def allocate_snapshot(self) -> None:
+        """Have a second ring, of the first one's size (``tracing_alloc_snapshot_instance``)."""
+        if self.spare is None:
+            self.spare = self._make_ring(self.ring.sizes())
+
+    def free_snapshot(self) -> None:
+        """Give the second ring back (``free_snapshot``)."""
+        self.spare = None
+
+    def reset_snapshot(self, cpu: int | None = None) -> None:
+        """Forget the snapshot's records of a CPU, or of all."""
+        if self.spare is not None:
+            for number in range(self.cpus) if cpu is None else (cpu,):
+                self.spare.reset(number)
+
+    def swap(self) -> None:
+        """Exchange the rings: what was recorded is the snapshot (``update_max_tr``). Preconditions: there are two."""
+        assert self.spare is not None
+        self.spare.on, self.spare.overwrite = self.ring.on, self.ring.overwrite
+        self.ring, self.spare = self.spare, self.ring
+        self._changed()

@@ -56,9 +56,9 @@ def head(number: int, pid: int, flags: int = 0) -> bytes:
     return struct.pack("<HBBi", number, flags, 0, pid)
 
 
-def print_record(pid: int, ip: int, text: bytes) -> bytes:
-    """A message of ``trace_marker``."""
-    return head(PRINT, pid) + ip.to_bytes(8, "little") + text + b"\0"
+def print_record(pid: int, ip: int, text: bytes, word: int) -> bytes:
+    """A message of ``trace_marker``, on a machine with words of ``word`` bytes."""
+    return head(PRINT, pid) + ip.to_bytes(word, "little") + text + b"\0"
 
 
 def raw_record(pid: int, data: bytes) -> bytes:

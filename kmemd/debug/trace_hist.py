@@ -1,286 +1,395 @@
 """Histograms of events: how often, and how much, by keys (kernel/trace/trace_events_hist.c, tracing_map.c).
 
-``hist:keys=call_site.sym,order:vals=bytes_req:sort=bytes_req.descending:size=1024``. Left out: variables, expressions,
-actions (onmatch, onmax), named histograms.
+``hist:keys=call_site.sym,order:vals=bytes_req:sort=bytes_req.descending:size=1024``. Variables keep a value for each
+key, which other events of the same keys can use; actions are in ``trace_hist_actions``.
 """
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from kmemd.debug import trace_hist_fields as fields
 from kmemd.debug.trace_filter import Sample
-from kmemd.debug.trace_format import Layout
-from kmemd.errors import KernelError
+from kmemd.debug.trace_hist_actions import Action, ActionMaker, FieldVariable, parse_action
+from kmemd.debug.trace_hist_fields import HistField, Hit
+from kmemd.debug.trace_hist_parse import (
+    MAX_KEYS,
+    MAX_VALUES,
+    MAX_VARS,
+    Complaints,
+    FieldParser,
+    HistAttributes,
+    HistError,
+    variables_of,
+)
 
 if TYPE_CHECKING:
     from kmemd.debug.trace import Tracing
+    from kmemd.debug.trace_array import EventFile, TraceArray
 
-WORD = 0xFFFFFFFFFFFFFFFF
-DEFAULT_BITS = 11
-MIN_BITS, MAX_BITS = 7, 17
+WORD = fields.WORD
 STACK_DEPTH = 16
-MAX_KEYS = 3
-MODIFIERS = ("hex", "sym", "sym-offset", "execname", "log2", "percent", "graph", "buckets")
-VALUE_MODIFIERS = ("hex", "percent", "graph")
-COMMANDS = {"pause": "pause", "cont": "cont", "continue": "cont", "clear": "clear"}
-
-
-class HistError(KernelError):
-    """EINVAL; ``at`` is the part of the command that was wrong."""
-
-    def __init__(self, message: str, at: str = "") -> None:
-        super().__init__(errno.EINVAL, message)
-        self.message = message
-        self.at = at
-
-
-@dataclass(frozen=True)
-class HistField:
-    """A key or a value: its name, how it is shown, how it is read."""
-
-    name: str
-    modifier: str
-    get: Callable[[Sample], Any]
-    text: bool = False
-    buckets: int = 0
-
-    @property
-    def spec(self) -> str:
-        """As the trigger file shows it."""
-        size = f"={self.buckets}" if self.buckets else ""
-        return f"{self.name}.{self.modifier}{size}" if self.modifier else self.name
+MAX_SORT = 2
+BAR = 20
+NOT_UNIQUE = "Variable name not unique, need to use fully qualified name (subsys.event.var) for variable"
 
 
 @dataclass
-class HistSpec:
-    """What a command asks for; ``command`` is pause, cont or clear."""
+class Element:
+    """What belongs to one tuple of keys: sums, variables, and the name of the task that came first."""
 
-    keys: list[HistField]
-    values: list[HistField]
-    sort: list[tuple[int, bool]] = field(default_factory=list)
-    bits: int = DEFAULT_BITS
-    command: str = ""
+    keys: tuple[Any, ...]
+    sums: list[int]
+    comm: str
+    values: dict[str, Any] = field(default_factory=dict)
+    unset: set[str] = field(default_factory=set)
 
-    @property
-    def identity(self) -> tuple[object, ...]:
-        """What two histograms have in common that count the same."""
-        return tuple(key.spec for key in self.keys), tuple(value.spec for value in self.values), tuple(self.sort)
-
-
-def parse_hist(text: str, layout: Layout) -> HistSpec:
-    """A definition, "hist:keys=…". HistError."""
-    options: dict[str, str] = {}
-    command = ""
-    for part in text.split(":")[1:]:
-        name, equals, value = part.partition("=")
-        if not equals and part in COMMANDS:
-            command = COMMANDS[part]
-        elif equals and name in _NAMES:
-            options[_NAMES[name]] = value
-        else:
-            raise HistError("Couldn't find field", part)
-    if not options.get("keys"):
-        raise HistError("Couldn't create histogram for field", "")
-    keys = [_field(word, layout, MODIFIERS) for word in options["keys"].split(",")]
-    if len(keys) > MAX_KEYS:
-        raise HistError("Too many subexpressions (3 max)", options["keys"])
-    names = [word for word in options.get("vals", "").split(",") if word not in ("", "hitcount")]
-    spec = HistSpec(keys, [_value(word, layout) for word in names], command=command)
-    spec.sort = _sort(options.get("sort", ""), spec)
-    spec.bits = _bits(options.get("size", ""))
-    return spec
+    def set(self, name: str, value: Any) -> None:
+        """Give a variable a value."""
+        self.values[name] = value
+        self.unset.discard(name)
 
 
-_NAMES = {
-    "keys": "keys",
-    "key": "keys",
-    "vals": "vals",
-    "val": "vals",
-    "values": "vals",
-    "sort": "sort",
-    "size": "size",
-}
+@dataclass
+class HistMap:
+    """The elements (``struct tracing_map``): at most 2 to the power of ``bits``."""
 
+    bits: int
+    elements: dict[tuple[Any, ...], Element] = field(default_factory=dict)
+    hits: int = 0
+    drops: int = 0
 
-def _bits(text: str) -> int:
-    if not text:
-        return DEFAULT_BITS
-    if not text.isdigit() or not MIN_BITS <= max(int(text) - 1, 0).bit_length() <= MAX_BITS:
-        raise HistError("Couldn't create histogram for field", text)
-    return (int(text) - 1).bit_length()
+    def insert(self, keys: tuple[Any, ...], values: int, comm: str) -> Element | None:
+        """The element of these keys, a new one if need be; None when the table is full (``tracing_map_insert``)."""
+        found = self.elements.get(keys)
+        if found is None:
+            if len(self.elements) >= 1 << self.bits:
+                self.drops += 1
+                return None
+            found = self.elements[keys] = Element(keys, [0] * (1 + values), comm)
+        self.hits += 1
+        return found
 
-
-def _value(word: str, layout: Layout) -> HistField:
-    made = _field(word, layout, VALUE_MODIFIERS)
-    if made.text:
-        raise HistError("String type can not be an operand in expression", word)
-    return made
-
-
-def _field(word: str, layout: Layout, modifiers: tuple[str, ...]) -> HistField:
-    if word in ("stacktrace", "common_stacktrace"):
-        return HistField("stacktrace", "", lambda sample: sample.stack)
-    name, dot, modifier = word.partition(".")
-    modifier, _, size = modifier.partition("=")
-    if dot and (modifier not in modifiers or (modifier == "buckets" and not size.isdigit())):
-        raise HistError("Invalid field modifier", word.partition(".")[2])
-    get, text = _getter(name, layout)
-    buckets = int(size) if modifier == "buckets" else 0
-    if modifier == "execname":
-        if name != "common_pid":
-            raise HistError("Invalid field modifier", modifier)
-        return HistField(name, modifier, lambda sample: (get(sample), sample.comm))
-    if modifier == "log2":
-        return HistField(name, modifier, lambda sample: max(get(sample) - 1, 0).bit_length())
-    if buckets:
-        return HistField(name, modifier, lambda sample: get(sample) // buckets * buckets, buckets=buckets)
-    return HistField(name, modifier, get, text)
-
-
-def _getter(name: str, layout: Layout) -> tuple[Callable[[Sample], Any], bool]:
-    if name in ("common_cpu", "cpu"):
-        return (lambda sample: sample.cpu), False
-    if name == "common_timestamp":
-        return (lambda sample: sample.ns), False
-    found = layout.fields.get(name)
-    if found is None:
-        raise HistError("Couldn't find field", name)
-    declared = found
-    if declared.is_text:
-        return (lambda sample: declared.text(sample.record)), True
-    return (lambda sample: declared.value(sample.record) & WORD), False
-
-
-def _sort(text: str, spec: HistSpec) -> list[tuple[int, bool]]:
-    """Sort keys as places in (hitcount, values…, keys…) and whether they descend."""
-    if not text:
-        return [(0, False)]
-    words = text.split(",")
-    if len(words) > 2:
-        raise HistError("Too many sort fields (Max = 2)", text)
-    names = ["hitcount", *(value.name for value in spec.values), *(key.name for key in spec.keys)]
-    chosen = []
-    for word in words:
-        name, _, order = word.partition(".")
-        if not name:
-            raise HistError("Empty sort field", text)
-        if order not in ("", "ascending", "descending"):
-            raise HistError("Invalid sort modifier", order)
-        if name not in names:
-            raise HistError("Sort field must be a key or a val", name)
-        chosen.append((names.index(name), order == "descending"))
-    return chosen
+    def clear(self) -> None:
+        """Begin anew."""
+        self.elements.clear()
+        self.hits = self.drops = 0
 
 
 class Histogram:
-    """The counts of one trigger: for each tuple of keys, how often it was seen and the sums of the values."""
+    """The histogram of one trigger of ``file`` (``struct hist_trigger_data``); ``removing``: to find one that is there.
 
-    def __init__(self, spec: HistSpec, tracing: Tracing) -> None:
-        self.spec = spec
-        self.paused = spec.command == "pause"
-        self._tracing = tracing
-        self._counts: dict[tuple[Any, ...], list[int]] = {}
-        self._hits = 0
-        self._drops = 0
+    Invariants: a reference's ``place`` is its index in ``references``; ``map`` is shared by histograms of one name.
+    """
 
-    def same(self, spec: HistSpec) -> bool:
-        """Whether a command means this one."""
-        return self.spec.identity == spec.identity
+    def __init__(
+        self,
+        tracing: Tracing,
+        array: TraceArray,
+        file: EventFile,
+        attributes: HistAttributes,
+        wrong: Complaints,
+        *,
+        removing: bool = False,
+    ) -> None:
+        self.tracing = tracing
+        self.array = array
+        self.file = file
+        self.attributes = attributes
+        self.condition = ""
+        self._wrong = wrong
+        self.references: list[HistField] = []
+        self.saved: list[FieldVariable] = []
+        self.field_variables: list[FieldVariable] = []
+        self.helpers: list[tuple[EventFile, str]] = []
+        self.actions: list[Action] = [parse_action(text, array, wrong) for text in attributes.actions]
+        variables = variables_of(attributes.assignments, wrong)
+        self.parser = FieldParser(file, variables, wrong, self._refer_to, self.references)
+        self.values = self._values(wrong)
+        self.variables: list[HistField] = []
+        for name, text in variables:
+            if not removing and self.duplicate(name):
+                raise wrong.error("Variable already defined", name)
+            self.variables.append(self.parser.variable(name, text))
+        self.keys = self._keys()
+        self._key_getters = [key.get for key in self.keys]
+        self.sort = SortKeys(self, wrong).parse(attributes.sort)
+        self.map = HistMap(attributes.bits)
 
-    def obey(self, command: str) -> None:
-        """Pause, go on or begin anew."""
-        if command == "clear":
-            self._counts.clear()
-            self._hits = self._drops = 0
-        else:
-            self.paused = command == "pause"
+    def _values(self, wrong: Complaints) -> list[HistField]:
+        words = self.attributes.vals.split(",") if self.attributes.vals else []
+        chosen = [word for word in words if word != "hitcount"]
+        if len(chosen) > MAX_VALUES:
+            raise HistError(f"a histogram sums {MAX_VALUES} values at most")
+        return [self.parser.value(word) for word in chosen]
+
+    def _keys(self) -> list[HistField]:
+        words = self.attributes.keys.split(",")
+        keys = [self.parser.key(word, self._frames) for word in words[:MAX_KEYS]]
+        if len(words) > MAX_KEYS:
+            raise HistError(f"a histogram has {MAX_KEYS} keys at most")
+        return keys
+
+    def _frames(self, sample: Sample) -> tuple[int, ...]:
+        return self.tracing.stack(sample.stack)[:STACK_DEPTH]
+
+    def create(self, wrong: Complaints) -> None:
+        """Make the actions ready. HistError."""
+        maker = ActionMaker(self, wrong)
+        for action in self.actions:
+            maker.create(action)
+
+    def release(self) -> None:
+        """The trigger is gone: let go of what the actions held, and of the histograms that were made for them."""
+        for action in self.actions:
+            action.release(self.array, self)
+        for file, command in self.helpers:
+            self.tracing.triggers.remove_hist(self.array, file, command)
+        self.helpers.clear()
+
+    # -- variables ---------------------------------------------------------------------------------------
+
+    def variable(self, name: str) -> HistField | None:
+        """A variable that this histogram sets (``find_var_field``)."""
+        return next((variable for variable in self.variables if variable.var == name), None)
+
+    def is_of(self, system: str | None, event: str | None) -> bool:
+        """Whether a name that may be qualified means this histogram's event."""
+        return system is None or (system, event) == (self.file.event.system, self.file.event.name)
+
+    def duplicate(self, name: str) -> bool:
+        """Whether a histogram of this event has such a variable (``find_var``)."""
+        others = (other for other in self.array.histograms() if other.file is self.file)
+        return any(histogram.variable(name) is not None for histogram in (self, *others))
+
+    def find_variable(self, system: str | None, event: str | None, name: str) -> tuple[Histogram, HistField] | None:
+        """The variable that a reference means, and whose it is; None for none or several (``find_event_var``)."""
+        places = [(system, event)]
+        if system is None:
+            places = [action.match for action in self.actions if action.match[0]] + places
+        for of, called in places:
+            found = self._in_files(of, called, name)
+            if found is not None:
+                return found
+        return None
+
+    def _in_files(self, system: str | None, event: str | None, name: str) -> tuple[Histogram, HistField] | None:
+        found: dict[int, tuple[Histogram, HistField]] = {}
+        for histogram in self.array.histograms():
+            variable = histogram.variable(name)
+            if variable is None or id(histogram.file) in found:
+                continue
+            if system is None or histogram.is_of(system, event):
+                found[id(histogram.file)] = histogram, variable
+        if len(found) > 1:
+            self._wrong.note(NOT_UNIQUE, name)
+            return None
+        return next(iter(found.values()), None)
+
+    def _refer_to(self, system: str | None, event: str | None, name: str) -> HistField | None:
+        found = self.find_variable(system, event, name)
+        if found is None:
+            return None
+        return self.refer(*found, f"{system}.{event}." if system else "")
+
+    def refer(self, owner: Histogram, variable: HistField, qualified: str) -> HistField:
+        """The reference to a variable, made when there is none (``create_var_ref``). HistError: ENOMEM for too many."""
+        for known in self.references:
+            if known.owner is owner and known.name == variable.var:
+                return known
+        if len(self.references) >= MAX_VARS:
+            raise HistError(f"a histogram refers to {MAX_VARS} variables at most")
+        made = fields.reference(owner, variable, len(self.references), qualified)
+        self.references.append(made)
+        return made
+
+    def compatible(self, file: EventFile) -> Histogram | None:
+        """A histogram of an event whose keys are of the same types (``find_compatible_hist``)."""
+        mine = [(key.type, key.size, key.signed) for key in self.keys]
+        for histogram in self.array.histograms():
+            if histogram.file is file and [(key.type, key.size, key.signed) for key in histogram.keys] == mine:
+                return histogram
+        return None
+
+    # -- identity ----------------------------------------------------------------------------------------
+
+    def same(self, other: Histogram, *, ignore_filter: bool = False) -> bool:
+        """Whether two commands mean one histogram (``hist_trigger_match``)."""
+        if not ignore_filter and self.condition != other.condition:
+            return False
+        return self._identity() == other._identity()
+
+    def _identity(self) -> tuple[object, ...]:
+        listed = (self.values, self.variables, self.keys)
+        chosen = tuple(tuple(made.identity for made in group) for group in listed)
+        return chosen, tuple(self.sort), tuple(action.identity for action in self.actions)
+
+    def referred_to(self) -> bool:
+        """Whether another histogram uses one of its variables (``check_var_refs``)."""
+        others = (other for other in self.array.histograms() if other is not self)
+        return any(
+            ref.owner is self and self.variable(ref.name) is not None for other in others for ref in other.references
+        )
+
+    # -- counting ----------------------------------------------------------------------------------------
 
     def add(self, sample: Sample) -> None:
-        """Count a record; a new key is dropped when the table is full (``tracing_map_insert``)."""
-        if self.paused:
+        """Count an event and act on it (``event_hist_trigger``)."""
+        time = self.tracing.clock_value(self.array, sample.ns) if self.parser.timestamps else 0
+        if self.parser.usecs and self.array.clock_in_ns:
+            time = (time + 500) // 1000
+        hit = Hit(sample, time, len(self.references))
+        keys = tuple([get(hit) for get in self._key_getters])
+        if self.references and not self._resolve(hit, keys, own=False):
             return
-        keys = tuple(key.get(sample) for key in self.spec.keys)
-        sums = self._counts.get(keys)
-        if sums is None:
-            if len(self._counts) >= 1 << self.spec.bits:
-                self._drops += 1
-                return
-            sums = self._counts[keys] = [0] * (1 + len(self.spec.values))
-        self._hits += 1
+        element = self.map.insert(keys, len(self.values), sample.comm)
+        if element is None:
+            return
+        hit.comm = element.comm
+        self._update(element, hit)
+        if not self.actions or not self._resolve(hit, keys, own=True):
+            return
+        for action in self.actions:
+            action.run(self, element, hit)
+
+    def _update(self, element: Element, hit: Hit) -> None:
+        sums = element.sums
         sums[0] += 1
-        for place, value in enumerate(self.spec.values, 1):
-            sums[place] = (sums[place] + value.get(sample)) & WORD
+        for place, value in enumerate(self.values, 1):
+            sums[place] = sums[place] + value.get(hit) & WORD
+        for variable in self.variables:
+            found = variable.get(hit)
+            element.set(variable.var, found[: min(variable.size, fields.STRING_SIZE) - 1] if variable.text else found)
+        for made in self.field_variables:
+            made.keep(element, hit)
+
+    def _resolve(self, hit: Hit, keys: tuple[Any, ...], *, own: bool) -> bool:
+        """Read the variables of this histogram, or of others; whether all are set (``resolve_var_refs``)."""
+        for ref in self.references:
+            owner = ref.owner
+            if owner is None or (owner is self) is not own:
+                continue
+            element = owner.map.elements.get(keys)
+            if element is None or ref.name not in element.values or ref.name in element.unset:
+                return False
+            hit.refs[ref.place] = element.values[ref.name]
+            if ref.once and not own:
+                element.unset.add(ref.name)
+        return True
 
     # -- text --------------------------------------------------------------------------------------------
 
-    def describe(self, condition: str) -> str:
-        """Its line of the trigger file, which the histogram repeats."""
-        spec = self.spec
-        fields = ["hitcount", *(value.spec for value in spec.values), *(key.spec for key in spec.keys)]
-        sort = ",".join(fields[place] + (".descending" if down else "") for place, down in spec.sort)
-        keys, values = ",".join(key.spec for key in spec.keys), ",".join(fields[: 1 + len(spec.values)])
-        state = "paused" if self.paused else "active"
-        return f"hist:keys={keys}:vals={values}:sort={sort}:size={1 << spec.bits}{condition} [{state}]\n"
+    def describe(self, state: str) -> str:
+        """Its line of the trigger file, which the histogram repeats (``event_hist_trigger_print``)."""
+        attributes = self.attributes
+        name = f"{attributes.name}:" if attributes.name else ""
+        keys = ",".join(key.spec for key in self.keys)
+        values = ",".join(["hitcount", *(value.spec for value in self.values)])
+        variables = ":" + ",".join(variable.spec for variable in self.variables) if self.variables else ""
+        sorted_by = ["hitcount", *(made.spec for made in (*self.values, *self.keys))]
+        sort = ",".join(sorted_by[place] + (".descending" if down else "") for place, down in self.sort)
+        clock = f":clock={attributes.clock}" if self.parser.timestamps else ""
+        actions = "".join(action.spec for action in self.actions)
+        condition = f" if {self.condition}" if self.condition else ""
+        return (
+            f"hist:{name}keys={keys}:vals={values}{variables}:sort={sort}:size={1 << self.map.bits}"
+            f"{clock}{actions}{condition} [{state}]\n"
+        )
 
-    def text(self, condition: str) -> Iterator[str]:
+    def text(self, state: str) -> Iterator[str]:
         """The ``hist`` file."""
-        yield f"# event histogram\n#\n# trigger info: {self.describe(condition)}#\n\n"
-        totals = [sum(sums[place] for sums in self._counts.values()) for place in range(1 + len(self.spec.values))]
-        most = [max((sums[place] for sums in self._counts.values()), default=0) for place in range(len(totals))]
-        for keys, sums in self._sorted():
-            yield self._keys_text(keys) + f" hitcount: {sums[0]:10d}"
-            for place, value in enumerate(self.spec.values, 1):
-                yield "  " + _value_text(value, sums[place], totals[place], most[place])
-            yield "\n"
-        yield f"\nTotals:\n    Hits: {self._hits}\n    Entries: {len(self._counts)}\n    Dropped: {self._drops}\n"
+        yield f"# event histogram\n#\n# trigger info: {self.describe(state)}#\n\n"
+        elements = list(self.map.elements.values())
+        totals = [sum(element.sums[place] for element in elements) for place in range(1 + len(self.values))]
+        most = [max((element.sums[place] for element in elements), default=0) for place in range(len(totals))]
+        for element in self._sorted(elements):
+            yield self.keys_text(element.keys, element.comm) + f" hitcount: {element.sums[0]:10d}"
+            for place, value in enumerate(self.values, 1):
+                if value.kind != fields.EXPR:
+                    yield "  " + _value_text(value, element.sums[place], totals[place], most[place])
+            yield "".join(action.text(self, element) for action in self.actions) + "\n"
+        note = self.array.snapshot_note
+        if note is not None and note.histogram is self:
+            yield note.text()
+        counts = self.map
+        yield f"\nTotals:\n    Hits: {counts.hits}\n    Entries: {len(elements)}\n    Dropped: {counts.drops}\n"
 
-    def _sorted(self) -> list[tuple[tuple[Any, ...], list[int]]]:
-        rows = list(self._counts.items())
-        for place, down in reversed(self.spec.sort):
-            rows.sort(key=lambda row, place=place: _sort_key(row, place), reverse=down)  # type: ignore[misc]
-        return rows
+    def _sorted(self, elements: list[Element]) -> list[Element]:
+        for place, down in reversed(self.sort):
+            elements.sort(key=self._order(place), reverse=down)
+        return elements
 
-    def _keys_text(self, keys: tuple[Any, ...]) -> str:
-        parts = [self._key_text(key, value) for key, value in zip(self.spec.keys, keys, strict=True)]
-        end = "" if any(key.name == "stacktrace" for key in self.spec.keys) else " "
+    def _order(self, place: int) -> Callable[[Element], Any]:
+        index = place - 1 - len(self.values)
+        if index < 0:
+            return lambda element: element.sums[place]
+        key = self.keys[index]
+        return lambda element: key.order(element.keys[index])
+
+    def keys_text(self, keys: tuple[Any, ...], comm: str) -> str:
+        """An entry's keys in braces (``hist_trigger_print_key``)."""
+        parts = [self._key_text(key, value, comm) for key, value in zip(self.keys, keys, strict=True)]
+        end = "" if any(key.kind == fields.STACKTRACE for key in self.keys) else " "
         return "{ " + ", ".join(parts) + end + "}"
 
-    def _key_text(self, key: HistField, value: Any) -> str:
-        if key.name == "stacktrace":
-            frames = self._tracing.stack(value)[:STACK_DEPTH]
-            return "stacktrace:\n" + "".join(f"         {self._tracing.symbol(frame)}\n" for frame in frames)
-        if key.text:
-            return f"{key.name}: {value:<50}"
+    def _key_text(self, key: HistField, value: Any, comm: str) -> str:
+        if key.kind == fields.STACKTRACE:
+            return "stacktrace:\n" + "".join(f"         {self.tracing.symbol(frame)}\n" for frame in value)
         if key.modifier == "execname":
-            return f"{key.name}: {value[1]:<16}[{value[0]:10d}]"
-        if key.modifier in _KEY_TEXTS:
-            return f"{key.name}: " + _KEY_TEXTS[key.modifier](self._tracing, key, value)
-        return f"{key.name}: {value:10d}"
+            return f"{key.full_name}: {comm:<16}[{value:10d}]"
+        if key.modifier in _KEY_TEXTS and not key.text:
+            return f"{key.full_name}: " + _KEY_TEXTS[key.modifier](self.tracing, key, value)
+        return f"{key.full_name}: {value:<50}" if key.text else f"{key.full_name}: {value:10d}"
 
 
-def _sort_key(row: tuple[tuple[Any, ...], list[int]], place: int) -> Any:
-    keys, sums = row
-    return sums[place] if place < len(sums) else keys[place - len(sums)]
+class SortKeys:
+    """``sort=…`` (``create_sort_keys``): places in (hit count, values…, keys…), and whether they descend."""
+
+    def __init__(self, histogram: Histogram, wrong: Complaints) -> None:
+        self._names = [made.full_name for made in (*histogram.values, *histogram.keys)]
+        self._wrong = wrong
+
+    def parse(self, text: str) -> list[tuple[int, bool]]:
+        """HistError."""
+        if not text:
+            return [(0, False)]
+        words = text.split(",")
+        chosen = []
+        for place, word in enumerate(words[:MAX_SORT]):
+            name, dot, order = word.partition(".")
+            if word and place == MAX_SORT - 1 and len(words) > MAX_SORT:
+                raise self._wrong.error("Too many sort fields (Max = 2)", "sort=")
+            if not name:
+                raise self._wrong.error("Empty sort field", "sort=")
+            if name != "hitcount" and name not in self._names:
+                raise self._wrong.error("Sort field must be a key or a val", name)
+            if dot and order not in ("ascending", "descending"):
+                raise self._wrong.error("Invalid sort modifier", order)
+            index = 0 if name == "hitcount" else 1 + self._names.index(name)
+            chosen.append((index, order == "descending"))
+        return chosen
 
 
 _KEY_TEXTS: dict[str, Callable[[Tracing, HistField, Any], str]] = {
     "hex": lambda tracing, key, value: f"{value:x}",
     "sym": lambda tracing, key, value: f"[{value:x}] {tracing.function_name(value):<45}",
     "sym-offset": lambda tracing, key, value: f"[{value:x}] {tracing.symbol(value):<55}",
+    "syscall": lambda tracing, key, value: f"{'unknown_syscall':<30}[{value:3d}]",
     "log2": lambda tracing, key, value: f"~ 2^{value:<2d}",
     "buckets": lambda tracing, key, value: f"~ {value}-{value + key.buckets - 1}",
 }
 
 
 def _value_text(value: HistField, number: int, total: int, most: int) -> str:
+    name = value.full_name
     if value.modifier == "hex":
-        return f"{value.name}: {number:10x}"
+        return f"{name}: {number:10x}"
     if value.modifier == "percent":
         share = number * 10000 // total if total else 0
-        return f"{value.name} (%): {share // 100:3d}.{share % 100:02d}"
+        return f"{name} (%): {share // 100:3d}.{share % 100:02d}"
     if value.modifier == "graph":
-        return f"{value.name}: {'#' * (number * 20 // most if most else 0):<20}"
-    return f"{value.name}: {number:10d}"
+        length = (number * 10000 // most if most else 0) * BAR // 10000
+        return f"{name}: {'#' * length:<{BAR}}"
+    return f"{name}: {number:10d}"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from kmemd.debug.trace_ftrace import FUNCTION, GRAPH_ENTRY, GRAPH_EXIT, PRINT, RAW_DATA, STACK
 from kmemd.debug.trace_graph import GraphText
 
 if TYPE_CHECKING:
+    from kmemd.core.trace import Ring
     from kmemd.debug.trace import Tracing
     from kmemd.debug.trace_array import TraceArray
 
@@ -32,11 +31,11 @@ def irq_columns(flags: int, preempt: int) -> str:
 IRQ_COLUMNS = {flags << 8 | preempt: irq_columns(flags, preempt) for flags in range(32) for preempt in range(256)}
 
 
-def header(array: TraceArray, online: int) -> str:
-    """What stands above the records (``trace_default_header``)."""
+def header(array: TraceArray, online: int, ring: Ring | None = None) -> str:
+    """What stands above the records of an array, or of its snapshot's ``ring`` (``trace_default_header``)."""
     if "context-info" not in array.options:
         return ""
-    entries, written = array.counts()
+    entries, written = array.counts(ring)
     if array.tracer == "function_graph":
         return GraphText.header(array.graph_options)
     if "latency-format" in array.options:
@@ -82,7 +81,12 @@ def _latency_header(array: TraceArray, entries: int, written: int, online: int) 
 
 
 class Printer:
-    """Makes the lines of one array's records; keeps what function_graph needs from line to line."""
+    """Makes the lines of one array's records; keeps what function_graph needs from line to line.
+
+    ``annotates``: whether a line says where a CPU's buffer begins.
+    """
+
+    annotates = True
 
     def __init__(self, tracing: Tracing, array: TraceArray) -> None:
         self._tracing = tracing
@@ -112,8 +116,7 @@ class Printer:
             special = _SPECIAL.get(number)
             if special is not None:
                 return (self._columns_of(cpu, ns, record) if self._context else "") + special(self, record)
-            name, text_of = self._events[number]
-            maker = self._makers[record[:2]] = f"{name}: ", text_of
+            maker = self._makers[record[:2]] = self._events[number]
         columns = self._columns_of(cpu, ns, record) if self._context else ""
         return f"{columns}{maker[0]}{maker[1](record)}\n"
 
@@ -148,9 +151,14 @@ class Printer:
 
     # what is not an event of its own
 
+    def _message(self, record: bytes) -> tuple[int, str]:
+        """Who says a message, and what."""
+        end = 8 + self._tracing.word
+        text = record[end:].split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+        return int.from_bytes(record[8:end], "little"), text
+
     def _print(self, record: bytes) -> str:
-        where = int.from_bytes(record[8:16], "little")
-        text = record[16:].split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+        where, text = self._message(record)
         return f"{self._tracing.function_name(where)}: {text}"
 
     def _raw(self, record: bytes) -> str:
@@ -178,39 +186,3 @@ _SPECIAL: dict[int, Callable[[Printer, bytes], str]] = {
     FUNCTION: Printer._function,
     STACK: Printer._stack,
 }
-
-
-def merged(array: TraceArray, cpus: range | tuple[int, ...]) -> Iterator[tuple[int, int, bytes]]:
-    """CPU, time and record of what the buffers hold at this moment, in the order of time."""
-    shots = [array.ring.snapshot(cpu) for cpu in cpus]
-    sizes = [rows.shape[1] for rows, _ in shots]
-    times = np.concatenate([rows[0] for rows, _ in shots])
-    owners = np.repeat(np.arange(len(sizes)), sizes)
-    order = np.argsort(times, kind="stable")
-    datas = [data.tobytes() for _, data in shots]
-    rows = np.concatenate([rows for rows, _ in shots], axis=1)
-    for begin in range(0, len(order), 4096):
-        part = order[begin : begin + 4096]
-        columns = rows[:, part]
-        for owner, ns, at, length in zip(owners[part].tolist(), *columns.tolist(), strict=True):
-            yield cpus[owner], ns, datas[owner][at : at + length]
-
-
-def trace_text(tracing: Tracing, array: TraceArray, cpu: int | None, online: int) -> Iterator[str]:
-    """The ``trace`` file: a header, then everything in the buffers."""
-    cpus: tuple[int, ...] = tuple(range(array.cpus)) if cpu is None else (cpu,)
-    yield header(array, online)
-    printer = Printer(tracing, array)
-    annotate = "annotate" in array.options and any(int(array.ring.state[number, 7]) for number in cpus)
-    started: set[int] = set()
-    lines: list[str] = []
-    for index, (number, ns, record) in enumerate(merged(array, cpus)):
-        if annotate and number not in started:
-            started.add(number)
-            if index > 0:
-                lines.append(f"##### CPU {number} buffer started ####\n")
-        lines.append(printer.line(number, ns, record))
-        if len(lines) >= 256:
-            yield "".join(lines)
-            lines.clear()
-    yield "".join(lines) + printer.rest()

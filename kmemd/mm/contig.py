@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from kmemd.core import trace_ids as ev
 from kmemd.core.buddy import MIGRATE_MOVABLE, Buddy
 from kmemd.core.compact import SYNC, Scanner
 from kmemd.core.pages import ALLOCATED, IN_BUDDY, PG_HEAD
+from kmemd.core.trace import TraceLog
 from kmemd.mm import gfp as g
 from kmemd.mm.pace import pieces
 from kmemd.mm.page_supply import PageSupply
@@ -71,7 +73,9 @@ class Contig:
         page_alloc: PageSupply,
         scanner: Callable[[], Scanner | None] = lambda: None,
         migration: Callable[[], Migration | None] = lambda: None,
+        trace: TraceLog | None = None,
     ) -> None:
+        self._trace = trace
         self._buddy = buddy
         self._zones = zones
         self._page_alloc = page_alloc
@@ -150,9 +154,20 @@ class Contig:
             if scanner.unmovable(self._behind_free(low, start), end) >= 0:
                 return False
             moved = yield from self._migrate_range(scanner, migration, start, end)
+            self._trace_isolated(low, start, end)
             return moved and self._take(zi, low, start, end)
         finally:
             self._buddy.unisolate_range(zi, low, high, migratetype)
+
+    def _trace_isolated(self, low: int, start: int, end: int) -> None:
+        """Whether everything is free now, and if not, which page is in the way (test_pages_isolated)."""
+        if self._trace is None or not self._trace.on(ev.TEST_PAGES_ISOLATED):
+            return
+        pages = self._buddy.pages
+        first = pfn = self._block_at(low, start)
+        while pfn < end and pages.kind[pfn] == IN_BUDDY:
+            pfn += 1 << int(pages.order[pfn])
+        self._trace.emit(ev.TEST_PAGES_ISOLATED, first, end, pfn)
 
     def _migrate_range(self, scanner: Scanner, migration: Migration, start: int, end: int) -> Steps[bool]:
         """Move what is in use to other places (``__alloc_contig_migrate_range``)."""

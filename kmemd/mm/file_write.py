@@ -15,12 +15,13 @@ import numpy as np
 
 from kmemd.core import stats
 from kmemd.core.pages import PG_CONTENT, PG_DIRTY, PG_ERROR, PG_WRITEBACK, PageMap
-from kmemd.mm import trace_points
+from kmemd.mm import trace_points, trace_writeback
 from kmemd.mm.blk_mq import BIO_MAX_VECS, REQ_SYNC, SECTORS_PER_PAGE, Bio
 from kmemd.mm.contents import Contents
 from kmemd.mm.errseq import errseq_set
 from kmemd.mm.filemap import File, Indices, PageCache, PFNs, flag
 from kmemd.mm.io_clock import IoClock
+from kmemd.mm.trace_writeback import LONG_MAX, Control
 from kmemd.mm.vmstat import VmStat
 from kmemd.steps import Steps
 
@@ -58,19 +59,30 @@ class FileWriter:
         self._cache, self._pages, self._vmstat, self._contents, self._io = cache, pages, vmstat, contents, io
         self._clean, self._arrived, self._lost = clean, arrived, lost
 
-    def write_range(self, file: File, start: int, end: int, *, limit: int = 1 << 62, flags: int = REQ_SYNC) -> int:
+    def write_range(
+        self,
+        file: File,
+        start: int,
+        end: int,
+        *,
+        limit: int = LONG_MAX,
+        flags: int = REQ_SYNC,
+        control: Control | None = None,
+    ) -> int:
         """Send up to ``limit`` dirty pages of ``[start, end)`` to the disk. How many.
 
-        With REQ_SYNC pages that are under way are waited for first, and then written again; without it they are left.
+        ``control`` is what a flusher goes by; without it the range itself was asked for. With REQ_SYNC pages that are
+        under way are waited for first, and then written again; without it they are left.
         """
         done, step = 0, WINDOW if flags & REQ_SYNC or limit > WINDOW else max(limit, BIO_MAX_VECS)
+        control = control or Control(start, end)
         end = min(end, file.slots.end)
         while start < end and file.nr_dirty and done < limit:
-            done += self._write_window(file, start, min(start + step, end), limit - done, flags)
+            done += self._write_window(file, start, min(start + step, end), limit - done, flags, control)
             start += step
         return done
 
-    def _write_window(self, file: File, start: int, end: int, limit: int, flags: int) -> int:
+    def _write_window(self, file: File, start: int, end: int, limit: int, flags: int, control: Control) -> int:
         """Send the dirty pages of a part of a file."""
         indices, pfns = self._cache.find_get_pages(file, start, end)
         state = self._pages.flags[pfns]
@@ -83,6 +95,7 @@ class FileWriter:
         indices, pfns = indices[dirty][:limit], pfns[dirty][:limit]
         if not len(pfns):
             return 0
+        trace_writeback.pages_to_write(self._vmstat.trace, file, control, len(pfns), limit, bool(flags & REQ_SYNC))
         mapped = self._pages.mapcount[pfns] > 0
         if mapped.any():
             self._clean(file, pfns[mapped])
@@ -120,12 +133,15 @@ class FileWriter:
 
     def wait(self, file: File, start: int = 0, end: int = 1 << 62) -> None:
         """Sleep until nothing of ``[start, end)`` is under write-back (``filemap_fdatawait_range``)."""
-        while any(part.first < end and part.last > start for part in file.in_flight):
+        while waiting := [part.first for part in file.in_flight if part.first < end and part.last > start]:
+            trace_writeback.wait_for_page(self._vmstat.trace, file, max(min(waiting), start))
             self._io.sleep_until(file.wb.disk.drained_by())
 
     def wait_steps(self, file: File) -> Steps[None]:
         """``wait`` for all of a file, in slices."""
         while file.in_flight:
+            first = min(part.first for part in file.in_flight)
+            trace_writeback.wait_for_page(self._vmstat.trace, file, first)
             yield from self._io.sleep_steps(file.wb.disk.drained_by())
 
 

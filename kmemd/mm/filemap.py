@@ -33,7 +33,7 @@ from kmemd.core.pages import (
     PG_WRITEBACK,
     PageMap,
 )
-from kmemd.mm import trace_points
+from kmemd.mm import trace_points, trace_writeback
 from kmemd.mm.mm_types import Mm, Vma
 from kmemd.mm.mmzone import Zone
 from kmemd.mm.page_slots import PageSlots
@@ -98,7 +98,8 @@ class File:
     0 is what took the place of an evicted page: a tmpfs file's swap slot, negated, else a shadow entry. ``data`` is
     the content on the disk by page offset, where it is known. ``users`` counts mappings and whoever else has it
     open: a deleted file goes with the last. ``wb`` is the write-back of its disk (mm/bdi.py), ``blocks_at`` where on
-    the disk its pages are, ``in_flight`` what of it is being written; ``wb_err`` its error sequence, of which
+    the disk its pages are, ``in_flight`` what of it is being written; ``dirtied_when`` the jiffies when it
+    was put on its disk's list of dirty inodes last; ``wb_err`` its error sequence, of which
     ``openers`` have seen a part (mm/errseq.py).
 
     Invariants: ``nrpages`` slots are above 0, ``swapped`` below 0 (tmpfs); ``nr_dirty`` and ``nr_writeback`` of its
@@ -132,6 +133,7 @@ class File:
     in_flight: list[Any] = field(default_factory=list)
     inode_dirty: bool = False
     writeback_index: int = 0
+    dirtied_when: int = 0
     wb_err: int = 0
     openers: dict[int, int] = field(default_factory=dict)
 
@@ -508,8 +510,10 @@ class PageCache:
         """Pages are on their way to the disk (``folio_start_writeback``)."""
         self._pages.flags[pfns] |= _WRITEBACK
         self._counts.move(pfns, 1, (stats.NR_WRITEBACK,), _DIRTY_ZONE)
-        file.nr_writeback += len(pfns)
+        first, file.nr_writeback = not file.nr_writeback, file.nr_writeback + len(pfns)
         if file.wb is not None:
+            if first and len(pfns):
+                trace_writeback.inode(self._vmstat.trace, ev.SB_MARK_INODE_WRITEBACK, file)
             file.wb.writeback += len(pfns)
 
     def end_writeback(self, file: File, pfns: PFNs) -> None:
@@ -519,6 +523,8 @@ class PageCache:
         self._counts.move(pfns, 1, (stats.NR_WRITTEN,))
         file.nr_writeback -= len(pfns)
         if file.wb is not None:
+            if len(pfns) and not file.nr_writeback:
+                trace_writeback.inode(self._vmstat.trace, ev.SB_CLEAR_INODE_WRITEBACK, file)
             file.wb.writeback -= len(pfns)
             file.wb.written += len(pfns)
 

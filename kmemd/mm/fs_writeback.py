@@ -130,9 +130,10 @@ class Flushers:
         if file in wb.b_dirty or file in wb.b_io or file in wb.b_more_io:
             return
         idle = not wb.has_dirty_io
-        wb.b_dirty[file] = self._io.jiffies
+        wb.b_dirty[file] = file.dirtied_when = self._io.jiffies
         if idle and self._knobs.dirty_writeback_centisecs:
             self._wake_later(wb)
+        events.inode(self._context.trace, ev.WRITEBACK_DIRTY_INODE_ENQUEUE, file)
 
     def evicted(self, file: File) -> None:
         """An inode goes."""
@@ -314,9 +315,10 @@ class Flushers:
         writer, first, trace = self._writer(), file.writeback_index, self._context.trace
         since = wb.b_io.get(file, self._io.jiffies)
         events.single_inode(trace, ev.WRITEBACK_SINGLE_INODE_START, wb, file, since, limit, 0)
-        wrote = writer.write_range(file, first, LONG_MAX, limit=limit, flags=flags)
+        control = events.Control(0, LONG_MAX, kupdate=work.kupdate, background=work.background, cyclic=True)
+        wrote = writer.write_range(file, first, LONG_MAX, limit=limit, flags=flags, control=control)
         if wrote < limit and first:
-            wrote += writer.write_range(file, 0, first, limit=limit - wrote, flags=flags)
+            wrote += writer.write_range(file, 0, first, limit=limit - wrote, flags=flags, control=control)
         file.writeback_index = max((part.last for part in file.in_flight), default=0) if wrote >= limit else 0
         if self._io.jiffies > wb.bw_time_stamp + BANDWIDTH_INTERVAL:
             self._throttle().update_bandwidth(wb)
@@ -336,7 +338,7 @@ class Flushers:
         if used_up:
             wb.b_more_io[file] = since or 0
         else:
-            wb.b_dirty[file] = self._io.jiffies
+            wb.b_dirty[file] = file.dirtied_when = self._io.jiffies
         return 0
 
     # -- sync(2) -----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import heapq
 
+from kmemd.core import trace_ids as ev
 from kmemd.core.mmu import MAX_MM
 from kmemd.errors import KernelError
 from kmemd.mm import mm_types as mt
@@ -134,6 +135,7 @@ class MmStructs:
             memory.zap.zap_range(mm, mm.vmas[0].start, mm.vmas[-1].end)
         self._spaces.settings.unaccount(sum(vma.pages for vma in mm.vmas if vma.flags & mt.VM_ACCOUNT))
         memory.rmap.unlink(mm.vmas)
+        memory.zap.counters.trace.emit(ev.EXIT_MMAP, mm.id, mm.id)
         mm.vmas = []
         mm.changed += 1
         memory.tables.free_range(mm.id, 0, 1 << 64 - PAGE_SHIFT)

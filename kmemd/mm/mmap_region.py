@@ -483,7 +483,7 @@ class AddressSpaces:
             prev.flags |= mt.VM_SOFTDIRTY
             self._backing.enter(mm, prev)
         else:
-            self.vmas.insert(mm, Vma(old, new, flags | mt.VM_SOFTDIRTY, old >> PAGE_SHIFT))
+            self.vmas.insert(mm, Vma(old, new, flags | mt.VM_SOFTDIRTY, old >> PAGE_SHIFT), heap=True)
         mm.total_vm += pages
         mm.data_vm += pages
         if flags & mt.VM_LOCKED:
@@ -515,6 +515,7 @@ class AddressSpaces:
         self._account_stack(task, mm, vma, vma.end - address, grow)
         vma.start = address
         vma.pgoff -= grow
+        self.vmas.stored(mm, vma)
         mm.changed += 1
         self._backing.enter(mm, vma)
         return vma

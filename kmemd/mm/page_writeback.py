@@ -78,8 +78,12 @@ class PageWriteback(Tuned):
         long_bits: int = 64,
         limit_changed: Callable[[], None] = lambda: None,
         interval_changed: Callable[[], None] = lambda: None,
+        looked_at: Callable[[int, int], None] = lambda background, limit: None,
     ) -> None:
-        """``limit_changed()`` and ``interval_changed()`` hear of a new dirty limit, and of a new interval but 0."""
+        """``limit_changed()`` and ``interval_changed()`` hear of a new dirty limit, and of a new interval but 0;
+        ``looked_at(background, limit)`` of limits that somebody asked for.
+        """
+        self._looked_at = looked_at
         self._limit_changed, self._interval_changed = limit_changed, interval_changed
         self._interval = 500
         self._zones = zones
@@ -161,7 +165,9 @@ class PageWriteback(Tuned):
         limit = self._limit(self._dirty_bytes, self._dirty_ratio, available)
         background = self._limit(self.dirty_background_bytes, self.dirty_background_ratio, available)
         limit = min(limit, UINT_MAX)
-        return (limit // 2 if background >= limit else background), limit
+        background = limit // 2 if background >= limit else background
+        self._looked_at(background, limit)
+        return background, limit
 
     @staticmethod
     def _limit(count: int, percent: int, available: int) -> int:

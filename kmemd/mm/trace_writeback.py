@@ -5,23 +5,40 @@ The group of an inode is the root's: cgroup write-back is not modelled.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kmemd.core import stats
 from kmemd.core import trace_ids as ev
 from kmemd.mm.clock import HZ
-from kmemd.mm.trace_points import bdi_name
+from kmemd.mm.trace_points import bdi_name, dev
 from kmemd.mm.units import PAGE_SHIFT
 
 if TYPE_CHECKING:
     from kmemd.core.trace import TraceLog
     from kmemd.mm.bdi import BdiWriteback
     from kmemd.mm.filemap import File
+    from kmemd.mm.vmstat import VmStat
 
 BACKGROUND, VMSCAN, SYNC, PERIODIC, LAPTOP_TIMER = range(5)
 """``enum wb_reason``."""
 ROOT_INO = 1
 I_DIRTY_SYNC, I_DIRTY_DATASYNC, I_DIRTY_PAGES, I_SYNC = 1, 2, 4, 1 << 7
 MSEC = 1000
+LONG_MAX = (1 << 63) - 1
+S_IFREG, S_IFBLK = 0o100000, 0o060000
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What is to be written of a file, ``[start, end)`` in pages, and for whom (``struct writeback_control``)."""
+
+    start: int
+    end: int
+    kupdate: bool = False
+    background: bool = False
+    cyclic: bool = False
 
 
 def inode_state(file: File, more: int = 0) -> int:
@@ -109,3 +126,40 @@ def balance(
         *(wb.dirty_ratelimit << kb, rate << kb, pages, task.nr_dirtied_pause),
         *(0, pause * MSEC // HZ, period * MSEC // HZ, think, ROOT_INO),
     )
+
+
+def inode(trace: TraceLog, event: int, file: File) -> None:
+    """An inode gets onto a list, or leaves one (the class writeback_inode_template); the mode has no permissions."""
+    if trace.on(event):
+        mode = S_IFBLK if file.is_device else S_IFREG
+        trace.emit(event, dev(file.device), file.ino, inode_state(file), mode, file.dirtied_when)
+
+
+def pages_to_write(trace: TraceLog, file: File, control: Control, pages: int, limit: int, sync: bool) -> None:
+    """Pages go to the disk, one after the other (wbc_writepage); ``limit`` is how many more there may be."""
+    if not trace.on(ev.WBC_WRITEPAGE):
+        return
+    whole = control.end >= LONG_MAX >> PAGE_SHIFT
+    last = LONG_MAX if whole else (control.end << PAGE_SHIFT) - 1
+    reasons = int(sync), int(control.kupdate), int(control.background), 0, int(control.cyclic)
+    for done in range(pages):
+        place = control.start << PAGE_SHIFT, last, ROOT_INO
+        trace.emit(ev.WBC_WRITEPAGE, bdi_name(file.wb), limit - done, 0, *reasons, *place)
+
+
+def wait_for_page(trace: TraceLog, file: File, index: int) -> None:
+    """Somebody waits for a page that is being written (folio_wait_writeback)."""
+    if trace.on(ev.FOLIO_WAIT_WRITEBACK):
+        trace.emit(ev.FOLIO_WAIT_WRITEBACK, bdi_name(file.wb), file.ino, index)
+
+
+def watch_dirty_limits(vmstat: VmStat, dirty_limit: Callable[[], int]) -> Callable[[int, int], None]:
+    """What hears of limits that somebody asked for (global_dirty_state); ``dirty_limit()`` follows them slowly."""
+
+    def asked(background: int, limit: int) -> None:
+        if vmstat.trace.on(ev.GLOBAL_DIRTY_STATE):
+            now = [vmstat.node_total(item) for item in (stats.NR_FILE_DIRTY, stats.NR_WRITEBACK)]
+            ever = [vmstat.node_total(item) for item in (stats.NR_DIRTIED, stats.NR_WRITTEN)]
+            vmstat.trace.emit(ev.GLOBAL_DIRTY_STATE, *now, background, limit, dirty_limit(), *ever)
+
+    return asked

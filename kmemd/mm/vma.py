@@ -16,11 +16,13 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
 
+from kmemd.core import trace_ids as ev
 from kmemd.errors import KernelError
 from kmemd.mm.mm_types import VM_HUGETLB, VM_SOFTDIRTY, VM_SPECIAL, Mm, Vma
 from kmemd.mm.units import PAGE_SHIFT
 
 if TYPE_CHECKING:
+    from kmemd.core.trace import TraceLog
     from kmemd.mm.filemap import File
     from kmemd.mm.mpol import Policy
     from kmemd.mm.rmap import AnonVma
@@ -72,7 +74,7 @@ class VmaList:
     """Changes the mappings of address spaces.
 
     ``max_map_count()`` is the limit in force; ``split_huge(mm, address)`` makes small entries of a huge one that
-    crosses an address at which a mapping will end.
+    crosses an address at which a mapping will end; ``trace`` hears of mappings that are new or have other bounds.
 
     Invariants of an address space: mappings are in order, disjoint and page aligned; ``mm.changed`` counts the changes;
     ``[mm.full_above, mm.mmap_base)`` has no gap of ``mm.full_length`` bytes.
@@ -83,7 +85,9 @@ class VmaList:
         links: VmaLinks,
         max_map_count: Callable[[], int],
         split_huge: Callable[[Mm, int], None],
+        trace: TraceLog | None = None,
     ) -> None:
+        self._trace = trace
         self._links = links
         self._max_map_count = max_map_count
         self._split_huge = split_huge
@@ -94,16 +98,23 @@ class VmaList:
 
     # -- one mapping -------------------------------------------------------------------------------------
 
-    def insert(self, mm: Mm, vma: Vma, source: Vma | None = None) -> None:
+    def stored(self, mm: Mm, vma: Vma) -> None:
+        """A mapping is in the tree with its bounds of now (``vma_mas_store``)."""
+        if self._trace is not None:
+            self._trace.emit(ev.VMA_STORE, mm.id, vma.object, vma.start, vma.end - 1)
+
+    def insert(self, mm: Mm, vma: Vma, source: Vma | None = None, *, heap: bool = False) -> None:
         """Put a new mapping into the list; with ``source`` it shares that one's anon_vmas. ENOMEM.
 
-        Preconditions: its range is free.
+        Preconditions: its range is free. ``heap``: for brk, which stores without telling.
         """
         self._links.reserve(source)
         mm.vmas.insert(bisect_left(mm.vmas, vma.start, key=_START), vma)
         self._links.link(mm, vma)
         if source is not None:
             self._links.clone(mm, vma, source)
+        if not heap:
+            self.stored(mm, vma)
         mm.changed += 1
 
     def remove(self, mm: Mm, first: int, count: int) -> list[Vma]:
@@ -143,6 +154,9 @@ class VmaList:
             mm.vmas.insert(at + 1, new)
         self._links.link(mm, new)
         self._links.clone(mm, new, vma)
+        if below:
+            self.stored(mm, vma)
+        self.stored(mm, new)
         mm.changed += 1
         return new
 
@@ -237,6 +251,7 @@ class VmaList:
         """``vma`` takes the range up to ``end`` and the ``count`` mappings from ``at`` on (cases 1, 6, 7)."""
         self._drop(mm, at, count)
         vma.end = end
+        self.stored(mm, vma)
         mm.changed += 1
         return vma
 
@@ -244,11 +259,14 @@ class VmaList:
         """``vma`` grows to ``end``, over a hole, over all of ``mid``, or over its beginning (cases 2, 7, 5)."""
         if mid is not None and mid.end == end:
             return self._swallow(mm, vma, at, 1, end)
-        if mid is not None and mid.start < end:
+        shrinks = mid if mid is not None and mid.start < end else None
+        if shrinks is not None:
             self._split_huge(mm, end)
-            mid.pgoff += (end - mid.start) >> PAGE_SHIFT
-            mid.start = end
+            shrinks.pgoff += (end - shrinks.start) >> PAGE_SHIFT
+            shrinks.start = end
         vma.end = end
+        for changed in filter(None, (vma, shrinks)):
+            self.stored(mm, changed)
         mm.changed += 1
         return vma
 
@@ -261,6 +279,7 @@ class VmaList:
             self._drop(mm, at, after - at)
         vma.pgoff -= (vma.start - start) >> PAGE_SHIFT
         vma.start = start
+        self.stored(mm, vma)
         mm.changed += 1
         return vma
 

@@ -35,7 +35,7 @@ class StreamFile:
             piece = next(self._pieces, None)
             if piece is None:
                 break
-            self._window += piece.encode()
+            self._window += piece.encode("utf-8", "surrogateescape")
             self._trim(offset)
         at = offset - self._start
         return bytes(self._window[at : at + size])

@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 from typing import Any
 
+from kmemd.core.trace import Ring
 from kmemd.debug.trace_array import TraceArray
-from kmemd.debug.trace_output import Printer, trace_text, usecs
+from kmemd.debug.trace_output import Printer, usecs
+from kmemd.debug.trace_raw import printer_of
+from kmemd.debug.trace_text import trace_text
 from kmemd.errors import KernelError
 from kmemd.kernel import Kernel
 from kmemd.steps import Steps
@@ -20,12 +23,32 @@ from kmemd.views.tracing import (
     device_file,
     made_device,
     made_file,
+    number,
     size_text,
     store_size,
 )
 from kmemd.views.tree import Caller, Pattern
 
 MARKER_MODE = 0o220
+SNAPSHOT_HELP = """\
+# Snapshot commands:
+# echo 0 > snapshot : Clears and frees snapshot buffer
+# echo 1 > snapshot : Allocates snapshot buffer, if not already allocated.
+#                      Takes a snapshot of the main buffer.
+# echo 2 > snapshot : Clears snapshot buffer (but does not allocate or free)
+#                      (Doesn't have to be '2' works with any number that
+#                       is not a '0' or '1')
+"""
+CPU_SNAPSHOT_HELP = """\
+# Snapshot commands:
+# echo 0 > snapshot : Invalid for per_cpu snapshot file.
+# echo 1 > snapshot : Not supported with this kernel.
+#                     Must use main snapshot file to allocate.
+# echo 2 > snapshot : Clears this cpu's snapshot buffer (but does not allocate)
+#                      (Doesn't have to be '2' works with any number that
+#                       is not a '0' or '1')
+"""
+"""Of a kernel that cannot exchange the buffers of one CPU (without CONFIG_RING_BUFFER_ALLOW_SWAP)."""
 
 
 class TraceFile(StreamFile):
@@ -61,7 +84,7 @@ class PipeFile:
     def read(self, offset: int, size: int) -> bytes | None:
         """Lines that fit, None when there is none; the end when tracing is off and something was read."""
         self._kernel.tracing.sync()
-        printer = Printer(self._kernel.tracing, self._array)
+        printer = printer_of(self._kernel.tracing, self._array)
         parts, room = [self._rest], size - len(self._rest)
         while room > 0:
             line = self._take(printer)
@@ -102,10 +125,14 @@ class PipeFile:
 
 
 class RawPipeFile:
-    """An open ``per_cpu/cpuN/trace_pipe_raw``: whole pages of the ring, taken out as they are read."""
+    """An open ``per_cpu/cpuN/trace_pipe_raw``: whole pages of the ring, taken out as they are read.
 
-    def __init__(self, kernel: Kernel, array: TraceArray, cpu: int) -> None:
+    ``snapshot``: of the snapshot's ring (``snapshot_raw``).
+    """
+
+    def __init__(self, kernel: Kernel, array: TraceArray, cpu: int, *, snapshot: bool = False) -> None:
         self._kernel = kernel
+        self._snapshot = snapshot
         self._array = array
         self._cpu = cpu
         self._rest = b""
@@ -114,15 +141,20 @@ class RawPipeFile:
     def read(self, offset: int, size: int) -> bytes | None:
         """What is left of a page, or the next one; None when there is none."""
         self._kernel.tracing.sync()
-        if not self._rest:
-            self._rest = self._array.ring.read_page(self._cpu) or b""
+        ring = self._ring()
+        if not self._rest and ring is not None:
+            self._rest = ring.read_page(self._cpu) or b""
         data, self._rest = self._rest[:size], self._rest[size:]
         return data or None
 
     def readable(self) -> bool:
         """Whether a read would not wait."""
         self._kernel.tracing.sync()
-        return bool(self._rest) or self._array.ring.peek(self._cpu) is not None
+        ring = self._ring()
+        return bool(self._rest) or (ring is not None and ring.peek(self._cpu) is not None)
+
+    def _ring(self) -> Ring | None:
+        return self._array.spare if self._snapshot else self._array.ring
 
     def write(self, data: bytes) -> Steps[int]:
         """EINVAL: the file cannot be written."""
@@ -155,6 +187,45 @@ class MarkerFile:
         """Nothing to let go."""
 
 
+class SnapshotFile(StreamFile):
+    """An open ``snapshot``: what the buffers held when it was taken, or how to take one."""
+
+    def __init__(self, kernel: Kernel, array: TraceArray, cpu: int | None = None) -> None:
+        super().__init__(lambda: self._text(), lambda text: self._take(text))
+        self._kernel = kernel
+        self._array = array
+        self._cpu = cpu
+
+    def _text(self) -> Any:
+        array = self._array
+        cpus = range(array.cpus) if self._cpu is None else (self._cpu,)
+        if array.spare is None or not any(array.entries(cpu, array.spare) for cpu in cpus):
+            state = "freed" if array.spare is None else "allocated"
+            yield f"# tracer: {array.tracer}\n#\n#\n# * Snapshot is {state} *\n#\n"
+            yield SNAPSHOT_HELP if self._cpu is None else CPU_SNAPSHOT_HELP
+            return
+        online = len(self._kernel.online_cpus)
+        yield from trace_text(self._kernel.tracing, array, self._cpu, online, array.spare)
+
+    def _take(self, text: str) -> None:
+        """0 frees, 1 takes one, others empty (``tracing_snapshot_write``). EINVAL; EBUSY: a histogram takes them."""
+        array = self._array
+        self._kernel.tracing.sync()
+        array.expand()
+        value = number(text)
+        if array.snapshot_note is not None:
+            raise KernelError(errno.EBUSY, "a histogram takes the snapshots of these buffers")
+        if value in (0, 1) and self._cpu is not None:
+            raise KernelError(errno.EINVAL, "the snapshot of one CPU is neither taken nor freed by itself")
+        if value == 0:
+            array.free_snapshot()
+        elif value == 1:
+            array.allocate_snapshot()
+            array.swap()
+        else:
+            array.reset_snapshot(self._cpu)
+
+
 def _stats(kernel: Kernel, array: TraceArray, cpu: int) -> str:
     """``tracing_stats_read``."""
     state = [int(word) for word in array.ring.state[cpu]]
@@ -174,6 +245,7 @@ def _stats(kernel: Kernel, array: TraceArray, cpu: int) -> str:
 
 device_file("trace", WRITE, lambda kernel, array, caller: TraceFile(kernel, array))
 device_file("trace_pipe", READ, lambda kernel, array, caller: PipeFile(kernel, array), pollable=True)
+device_file("snapshot", WRITE, lambda kernel, array, caller: SnapshotFile(kernel, array))
 device_file("trace_marker", MARKER_MODE, lambda kernel, array, caller: MarkerFile(kernel, array, caller, False))
 device_file("trace_marker_raw", MARKER_MODE, lambda kernel, array, caller: MarkerFile(kernel, array, caller, True))
 
@@ -189,6 +261,10 @@ _FILES = _CPU.entry.names  # type: ignore[attr-defined]
 _FILES["trace"] = made_device(WRITE, lambda kernel, array, cpu, caller: TraceFile(kernel, array, cpu))
 _FILES["trace_pipe"] = made_device(READ, lambda kernel, array, cpu, caller: PipeFile(kernel, array, cpu), True)
 _FILES["trace_pipe_raw"] = made_device(READ, lambda kernel, array, cpu, caller: RawPipeFile(kernel, array, cpu), True)
+_FILES["snapshot"] = made_device(WRITE, lambda kernel, array, cpu, caller: SnapshotFile(kernel, array, cpu))
+_FILES["snapshot_raw"] = made_device(
+    READ, lambda kernel, array, cpu, caller: RawPipeFile(kernel, array, cpu, snapshot=True), True
+)
 _FILES["stats"] = made_file(_stats, None)
 _FILES["buffer_size_kb"] = made_file(
     lambda kernel, array, cpu: size_text(array, cpu),

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator
 from typing import Any
 
-from kmemd.debug.trace_array import EventFile, TraceArray
+from kmemd.debug.trace_array import MARKER, EventFile, TraceArray
 from kmemd.debug.trace_filter import Filter, FilterError, make_filter, with_error
 from kmemd.errors import KernelError
 from kmemd.kernel import Kernel
@@ -157,7 +157,9 @@ FTRACE.patterns.append(
         "",
         "event",
         FTRACE_EVENT,
-        lambda kernel, *parameters: [layout.event.name for layout in kernel.tracing.ftrace],
+        lambda kernel, *parameters: [
+            layout.event.name for layout in kernel.tracing.ftrace if layout.event is not MARKER
+        ],
     )
 )
 ROOT.names["ftrace"] = FTRACE
@@ -230,8 +232,8 @@ SYSTEM.names["filter"] = made_file(
 # -- triggers ----------------------------------------------------------------------------------------------
 
 
-def _open_trigger(kernel: Kernel, array: TraceArray, system: str, name: str, caller: Caller) -> CommandFile:
-    file, triggers = array.file(system, name), kernel.tracing.triggers
+def _open_trigger(kernel: Kernel, array: TraceArray, file: EventFile) -> CommandFile:
+    triggers = kernel.tracing.triggers
     return CommandFile(
         lambda: triggers.text(file),
         lambda text: triggers.write(array, file, text),
@@ -239,17 +241,28 @@ def _open_trigger(kernel: Kernel, array: TraceArray, system: str, name: str, cal
     )
 
 
-def _hist(kernel: Kernel, array: TraceArray, system: str, name: str) -> Iterator[str]:
+def _hist(file: EventFile) -> Iterator[str]:
     """The histograms of an event."""
     first = True
-    for trigger in array.file(system, name).triggers:
+    for trigger in file.triggers:
         if trigger.histogram is None:
             continue
         if not first:
             yield "\n\n"
         first = False
-        yield from trigger.histogram.text(f" if {trigger.filter.text}" if trigger.filter is not None else "")
+        yield from trigger.histogram.text(trigger.state)
 
 
-EVENT.names["trigger"] = made_device(WRITE, _open_trigger)
-EVENT.names["hist"] = made_file(_hist, None)
+EVENT.names["trigger"] = made_device(
+    WRITE, lambda kernel, array, system, name, caller: _open_trigger(kernel, array, array.file(system, name))
+)
+EVENT.names["hist"] = made_file(lambda kernel, array, system, name: _hist(array.file(system, name)), None)
+
+PRINT_EVENT = Directory(0o750)
+PRINT_EVENT.names["format"] = made_file(lambda kernel, array: array.marker.layout.format(), None)
+PRINT_EVENT.names["hist"] = made_file(lambda kernel, array: _hist(array.marker), None)
+PRINT_EVENT.names["id"] = made_file(lambda kernel, array: f"{MARKER.id}\n", None)
+PRINT_EVENT.names["trigger"] = made_device(
+    WRITE, lambda kernel, array, caller: _open_trigger(kernel, array, array.marker)
+)
+FTRACE.names[MARKER.name] = PRINT_EVENT

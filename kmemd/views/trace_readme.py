@@ -26,6 +26,13 @@ README = """tracing mini-HOWTO:
   timestamp_mode\t- how times stand in the buffers
        delta:   as differences
 
+  snapshot\t\t- what the buffers held when it was taken
+\t\t\t  Read it to learn how: 1 takes one, 0 frees, 2 empties
+  synthetic_events\t- events made of histograms' variables
+\t\t\t  name type field; type field  (! removes)
+  dynamic_events\t\t- the same as s:[synthetic/]name type field
+\t\t\t  -:[synthetic/]name removes
+
   trace_marker\t\t- what is written here becomes a record
 
   trace_marker_raw\t\t- the same for binary data
@@ -55,6 +62,7 @@ README = """tracing mini-HOWTO:
 \t            disable_event:<system>:<event>
 \t            disable_hist:<system>:<event>
 \t\t    stacktrace
+\t\t    snapshot
 \t\t    hist (see below)
 \t   A '!' before a trigger removes it.
 
@@ -65,6 +73,9 @@ README = """tracing mini-HOWTO:
 \t            [:size=#entries]
 \t            [:pause][:continue][:clear]
 \t            [:name=histname1]
+\t            [:<variable>=<expression>[,...]]
+\t            [:clock=clock]
+\t            [:<handler>.<action>]
 \t            [if <filter>]
 
 \t    The table stands in the event's 'hist' file.
@@ -75,4 +86,16 @@ README = """tracing mini-HOWTO:
 \t            .execname   as a program name
 \t            .log2       as a power of two
 \t            .buckets=size  as a group of values
+\t            .usecs      common_timestamp in microseconds
+\t            .percent    a value as a share of all
+\t            .graph      a value as a bar
+\t    Handlers say when to act:
+\t        onmatch(matching.event)  - the events have the same keys
+\t        onmax(var)               - a variable is larger than before
+\t        onchange(var)            - a variable is another one
+\t    and actions what to do:
+\t        <synthetic_event>(param list)        - make an event
+\t        trace(<synthetic_event>,param list)  - the same
+\t        save(field,...)                      - keep fields
+\t        snapshot()                           - take a snapshot
 """

@@ -1,8 +1,8 @@
 """``/sys/kernel/tracing``: what every trace array has, and what is there once (kernel/trace/trace.c).
 
 A directory in ``instances`` holds the same files as the top, for an array of its own; so every file is declared once
-and finds its array in the path's first parameter, if there is one. Left out: kprobes, uprobes, synthetic and user
-events, function profiles, snapshots, the stack and hwlat tracers.
+and finds its array in the path's first parameter, if there is one. Left out: kprobes, uprobes and user events, function
+profiles, the stack and hwlat tracers.
 """
 
 from __future__ import annotations
@@ -174,13 +174,8 @@ def tracing_on(kernel: Kernel, array: TraceArray) -> str:
 
 
 def _store_clock(kernel: Kernel, array: TraceArray, text: str) -> None:
-    """EINVAL for an unknown clock; the buffers are emptied, as times of two clocks do not mix."""
-    name = text.strip()
-    if name not in CLOCKS:
-        raise KernelError(errno.EINVAL, f"no clock {name}: {' '.join(CLOCKS)}")
-    array.clock = name
-    array.reset()
-    kernel.tracing.update()
+    """EINVAL for an unknown clock; the buffers are emptied."""
+    array.set_clock(text.strip())
 
 
 @text_file("trace_clock", _store_clock)
@@ -378,9 +373,3 @@ def printk_formats(kernel: Kernel, array: TraceArray) -> str:
 def readme(kernel: Kernel, array: TraceArray) -> str:
     """A short guide."""
     return README
-
-
-@text_file("dynamic_events", instances=False)
-def dynamic_events(kernel: Kernel, array: TraceArray) -> str:
-    """Events made at run time: none."""
-    return ""

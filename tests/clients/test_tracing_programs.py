@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients.conftest import KMEMD, PROGRAM_DEADLINE_S, Mounted, program
+from tests.fs.mounting import ROOT, end, start
 
 pytestmark = pytest.mark.mount
 KMALLOC = "events/kmem/kmalloc"
@@ -89,7 +90,46 @@ def test_trace_cmd_extracts_and_reports(mounted: Mounted, tracing: Path, tmp_pat
     assert (tracing / "per_cpu/cpu0/stats").read_text().startswith("entries: 0\n")
 
 
+def test_trace_cmd_takes_and_shows_snapshots(mounted: Mounted, tracing: Path) -> None:
+    program("trace-cmd")
+    (tracing / KMALLOC / "enable").write_text("1")
+    mounted.command("kmalloc 77 n=3")
+    mounted.bound("trace-cmd", "snapshot", "-s")
+    assert mounted.bound("trace-cmd", "snapshot").count(": kmalloc: ") == 3
+    assert ": kmalloc: " not in (tracing / "trace").read_text()
+    mounted.bound("trace-cmd", "snapshot", "-f")
+    assert "# * Snapshot is freed *" in (tracing / "snapshot").read_text()
+
+
 def test_a_descriptor_that_was_made_nonblocking_later_does_not_wait(tracing: Path) -> None:
     with (tracing / "per_cpu/cpu1/trace_pipe_raw").open("rb", buffering=0) as file:
         fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_NONBLOCK)
         assert file.read(4096) is None
+
+
+def test_the_histogram_of_latencies_in_the_docs_runs_as_written(tmp_path: Path) -> None:
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("/dev/fuse is missing")
+    chapter = (ROOT / "docs/tracing.md").read_text().partition("## How long it takes")[2].partition("\n## ")[0]
+    script, shown = ("".join(part) for part in _blocks(chapter))
+    path = tmp_path / "M"
+    path.mkdir()
+    daemon = start(path, ["kmemd", "mount", "--machine", "default", "--seed", "1", "--clock", "manual", str(path)])
+    try:
+        command = ["bash", "-e", "-c", "T=M/sys/kernel/tracing\n" + script]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    finally:
+        end(path, daemon)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == shown
+
+
+def _blocks(chapter: str) -> list[list[str]]:
+    """The two indented blocks of a chapter: what is typed, and what is shown."""
+    blocks: list[list[str]] = [[]]
+    for line in chapter.splitlines(keepends=True):
+        if line.startswith("    "):
+            blocks[-1].append(line[4:])
+        elif blocks[-1]:
+            blocks.append([])
+    return [block for block in blocks if block]

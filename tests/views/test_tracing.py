@@ -7,35 +7,7 @@ import re
 
 import pytest
 
-from kmemd import System
-
-TRACING = "/sys/kernel/tracing/"
-KMALLOC = "events/kmem/kmalloc/"
-
-
-class Tracefs:
-    """A machine, and short words for its tracing files."""
-
-    def __init__(self, machine: str = "two-node") -> None:
-        self.system = System.boot(machine=machine)
-        self.command = self.system.command
-
-    def read(self, name: str) -> str:
-        return self.system.read(TRACING + name).decode()
-
-    def write(self, name: str, text: str, *, append: bool = False) -> int:
-        return self.system.write(TRACING + name, text, append=append)
-
-    def refused(self, name: str, text: str, *, append: bool = False) -> int | None:
-        with pytest.raises(OSError) as caught:  # noqa: PT011
-            self.write(name, text, append=append)
-        return caught.value.errno
-
-    def lines(self, name: str = "trace") -> list[str]:
-        return [line for line in self.read(name).split("\n") if line and not line.startswith("#")]
-
-    def events(self, name: str = "trace") -> list[str]:
-        return [match[1] for line in self.lines(name) if (match := re.search(r"\d: (\w+):", line))]
+from tests.views.tracefs import KMALLOC, TRACING, Tracefs
 
 
 @pytest.fixture
@@ -186,6 +158,7 @@ def test_triggers_switch_tracing_and_events(fs: Tracefs) -> None:
     fs.write(KMALLOC + "trigger", "!enable_event:kmem:kfree", append=True)
     assert fs.read(KMALLOC + "trigger").startswith("# Available triggers:\n# traceon traceoff")
     assert fs.refused(KMALLOC + "trigger", "nonsense") == errno.EINVAL
+    assert fs.refused(KMALLOC + "trigger", "stacktrace()") == errno.EINVAL
 
 
 def test_histograms(fs: Tracefs) -> None:
