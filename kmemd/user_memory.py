@@ -59,7 +59,7 @@ from kmemd.mm.mremap import Mremap
 from kmemd.mm.msync import Msync
 from kmemd.mm.numa_balancing import NumaBalancing
 from kmemd.mm.page_io import SwapIo
-from kmemd.mm.pageout import PageOut
+from kmemd.mm.pageout import PageCosts, PageOut
 from kmemd.mm.pfnmap import DeviceFaults, PfnMap
 from kmemd.mm.pgtable import PageTables
 from kmemd.mm.remote_vm import RemoteVm
@@ -334,7 +334,7 @@ class UserMemory:
             self.huge_split,
             self.huge_pages,
             kernel.context.charge,
-            latency.reclaim_page,
+            PageCosts.of(latency.dram_local, latency.pcp_free, latency.reclaim_page),
         )
         self.block: BlockStorage = BlockStorage(kernel, self)
         self.swap_storage: SwapStorage = SwapStorage(kernel, self)

@@ -78,12 +78,14 @@ def read_file(
 ) -> Slices:
     """Read a range of a file, without length= to its end: what the cache lacks comes from the disk, with readahead.
 
+    /dev/vda and the like is a disk itself, whose pages are Buffers of meminfo.
+
     Without a pattern n= is the same as length=, and data= has the bytes in hexadecimal, when they are 64 at most. With
     pattern= the range is read by n calls of a page each, by default as many as it has pages: one page after the other,
     random ones, or zipf:S. hits= says how many of these found their page in the cache.
     """
     files = kernel.user.files
-    file = files.vfs.lookup(path)
+    file = files.vfs.readable(path)
     if pattern is not None:
         return (yield from _read_pattern(kernel, file, offset, length, n, pattern))
     n = length if n is None else n

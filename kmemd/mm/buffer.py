@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kmemd.core.pages import PG_PRIVATE, PG_UPTODATE, PageMap
+from kmemd.core.pages import PG_DIRTY, PG_PRIVATE, PG_UPTODATE, PageMap
 from kmemd.errors import KernelError
 from kmemd.mm import gfp as g
 from kmemd.mm.bdi import BdiWriteback
@@ -25,7 +25,7 @@ BDEV_DEVICE = "00:06"
 """The file system of block devices' inodes."""
 GFP_BUFFERS = g.GFP_NOFS | g.F.MOVABLE | g.F.NOFAIL
 GFP_HEAD = g.GFP_NOFS | g.F.ACCOUNT
-_PRIVATE, _UPTODATE = flag(PG_PRIVATE), flag(PG_UPTODATE)
+_PRIVATE, _UPTODATE, _DIRTY = flag(PG_PRIVATE), flag(PG_UPTODATE), flag(PG_DIRTY)
 
 
 class Slab(Protocol):
@@ -49,8 +49,8 @@ class Buffers:
     """Device files by disk, and all buffer heads. ``alloc(gfp, n)`` gives pages; ``kernel_data()`` marks what is held
     by the kernel's own structures; ``log(text)`` writes a limited kernel message of level error.
 
-    Invariants: a page with PG_private of a file has the address of its buffer head in ``PageMap.private``, and every
-    page of a device's cache has one.
+    Invariants: a page with PG_private of a file has the address of its buffer head in ``PageMap.private``. A page of a
+    device's cache has one when its file system asked for it; what read(2) brought has none (``blkdev_readahead``).
     """
 
     def __init__(
@@ -118,9 +118,10 @@ class Buffers:
             pfn = self._cache.find_get_page(file, block)
             if pfn < 0:
                 raise KernelError(errno.ENOMEM, f"no page for block {block} of {disk.path}")
-            self.create(np.array([pfn], dtype=np.int64))
             if not self._pages.flags[pfn] & _UPTODATE:
+                self.create(np.array([pfn], dtype=np.int64))
                 raise KernelError(errno.EIO, f"block {block} of {disk.path} cannot be read")
+        self.create(np.array([pfn], dtype=np.int64))
         self._reader().mark_accessed(np.array([pfn], dtype=np.int64))
         return pfn
 
@@ -129,6 +130,7 @@ class Buffers:
         file = self.device(disk)
         pfn = self._cache.find_get_page(file, block)
         if pfn >= 0:
+            self.create(np.array([pfn], dtype=np.int64))
             return pfn
         found = self._alloc(GFP_BUFFERS, 1)
         if not len(found):
@@ -157,7 +159,7 @@ class Buffers:
     # -- proof -------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Each page with PG_private has a head of its own, devices' pages have one. AssertionError."""
+        """Each page with PG_private has a head of its own, devices' dirty pages have one. AssertionError."""
         total = 0
         for file in self._cache.files.values():
             if file.is_shmem or not file.nrpages:
@@ -167,6 +169,7 @@ class Buffers:
             addresses = self._pages.private[held]
             assert addresses.all(), f"{file.path}: a page has PG_private and no buffer head"
             assert len(np.unique(addresses)) == len(held), f"{file.path}: two pages have one buffer head"
-            assert file.device != BDEV_DEVICE or len(held) == len(pfns), f"{file.path}: a page has no buffer head"
+            bare = pfns[self._pages.flags[pfns] & (_PRIVATE | _DIRTY) == _DIRTY]
+            assert file.device != BDEV_DEVICE or not len(bare), f"{file.path}: a dirty page has no buffer head"
             total += len(held)
         assert total == self.heads, f"{total} pages have buffer heads, {self.heads} are in use"

@@ -46,7 +46,8 @@ from kmemd.mm.signals import BUS_ADRERR, SIGBUS, Signal
 from kmemd.mm.units import PAGE_SHIFT, PAGE_SIZE
 from kmemd.mm.vmstat import VmStat
 
-GFP_FILE = g.GFP_HIGHUSER_MOVABLE
+GFP_FILE, GFP_DEVICE = g.GFP_HIGHUSER_MOVABLE, g.GFP_USER
+"""Whose pages they are: files' may be moved, those of block devices are the kernel's (``mapping_gfp_mask``)."""
 GFP_READAHEAD = GFP_FILE | g.F.NORETRY | g.F.NOWARN
 GFP_WRITE = GFP_FILE | g.F.WRITE
 READ_PAGES = 256
@@ -159,13 +160,16 @@ class FileIo:
 
     def read_pages(self, file: File, start: int, end: int, gfp: int = GFP_READAHEAD, flags: int = 0) -> int:
         """Read what the cache lacks of ``[start, end)``; how many pages were read, fewer when memory is short."""
+        ahead = gfp == GFP_READAHEAD
+        if gfp & GFP_FILE == GFP_FILE and file.device == BDEV_DEVICE:
+            gfp = gfp & ~GFP_FILE | GFP_DEVICE
         indices = self._cache.missing(file, start, min(end, file.pages))
         if not len(indices):
             return 0
         self.map_blocks(file, start, end)
         pfns = self.alloc(gfp, len(indices))
         if len(pfns):
-            self.put_in(file, indices[: len(pfns)], pfns, flags or (REQ_RAHEAD if gfp == GFP_READAHEAD else 0))
+            self.put_in(file, indices[: len(pfns)], pfns, flags or (REQ_RAHEAD if ahead else 0))
         return len(pfns)
 
     def put_in(self, file: File, indices: Indices, pfns: PFNs, flags: int) -> None:

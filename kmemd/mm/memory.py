@@ -117,6 +117,7 @@ class Memory:
         self._memcg = memcg
         self._at_limit = False
         self.fault_around = FaultAround(1 << mmu.bits)
+        self._supplied_ns = 0
         self._site = depot.save(FAULT_FRAMES)
         self._charge_site = depot.save(CHARGE_FRAMES)
         self._task: Task | None = None
@@ -160,6 +161,7 @@ class Memory:
         self.mmu.fault_ip = self._user.ip(self._user.access) if self._user.access is not None else 0
         try:
             end = self._first_beyond(mm, vpns)
+            self._supplied_ns = self._context.now
             self.page_alloc.patience = None if patient else PATIENCE
             while done < end and not self._out_of_patience:
                 rows = self.rows(mm, vpns)
@@ -312,6 +314,8 @@ class Memory:
         finally:
             suspended = self.page_alloc.suspended
             self.page_alloc.may_suspend(False)
+            self.page_alloc.needed_over(0)
+            self._supplied_ns = self._context.now
         short, task = len(vpns) - len(pfns), self._task
         again = suspended or self._out_of_patience or (len(pfns) and self._memcg.active)
         self._at_limit = bool(short and again and task is not None and not task.killed)
@@ -322,20 +326,22 @@ class Memory:
         return pfns
 
     def _some_pages(self, row: int, vpns: Vpns) -> Rows:
-        """``_user_pages`` in parts, as long as the caller has patience."""
+        """``_user_pages`` in parts, as long as the caller has patience. The faults were one after the other."""
         vma, done, slow = self._vmas[row], 0, self.page_alloc.slow_paths
-        if self.page_alloc.patience is None or len(vpns) <= SLOW_PAGES:
-            return self._user_pages(vma, self._task, vpns)
+        spent = self._context.now - self._supplied_ns
+        part = len(vpns) if self.page_alloc.patience is None else SLOW_PAGES
         parts: list[Rows] = []
         while done < len(vpns) and not (done and self._out_of_patience):
-            wanted = vpns[done : done + SLOW_PAGES]
+            wanted = vpns[done : done + part]
+            left = len(vpns) - done - len(wanted)
+            self.page_alloc.needed_over(spent * len(wanted) // len(vpns), spent * left // len(vpns))
             parts.append(self._user_pages(vma, self._task, wanted))
             done += len(parts[-1])
             self._tire(self.page_alloc.slow_paths - slow)
             slow = self.page_alloc.slow_paths
             if len(parts[-1]) < len(wanted):
                 break
-        return np.concatenate(parts)
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def _user_pages(self, vma: Vma, task: Task | None, vpns: Vpns) -> Rows:
         """Pages by policy, charged to the task's control group; fewer when either has no more."""

@@ -248,11 +248,10 @@ class PageAllocator:
         self._enter()
         got = 0
         while got < n:
-            more = self._bulk(request, flags, out[got:])
+            some = self._relief.meanwhile(n - got, n)
+            more = self._bulk(request, flags, out[got : got + some])
             got += more
-            if got == n:
-                break
-            if more and self._reclaims_nodes:
+            if more == some or (more and self._reclaims_nodes):
                 continue
             pfn = self._slow_path(request)
             if pfn < 0:
@@ -585,6 +584,10 @@ class PageAllocator:
     @patience.setter
     def patience(self, steps: int | None) -> None:
         self._relief.patience = steps
+
+    def needed_over(self, ns: int, after: int = 0) -> None:
+        """The blocks of the next requests were needed one after the other in ``ns``, which ended ``after`` ns ago."""
+        self._relief.needed_over(ns, after)
 
     def may_suspend(self, allowed: bool) -> None:
         """Whether requests from now on may be ``suspended``."""

@@ -47,6 +47,13 @@ class Relief(Protocol):
     patience: int | None
     may_suspend: bool
 
+    def needed_over(self, ns: int, after: int = 0) -> None:
+        """The blocks of the next requests were needed one after the other in ``ns``, which ended ``after`` ns ago."""
+
+    def meanwhile(self, left: int, n: int) -> int:
+        """Others work while a request for ``n`` blocks still lacks ``left``: how many come before they are looked at
+        again."""
+
     def wakeup_kswapd(self, nid: int, order: int, highest: int, gfp: int = 0) -> None:
         """Wake a node's kswapd. ``gfp`` is what the request may do."""
 

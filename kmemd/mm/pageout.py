@@ -9,7 +9,7 @@ page stays one until it has arrived: its pages are small ones as soon as it has 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -68,12 +68,27 @@ from kmemd.mm.vmstat import VmStat
 
 CHUNK = 256
 """Pages that are handled together: those of one request to a device."""
-UNMAP_SHARE, LOOK_SHARE = 3, 9
-"""Of the time that a page takes to be unmapped and written a clean one that nobody maps takes a third, and a look at
-one that stays a ninth: it is isolated, tested and put back."""
 _DIRTY, _SWAPCACHE, _SWAPBACKED = flag(PG_DIRTY), flag(PG_SWAPCACHE), flag(PG_SWAPBACKED)
 _EXCLUSIVE, _WRITEBACK, _LRU = flag(PG_ANON_EXCLUSIVE), flag(PG_WRITEBACK), flag(PG_LRU)
 _MLOCKED = flag(PG_MLOCKED)
+
+
+class PageCosts(NamedTuple):
+    """ns that reclaim takes for a page.
+
+    ``look``: to isolate, test and put it back; ``drop``: to drop one that is clean and that nobody maps; ``evict``: to
+    unmap it, give it a slot and send it to a device.
+    """
+
+    look: int
+    drop: int
+    evict: int
+
+    @classmethod
+    def of(cls, line: int, free: int, evict: int) -> PageCosts:
+        """As many cache lines of memory as each touches, at ``line`` ns: a page's own; to be dropped, its file's tree
+        and its neighbours on a list, and ``free`` for giving it back."""
+        return cls(line, 2 * line + free, evict)
 
 
 class Evictions(Protocol):
@@ -84,7 +99,7 @@ class Evictions(Protocol):
 
 
 class PageOut:
-    """Takes pages out of memory that somebody names. ``page_ns`` is the time that each page takes. ``workingset``, once
+    """Takes pages out of memory that somebody names. ``costs`` is the time that pages take. ``workingset``, once
     it is there, keeps the shadows of pages. ``written`` counts the pages that were sent to a device, ``activated``
     those that became active: anonymous, files'.
     """
@@ -103,11 +118,11 @@ class PageOut:
         split: HugeSplit,
         huge: HugePages,
         charge: Callable[[int], None],
-        page_ns: int,
+        costs: PageCosts,
     ) -> None:
         self._mmu, self._pages, self._counts, self._vmstat = mmu, pages, counts, vmstat
         self._rmap, self._lru, self._cache, self._swap, self._shmem = rmap, lru, cache, swap, shmem
-        self._split, self._charge, self._page_ns = split, charge, page_ns
+        self._split, self._charge, self._costs = split, charge, costs
         self._huge = huge
         self.workingset: Evictions | None = None
         self.written = 0
@@ -176,7 +191,8 @@ class PageOut:
         were freed; ``kept`` gets the others."""
         flags, mapping = self._pages.flags, self._pages.mapping
         busy = (self._pages.mapcount[pfns] > 0) | (flags[pfns] & (_DIRTY | _SWAPBACKED) != 0)
-        self._charge(self._page_ns * (len(pfns) + (UNMAP_SHARE - 1) * int(busy.sum())) // UNMAP_SHARE)
+        count = int(np.count_nonzero(busy))
+        self._charge(self._costs.evict * count + self._costs.drop * (len(pfns) - count))
         anon, files = _parted(pfns, (mapping[pfns] > 0) | (flags[pfns] & _SWAPCACHE != 0))
         backed, lazy = _parted(anon, flags[anon] & _SWAPBACKED != 0)
         freed = self._drop_lazy(lazy, kept)
@@ -187,11 +203,11 @@ class PageOut:
 
     def dropped_clean(self, pages: int) -> None:
         """Pages were dropped that were clean and that nobody mapped."""
-        self._charge(self._page_ns * pages // UNMAP_SHARE)
+        self._charge(self._costs.drop * pages)
 
     def looked_at(self, pages: int) -> None:
         """Pages were isolated and tested."""
-        self._charge(self._page_ns * pages // LOOK_SHARE)
+        self._charge(self._costs.look * pages)
 
     def activate(self, pfns: PFNs) -> PFNs:
         """Pages that cannot go are active again (``activate_locked``)."""

@@ -3,7 +3,8 @@
 Models: who wakes kswapd and when it runs, throttling of those who would use up the last reserves, direct reclaim over
 the nodes of a request (mm/vmscan.c ``wakeup_kswapd``, ``throttle_direct_reclaim``, ``try_to_free_pages``). kswapd has
 time of its own (mm/vmscan_kswapd.py): a request that goes into the slow path finds what it has done until then, no
-more. Before user memory exists there is nothing to reclaim, and kswapd takes boosts back alone.
+more, and so does each part of a long request while kswapd is at work. Before user memory exists there is nothing to
+reclaim, and kswapd takes boosts back alone.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class MemoryPressure:
         self._reclaiming = False
         self.patience: int | None = None
         self.may_suspend = False
+        self._needed_over = 0, 0
         self._suspended: tuple[int, Pauses[int]] | None = None
 
     def attach(self, reclaim: Reclaim, kswapd: Kswapd, wait: Callable[[int], int]) -> None:
@@ -97,6 +99,24 @@ class MemoryPressure:
         while self._awake:
             nid = min(self._awake)
             self._kswapd(self._nodes[nid], *self._awake.pop(nid))
+
+    def meanwhile(self, left: int, n: int) -> int:
+        """A request lacks ``left`` of its ``n`` blocks: the kswapds at work do what they have time for until it needs
+        the next one. How many blocks come before they are looked at again."""
+        if self._kswapds is None:
+            return left
+        ns, after = self._needed_over
+        self._kswapds.behind = after + ns * left // n
+        if not self._kswapds.at_work:
+            return left
+        self.run_kswapds()
+        return min(left, SWAP_CLUSTER_MAX) if self._kswapds.at_work else left
+
+    def needed_over(self, ns: int, after: int = 0) -> None:
+        """The blocks of the next requests were needed one after the other in ``ns``, which ended ``after`` ns ago."""
+        self._needed_over = ns, after
+        if self._kswapds is not None:
+            self._kswapds.behind = ns + after
 
     def kswapd_runs(self, nid: int) -> bool:
         """Whether a node's kswapd is at work."""

@@ -8,6 +8,7 @@ directories (any path below a mount has one), links, owners and modes. A file's 
 from __future__ import annotations
 
 import errno
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ EXT2_FIRST_INODE = 12
 EXT2_MAX_BYTES = 2 << 40
 """s_maxbytes with blocks of 4 KiB."""
 SHMEM_MAX_BYTES = (1 << 63) - 1
+DISK_NAME = re.compile(r"ram\d+|[vs]d[a-z]\d*")
 DISK, DISK_NUMBER, DISK_POINT, DISK_BYTES = "/dev/ram0", "01:00", "/mnt", 4096 * GIB
 FOREIGN = ("/proc", "/sys")
 """Trees in which nobody makes files."""
@@ -273,6 +275,13 @@ class Vfs:
                 _fail(errno.EISDIR, f"{path} is a directory")
             _fail(errno.ENOENT, f"there is no file {path}")
         return file
+
+    def readable(self, path: str) -> File:
+        """``lookup``, or the page cache of a disk in /dev, which is made when it is first asked for."""
+        directory, _, name = path.rpartition("/")
+        if directory != "/dev" or not DISK_NAME.fullmatch(name) or self.mount_of(path).has(path):
+            return self.lookup(path)
+        return self.storage.buffers.device(self.storage.disks.get(path))
 
     def stat(self, path: str) -> tuple[str, int]:
         """What a path names, ``file`` or ``directory``, and its inode number. ENOENT, EINVAL, ENAMETOOLONG, ENOMEM."""

@@ -5,8 +5,10 @@ kinds of sleep and what cuts them short, hopeless nodes. Left out: freezing.
 
 Each kswapd has time of its own, ``Thread.at``: it works on another CPU while the model's time goes on, pays for what it
 does there, and waits for devices there. Whoever needs memory lets it catch up with the present (``catch_up``), never
-beyond; when the machine idles, timers do. On a machine with one CPU it has to take turns with who allocates: it has
-slept and goes first when it is woken, then the CPU changes hands after each ``TURN_NS``, and everybody's time passes.
+beyond: while it is at work, before each 32 blocks of a request. Faults come in batches, whose blocks are asked for when
+all have happened: each was needed when its fault was, ``behind`` the clock. When the machine idles, timers let it work.
+On a machine with one CPU it has to take turns with who allocates: it has slept and goes first when it is woken, then
+the CPU changes hands after each ``TURN_NS``, and everybody's time passes.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ TICK_NS = 100_000
 STEP_NS = 1_000
 """What a step costs at least: looking at watermarks, lists and cgroups."""
 MOST_NS = 200_000
-"""A request, or a tick, lets kswapd catch up by so much at most; the next one goes on."""
+"""A tick lets kswapd catch up by so much at most; the next one goes on."""
 SLEEP, NAP = -1, -2
 """What kswapd yields besides the waits of reclaim: it sleeps until somebody wakes it, the second at most 100 ms."""
 
@@ -60,7 +62,8 @@ class Thread:
 
 
 class Kswapd:
-    """The kswapds of all nodes. ``steps`` counts what they have done.
+    """The kswapds of all nodes. ``steps`` counts what they have done, ``behind`` is for how many ns the executing task
+    has done already what comes after the request that it makes.
 
     ``laptop_mode()`` is the knob; ``wakeup_kcompactd(nid, order, highest)`` is told when one goes to sleep;
     ``next_io()`` is when a device is next done with something, None when none is at work.
@@ -87,7 +90,7 @@ class Kswapd:
         self._alone = sum(len(node.cpus) for node in nodes) == 1
         self._cpus = {cpu: node.nid for node in nodes for cpu in node.cpus}
         self.running = False
-        self.steps = 0
+        self.steps = self.behind = 0
         self.threads = [Thread(node, life=self._life(node)) for node in nodes]
         for thread in self.threads:
             next(thread.life)
@@ -121,7 +124,7 @@ class Kswapd:
         thread = self.threads[nid]
         if thread.sleep:
             thread.sleep, thread.woken = 0, True
-            thread.at = self._context.now
+            thread.at = self._now
             thread.turn_ended = self._context.now - TURN_NS
             self._arm(thread)
 
@@ -131,14 +134,24 @@ class Kswapd:
 
     # -- time --------------------------------------------------------------------------------------------
 
-    def catch_up(self, most_ns: int = MOST_NS) -> None:
+    @property
+    def at_work(self) -> bool:
+        """Whether one is up."""
+        return any(not thread.sleep for thread in self.threads)
+
+    @property
+    def _now(self) -> int:
+        """When the request is made that others work beside: on the only CPU nobody is behind."""
+        return self._context.now - (0 if self._alone else self.behind)
+
+    def catch_up(self) -> None:
         """Each kswapd does what it had time for until now."""
         if self.running:
             return
-        now = self._context.now
+        now = self._now
         for thread in self.threads:
             if thread.sleep != SLEEP and thread.at < now + self._alone:
-                self._run(thread, now, most_ns)
+                self._run(thread, now, NSEC_PER_SEC)
 
     def _run(self, thread: Thread, now: int, most_ns: int) -> None:
         """Let it work until ``now``, and for ``most_ns`` at most; on the only CPU, from now on until its turn ends."""

@@ -241,7 +241,6 @@ def test_a_demand_for_huge_blocks_wakes_kswapd_and_that_kcompactd(system: System
     with pytest.raises(OSError, match="no free block of order 9") as error:
         system.command(f"a = {demand} n=1000")
     assert error.value.errno == errno.EAGAIN
-    assert vmstat(system)["compact_daemon_wake"] == before["compact_daemon_wake"]
     system.advance(2)
     moved = {name: value - before[name] for name, value in vmstat(system).items()}
     assert moved["compact_daemon_wake"] >= 1

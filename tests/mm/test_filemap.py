@@ -26,6 +26,33 @@ def test_reading_fills_the_cache_and_counts_sectors(box: Box) -> None:
     assert [b - a for a, b in zip(before, after, strict=True)] == [1024 + 4, 256, 1]
 
 
+def test_a_disk_is_read_into_buffers_that_cannot_be_moved(box: Box) -> None:
+    before = box.meminfo("Buffers"), box.meminfo("Cached"), unmovable_blocks(box)
+    box.run("read_file /dev/vda n=16M")
+    after = box.meminfo("Buffers"), box.meminfo("Cached"), unmovable_blocks(box)
+    assert after[0] - before[0] >= 4096
+    assert after[1] == before[1]
+    assert after[2] - before[2] >= 4, "page blocks of 4 MiB and less changed hands"
+    assert box.run("read_file /dev/vda offset=1M n=16")["data"] == "00" * 16
+    box.run("create /mnt/f 16M", "read_file /mnt/f")
+    assert unmovable_blocks(box) <= after[2] + 1, "pages of files are movable"
+    box.system.write("/proc/sys/vm/drop_caches", "1")
+    box.system.check()
+    assert box.meminfo("Buffers") < 64
+
+
+def test_a_file_system_finds_blocks_that_were_read_from_its_disk(box: Box) -> None:
+    box.run("read_file /dev/vdc n=1M", "mount /dev/vdc /x type=ext2", "create /x/f 1M", "write_file /x/f n=1M")
+    box.run("fsync /x/f", "read_file /dev/vdc n=64K", "umount /x")
+    assert box.meminfo("Buffers") == 0
+
+
+def unmovable_blocks(box: Box) -> int:
+    text = box.system.read("/proc/pagetypeinfo").decode()
+    rows = text[text.index("Number of blocks") :].splitlines()[1:]
+    return sum(int(row.split()[4]) for row in rows)
+
+
 def test_readahead_begins_small_and_grows_to_32_pages(box: Box) -> None:
     cached = []
     box.run("create /mnt/f 4M")

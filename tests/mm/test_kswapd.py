@@ -14,7 +14,8 @@ from kmemd.mm.gfp import GFP_HIGHUSER_MOVABLE, F
 from kmemd.mm.mmzone import Zone
 from kmemd.mm.sched import Task
 from kmemd.mm.units import MIB
-from kmemd.mm.vmscan_kswapd import NAP, SHORT_SLEEP_NS, SLEEP
+from kmemd.mm.vmscan_balance import SWAP_CLUSTER_MAX
+from kmemd.mm.vmscan_kswapd import NAP, SHORT_SLEEP_NS, SLEEP, Kswapd
 from kmemd.mm.vmscan_reclaim import MAX_RECLAIM_RETRIES
 from kmemd.system import System
 
@@ -141,6 +142,67 @@ def test_it_never_works_ahead_of_its_time() -> None:
         stolen.append(event(system, stats.PGSTEAL_KSWAPD) - before)
     assert stolen == sorted(stolen)
     assert stolen[0] < stolen[-1]
+
+
+def woken(system: System) -> Kswapd:
+    """kswapd was just woken, and has done nothing yet."""
+    cached(system)
+    kswapd: Kswapd = system.kernel.user.page_reclaim.kswapd
+    down_to(system, zone(system).watermark_low - 20)
+    kswapd.rouse(0)
+    return kswapd
+
+
+def test_a_request_after_a_long_wait_finds_what_it_did_meanwhile() -> None:
+    system = boot()
+    kswapd = woken(system)
+    system.kernel.context.now += 20_000_000  # a disk that somebody waits for, and no timer
+    assert zone(system).free_pages < zone(system).watermark_low
+    assert take(system, 1) == 1
+    assert kswapd.threads[0].sleep == NAP, "it was done long ago"
+    assert zone(system).free_pages >= zone(system).watermark_high - 64, "but for what CPUs hold"
+    system.check()
+
+
+def test_a_long_request_looks_after_each_32_blocks_what_it_has_done() -> None:
+    system = boot()
+    pressure, kswapd = system.kernel.pressure, woken(system)
+    assert pressure.meanwhile(1000, 1000) == SWAP_CLUSTER_MAX
+    assert pressure.meanwhile(5, 1000) == 5
+    steps, before = kswapd.steps, event(system, stats.PGSTEAL_KSWAPD)
+    assert take(system, 200) == 200
+    assert kswapd.steps >= steps + 200 // SWAP_CLUSTER_MAX
+    assert event(system, stats.PGSTEAL_KSWAPD) > before
+    system.advance(2)
+    assert pressure.meanwhile(1000, 1000) == 1000, "it sleeps"
+
+
+def test_what_was_needed_earlier_finds_less_of_its_work() -> None:
+    system = boot()
+    pressure, kswapd = system.kernel.pressure, woken(system)
+    at = kswapd.threads[0].at
+    system.kernel.context.now += 40_000
+    pressure.needed_over(30_000, after=10_000)
+    reached = []
+    for left in (1000, 500, 0):
+        pressure.meanwhile(left, 1000)
+        reached.append(kswapd.threads[0].at - at)
+    assert reached[0] == 0, "the first block was needed when it was woken"
+    assert 15_000 <= reached[1] < 30_000
+    assert 30_000 <= reached[2] < 45_000, "a step is not cut short"
+    pressure.needed_over(0)
+    kswapd.catch_up()
+    assert kswapd.threads[0].at >= system.kernel.clock.now
+
+
+def test_a_batch_of_faults_leaves_it_the_time_that_they_take() -> None:
+    system = boot()
+    cached(system)
+    pid = number(system.command("spawn hog"), "pid")
+    start = number(system.command(f"mmap {pid} {40 * MIB}"), "addr")
+    system.command(f"access {pid} {start:#x} {40 * MIB} w")
+    assert event(system, stats.PGSTEAL_KSWAPD) > 20 * event(system, stats.PGSTEAL_DIRECT), "it reclaims faster"
+    system.check()
 
 
 def test_who_allocates_faster_than_it_reclaims_has_to_reclaim_too() -> None:
