@@ -28,6 +28,7 @@ RANKS = {
     "user_memory": 6,
     "block_storage": 6,
     "swap_storage": 6,
+    "kernel_check": 6,
     "kernel_memory": 6,
     "kernel_oom": 6,
     "kernel_guards": 6,

@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kmemd.core.buddy import MIGRATE_MOVABLE, Buddy
+from kmemd.core.buddy import Buddy
 from kmemd.core.compact import SYNC, Scanner
+from kmemd.core.compact_free import FreeScanner
+from kmemd.core.mmzone import MIGRATE_MOVABLE
+from kmemd.core.page_ranges import PageRanges
 from kmemd.core.pages import ALLOCATED, IN_BUDDY, PG_HEAD
 from kmemd.mm import gfp as g
 from kmemd.mm.pace import pieces
@@ -73,6 +76,8 @@ class Contig:
         migration: Callable[[], Migration | None] = lambda: None,
     ) -> None:
         self._buddy = buddy
+        self._ranges = PageRanges(buddy)
+        self._free = FreeScanner(buddy)
         self._zones = zones
         self._page_alloc = page_alloc
         self._scanner = scanner
@@ -90,7 +95,7 @@ class Contig:
         zones = list(reversed([zone for zone in self._zones if zone.nid == nid]))
         for zone in zones:
             for pfn in self._candidates(zone, size):
-                if self._buddy.take_range(zone.index, pfn, pfn + size):
+                if self._ranges.take_range(zone.index, pfn, pfn + size):
                     self.pages_taken += size
                     self.adopt(pfn, order)
                     return pfn
@@ -121,7 +126,7 @@ class Contig:
 
     def adopt(self, pfn: int, order: int) -> None:
         """Make pages that are on no list one allocated compound page (``prep_compound_gigantic_page``)."""
-        self._buddy.mark_allocated(pfn, order, MIGRATE_MOVABLE)
+        self._ranges.mark_allocated(pfn, order, MIGRATE_MOVABLE)
         self._buddy.pages.flags[pfn] |= np.uint32(1 << PG_HEAD)
 
     def split(self, pfn: int, order: int, parts: int) -> list[int]:
@@ -143,7 +148,7 @@ class Contig:
         size = 1 << self._buddy.pageblock_order
         zi = int(self._buddy.zone_of(start))
         low, high = start & -size, -(-end // size) * size
-        if scanner is None or migration is None or not self._buddy.isolate_range(zi, low, high):
+        if scanner is None or migration is None or not self._ranges.isolate_range(zi, low, high):
             return False
         try:
             self._buddy.drain_all()
@@ -152,7 +157,7 @@ class Contig:
             moved = yield from self._migrate_range(scanner, migration, start, end)
             return moved and self._take(zi, low, start, end)
         finally:
-            self._buddy.unisolate_range(zi, low, high, migratetype)
+            self._ranges.unisolate_range(zi, low, high, migratetype)
 
     def _migrate_range(self, scanner: Scanner, migration: Migration, start: int, end: int) -> Steps[bool]:
         """Move what is in use to other places (``__alloc_contig_migrate_range``)."""
@@ -203,9 +208,9 @@ class Contig:
         """Take the free pages of a range, all or none (isolate_freepages_range)."""
         outer = self._block_at(low, start)
         out = np.zeros(end - outer + (1 << 11), dtype=np.int64)
-        got = self._buddy.isolate_freepages_block(zi, outer, end, out, 0, 0, 1, True)
+        got = self._free.isolate_freepages_block(zi, outer, end, out, 0, 0, 1, True)
         taken = out[:got]
-        whole = int(self._buddy.scan_pfn) >= end
+        whole = int(self._free.scan_pfn) >= end
         self._page_alloc.free_pages_bulk(taken[(taken < start) | (taken >= end)] if whole else taken, 0)
         return whole
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kmemd.core import stats
-from kmemd.core.buddy import MAX_ORDER, NR_MIGRATETYPES
+from kmemd.core.mmzone import MAX_ORDER, NR_MIGRATETYPES
 from kmemd.mm.mmzone_layout import NodeLayout, ZoneLayout
 from kmemd.mm.vmstat import VmStat, calculate_normal_threshold
 
