@@ -1,8 +1,8 @@
 """The migration scanner's hot loop over page blocks (mm/compaction.c ``isolate_migratepages_block``).
 
 Models which pages of a page block are taken to be moved, the skip hints of page blocks, and what a look at a page costs
-in scanned pages. Taking free pages is ``Buddy.isolate_freepages_block``, whose lists only that class may touch; moving
-pages is ``Mmu.move_pages`` and ``mm/migrate.py``. Left out: locks, so that nothing is ever contended.
+in scanned pages. Taking free pages is core/compact_free.py; moving pages is core/rmap.py and ``mm/migrate.py``. Left
+out: locks, so that nothing is ever contended.
 """
 
 from typing import Any

@@ -27,6 +27,7 @@ cdef class Faults(Tlb):
     cdef Py_ssize_t _swap_row
     cdef int _pend
     cdef Py_ssize_t _pend_row
+    cdef long long[:, ::1] _vmas
     cdef long long[::1] _pend_slot
     cdef long long[::1] _pend_vpn
     cdef long long[::1] _pend_at
@@ -36,15 +37,15 @@ cdef class Faults(Tlb):
     cdef void _uncount(self, int mm, int faults) noexcept
     cdef void _sync(self, int mm, int current) noexcept
     cdef void _tick(self, int mm) noexcept
-    cdef Py_ssize_t _row_of(self, long long vpn, long long[:, ::1] vmas) noexcept
-    cdef int _fault(self, int mm, long long vpn, int op, long long[:, ::1] vmas, Py_ssize_t at)
-    cdef int _swap_fault(self, int mm, long long vpn, long long slot, int op, long long[:, ::1] vmas, Py_ssize_t row)
+    cdef Py_ssize_t _row_of(self, long long vpn) noexcept
+    cdef int _fault(self, int mm, long long vpn, int op, Py_ssize_t at)
+    cdef int _swap_fault(self, int mm, long long vpn, long long slot, int op, Py_ssize_t row)
     cdef int _wp_fault(
-        self, int mm, long long vpn, long long slot, unsigned long long entry, long long[:, ::1] vmas, Py_ssize_t row, Py_ssize_t at
+        self, int mm, long long vpn, long long slot, unsigned long long entry, Py_ssize_t row, Py_ssize_t at
     )
     cdef int _put_off(
-        self, int mm, long long vpn, long long slot, unsigned long long old, long long[:, ::1] vmas, Py_ssize_t row, Py_ssize_t at
+        self, int mm, long long vpn, long long slot, unsigned long long old, Py_ssize_t row, Py_ssize_t at
     )
     cdef long long _mapped_page(self, unsigned long long entry) noexcept
-    cdef long long _commit(self, int mm, long long[:, ::1] vmas)
-    cdef object _put_in(self, long long pfn, int j, long long[:, ::1] vmas)
+    cdef long long _commit(self, int mm)
+    cdef object _put_in(self, long long pfn, int j)

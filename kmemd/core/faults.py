@@ -93,6 +93,7 @@ class Faults(Tlb):
         self.copied: Any = None
         self.swap: Any = None
         self.at = self.row = 0
+        self._vmas = view(np.zeros((1, 6), dtype=np.int64))
         self._fault_slot = 0
         self._swap_row = -1
         self._init_counts()
@@ -178,20 +179,20 @@ class Faults(Tlb):
     @cython.final
     @cython.cfunc
     @cython.exceptval(check=False)
-    def _row_of(self, vpn: cython.longlong, vmas: cython.longlong[:, ::1]) -> cython.Py_ssize_t:
+    def _row_of(self, vpn: cython.longlong) -> cython.Py_ssize_t:
         """The mapping of an address, -1 when there is none."""
         low: cython.Py_ssize_t = 0
-        high: cython.Py_ssize_t = vmas.shape[0]
+        high: cython.Py_ssize_t = self._vmas.shape[0]
         middle: cython.Py_ssize_t
-        if self.row < high and vmas[self.row, 0] <= vpn < vmas[self.row, 1]:
+        if self.row < high and self._vmas[self.row, 0] <= vpn < self._vmas[self.row, 1]:
             return self.row
         while low < high:
             middle = (low + high) >> 1
-            if vmas[middle, 1] <= vpn:
+            if self._vmas[middle, 1] <= vpn:
                 low = middle + 1
             else:
                 high = middle
-        if low == vmas.shape[0] or vmas[low, 0] > vpn:
+        if low == self._vmas.shape[0] or self._vmas[low, 0] > vpn:
             return -1
         self.row = low
         return low
@@ -203,18 +204,17 @@ class Faults(Tlb):
         mm: cython.int,
         vpn: cython.longlong,
         op: cython.int,
-        vmas: cython.longlong[:, ::1],
         at: cython.Py_ssize_t,
     ) -> cython.int:
         """A page fault (do_user_addr_fault, handle_pte_fault) as far as it is private anonymous memory's."""
-        row: cython.Py_ssize_t = self._row_of(vpn, vmas)
+        row: cython.Py_ssize_t = self._row_of(vpn)
         kind: cython.longlong
         slot: cython.longlong
         entry: cython.ulonglong
         failed: cython.longlong
         if row < 0:
             return _NO_VMA
-        kind = vmas[row, 2]
+        kind = self._vmas[row, 2]
         if not kind >> op & 1:
             return _BAD_ACCESS
         if not kind & _FAST:
@@ -224,7 +224,7 @@ class Faults(Tlb):
             if kind & _ROW_HUGE and self._level <= 0:
                 return _SLOW
             if self._pend:
-                failed = self._commit(mm, vmas)
+                failed = self._commit(mm)
                 if failed >= 0:
                     self.at = failed
                     return _NO_MEMORY
@@ -237,10 +237,10 @@ class Faults(Tlb):
         self._fault_slot = slot
         entry = self._words[slot]
         if entry & _PRESENT:
-            return self._wp_fault(mm, vpn, slot, entry, vmas, row, at)
-        if entry and not entry & _PROTNONE and self.swap is not None and vmas[row, 3]:
-            return self._swap_fault(mm, vpn, slot, op, vmas, row)
-        if entry or (op == _WRITE and not vmas[row, 3]):
+            return self._wp_fault(mm, vpn, slot, entry, row, at)
+        if entry and not entry & _PROTNONE and self.swap is not None and self._vmas[row, 3]:
+            return self._swap_fault(mm, vpn, slot, op, row)
+        if entry or (op == _WRITE and not self._vmas[row, 3]):
             return _SLOW
         self._tick(mm)
         if op != _WRITE:
@@ -256,7 +256,7 @@ class Faults(Tlb):
             return _DONE
         self._stats[_S_NEW] += 1
         self._rss_task[mm * 4 + _MM_ANON] += 1
-        return self._put_off(mm, vpn, slot, 0, vmas, row, at)
+        return self._put_off(mm, vpn, slot, 0, row, at)
 
     @cython.final
     @cython.cfunc
@@ -266,20 +266,21 @@ class Faults(Tlb):
         vpn: cython.longlong,
         slot: cython.longlong,
         op: cython.int,
-        vmas: cython.longlong[:, ::1],
         row: cython.Py_ssize_t,
     ) -> cython.int:
         """A fault on a swap entry: core/swap_fault.py does it, or the caller."""
         fresh: cython.bint = row != self._swap_row
         failed: cython.longlong
         if self._pend:
-            failed = self._commit(mm, vmas)
+            failed = self._commit(mm)
             if failed >= 0:
                 self.at = failed
                 return _NO_MEMORY
         self._swap_row = row
-        index: cython.longlong = vpn + vmas[row, 4]
-        if self.swap.handle(mm, row, vpn, slot, op, vmas[row, 2], vmas[row, 3], index, vmas[row, 5], fresh):
+        index: cython.longlong = vpn + self._vmas[row, 4]
+        if self.swap.handle(
+            mm, row, vpn, slot, op, self._vmas[row, 2], self._vmas[row, 3], index, self._vmas[row, 5], fresh
+        ):
             return _DONE
         self._swap_row = -1
         return _SLOW
@@ -292,21 +293,20 @@ class Faults(Tlb):
         vpn: cython.longlong,
         slot: cython.longlong,
         entry: cython.ulonglong,
-        vmas: cython.longlong[:, ::1],
         row: cython.Py_ssize_t,
         at: cython.Py_ssize_t,
     ) -> cython.int:
         """A write to a page that is mapped read-only (do_wp_page): use it again, or copy it."""
         pfn: cython.longlong = cython.cast(cython.longlong, (entry & _PFN_MASK) >> 12)
         flags: cython.uint
-        if entry & _RW or not vmas[row, 3]:
+        if entry & _RW or not self._vmas[row, 3]:
             return _SLOW
         if pfn == self.zero_pfn:
             self._tick(mm)
             self._stats[_S_NEW] += 1
             self._rss_task[mm * 4 + _MM_ANON] += 1
             self._flush_pages(mm, vpn, vpn + 1)
-            return self._put_off(mm, vpn, slot, entry, vmas, row, at)
+            return self._put_off(mm, vpn, slot, entry, row, at)
         if entry & _SPECIAL or not pfn or self._meta[pfn] & 0xFFFF != _SINGLE or self._mapping[pfn] <= 0:
             return _SLOW
         flags = self._flags[pfn]
@@ -316,14 +316,14 @@ class Faults(Tlb):
         self._flush_pages(mm, vpn, vpn + 1)
         if flags & _EXCLUSIVE or self._mapcount[pfn] == 1:
             self._flags[pfn] = flags | _EXCLUSIVE
-            if self._mapping[pfn] != cython.cast(cython.int, vmas[row, 3]):
-                self._mapping[pfn] = cython.cast(cython.int, vmas[row, 3])
+            if self._mapping[pfn] != cython.cast(cython.int, self._vmas[row, 3]):
+                self._mapping[pfn] = cython.cast(cython.int, self._vmas[row, 3])
             self._words[slot] = entry | _RW | _DIRTY | _SOFT_DIRTY | _ACCESSED
             self._stats[_S_REUSE] += 1
             self._events[self._pgreuse] += 1
             return _DONE
         self._stats[_S_COPY] += 1
-        return self._put_off(mm, vpn, slot, entry, vmas, row, at)
+        return self._put_off(mm, vpn, slot, entry, row, at)
 
     # -- new pages, in batches ---------------------------------------------------------------------------------
 
@@ -335,14 +335,13 @@ class Faults(Tlb):
         vpn: cython.longlong,
         slot: cython.longlong,
         old: cython.ulonglong,
-        vmas: cython.longlong[:, ::1],
         row: cython.Py_ssize_t,
         at: cython.Py_ssize_t,
     ) -> cython.int:
         """Write the entry of a new page, whose page comes with the batch."""
         j: cython.longlong
         if self._pend and (self._pend == _BATCH or self._pend_row != row):
-            j = self._commit(mm, vmas)
+            j = self._commit(mm)
             if j >= 0:
                 self.at = j
                 if not self._mapped_page(old):
@@ -355,11 +354,11 @@ class Faults(Tlb):
         self._pend_old[self._pend] = old
         self._pend += 1
         self._words[slot] = (
-            cython.cast(cython.ulonglong, vmas[row, 5])
+            cython.cast(cython.ulonglong, self._vmas[row, 5])
             | _ACCESSED
             | _DIRTY
             | _SOFT_DIRTY
-            | (0 if vmas[row, 2] & 4 else _NX)
+            | (0 if self._vmas[row, 2] & 4 else _NX)
         )
         return _DONE
 
@@ -373,7 +372,7 @@ class Faults(Tlb):
 
     @cython.final
     @cython.cfunc
-    def _commit(self, mm: cython.int, vmas: cython.longlong[:, ::1]) -> cython.longlong:
+    def _commit(self, mm: cython.int) -> cython.longlong:
         """Take the pages that the batch waits for and put them in. -1, or the access for which there was none."""
         k: cython.int = self._pend
         got: cython.int
@@ -385,8 +384,8 @@ class Faults(Tlb):
         page = pfns
         got = cython.cast(cython.int, page.shape[0])
         for j in range(got):
-            self._put_in(page[j], j, vmas)
-        if got and vmas[self._pend_row, 2] & _ROW_LOCKED:
+            self._put_in(page[j], j)
+        if got and self._vmas[self._pend_row, 2] & _ROW_LOCKED:
             self.lru.mlock(pfns, 1)
         elif got:
             self.lru.add_faulted(pfns)
@@ -402,13 +401,13 @@ class Faults(Tlb):
 
     @cython.final
     @cython.cfunc
-    def _put_in(self, pfn: cython.longlong, j: cython.int, vmas: cython.longlong[:, ::1]) -> object:
+    def _put_in(self, pfn: cython.longlong, j: cython.int) -> object:
         """A new anonymous page in its entry, in place of the one that it is a copy of."""
         old: cython.longlong = self._mapped_page(self._pend_old[j])
         self._words[self._pend_slot[j]] |= cython.cast(cython.ulonglong, pfn) << 12
         self._flags[pfn] = _NEW_FLAGS
-        self._mapping[pfn] = cython.cast(cython.int, vmas[self._pend_row, 3])
-        self._index[pfn] = self._pend_vpn[j] + vmas[self._pend_row, 4]
+        self._mapping[pfn] = cython.cast(cython.int, self._vmas[self._pend_row, 3])
+        self._index[pfn] = self._pend_vpn[j] + self._vmas[self._pend_row, 4]
         self._mapcount[pfn] = 1
         self._node_stat[self._zone_nid[self._zone_of(pfn)], self._nr_anon] += 1
         if old:

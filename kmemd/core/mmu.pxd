@@ -12,11 +12,11 @@ cdef class Mmu(Faults):
 
     cdef void _look_ahead(self, int mm, long long[::1] vpns, Py_ssize_t start, Py_ssize_t stop) noexcept
     cdef int _miss(
-        self, int mm, int cpu, long long tags, long long vpn, int op, long long[:, ::1] vmas, Py_ssize_t at
+        self, int mm, int cpu, long long tags, long long vpn, int op, Py_ssize_t at
     )
     cdef void _trace_fault(self, int mm, long long vpn, int op) noexcept
     cdef Py_ssize_t _run(
-        self, int mm, int cpu, long long tags, long long[::1] vpns, Py_ssize_t start, long long[:, ::1] vmas
+        self, int mm, int cpu, long long tags, long long[::1] vpns, Py_ssize_t start
     ) noexcept
     cdef void _count_run(self, int mm, long long n) noexcept
     cdef bint _walk(self, int mm, int cpu, long long tags, long long vpn, int op) noexcept

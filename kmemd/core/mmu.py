@@ -106,6 +106,7 @@ class Mmu(Faults):
         got: cython.int
         self.why = _DONE
         self.row = 0
+        self._vmas = vmas
         self._swap_row = -1
         while i < n:
             tag = tags | vpns[i]
@@ -128,22 +129,22 @@ class Mmu(Faults):
             if i >= ahead:
                 ahead = min(i + _AHEAD, n)
                 self._look_ahead(mm, vpns, i, ahead)
-            got = self._miss(mm, cpu, tags, vpns[i], op, vmas, i)
+            got = self._miss(mm, cpu, tags, vpns[i], op, i)
             if got == _DONE:
                 i += 1
                 if op == _WRITE and self._pend and self._pend_at[self._pend - 1] == i - 1 and not self._traced[0]:
-                    i = self._run(mm, cpu, tags, vpns, i, vmas)
+                    i = self._run(mm, cpu, tags, vpns, i)
                 continue
             i = self.at
             if self._pend:
-                k = self._commit(mm, vmas)
+                k = self._commit(mm)
                 if k >= 0:
                     i = k
                     got = _NO_MEMORY
             self.why = got
             break
         if self._pend:
-            k = self._commit(mm, vmas)
+            k = self._commit(mm)
             if k >= 0:
                 i = k
                 self.why = _NO_MEMORY
@@ -176,7 +177,6 @@ class Mmu(Faults):
         tags: cython.longlong,
         vpn: cython.longlong,
         op: cython.int,
-        vmas: cython.longlong[:, ::1],
         at: cython.Py_ssize_t,
     ) -> cython.int:
         """An access that the first level does not know as a small page: huge pages, second level, walk, fault."""
@@ -200,7 +200,7 @@ class Mmu(Faults):
         if self._traced[0] >> _PAGE_FAULT & 1:
             self._trace_fault(mm, vpn, op)
         for _ in range(2):
-            got = self._fault(mm, vpn, op, vmas, at)
+            got = self._fault(mm, vpn, op, at)
             if got != _DONE:
                 return got
             self._stats[_S_WALK] += 1  # the access is tried again, and this time the walk ends well
@@ -229,7 +229,6 @@ class Mmu(Faults):
         tags: cython.longlong,
         vpns: cython.longlong[::1],
         start: cython.Py_ssize_t,
-        vmas: cython.longlong[:, ::1],
     ) -> cython.Py_ssize_t:
         """After the first write to a page: go on while the next access is the first write to the next page.
 
@@ -239,9 +238,9 @@ class Mmu(Faults):
         row: cython.Py_ssize_t = self.row
         vpn: cython.longlong = vpns[start - 1]
         slot: cython.longlong = self._fault_slot
-        end: cython.longlong = min(vmas[row, 1], (vpn | self._mask) + 1)
+        end: cython.longlong = min(self._vmas[row, 1], (vpn | self._mask) + 1)
         entry: cython.ulonglong = self._words[slot]
-        data: cython.longlong = 3 | (vmas[row, 2] & 4)
+        data: cython.longlong = 3 | (self._vmas[row, 2] & 4)
         n: cython.Py_ssize_t = min(vpns.shape[0], start + (_BATCH - self._pend), start + (end - vpn - 1))
         i: cython.Py_ssize_t = start
         events: cython.int = self._rss_events[mm]

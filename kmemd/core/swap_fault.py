@@ -1,10 +1,9 @@
 """Faults on pages that swap holds (mm/memory.c ``do_swap_page``, mm/swap_state.c ``swap_cache_get_folio``).
 
 Models what a fault does with a page of the swap cache: readahead's hits, the slot's count, taking the slot away when
-swap is full or the page is written to, the entry. ``handle`` is called by the fault loop (core/mmu.py); what it leaves
-to Python is reading pages (``read``), giving slots back (``freed``) and all that ``handle`` refuses: locked mappings,
-pages that could not be read, pages that have to be copied. ``enter`` puts pages that are about to be read into the
-cache.
+swap is full or the page is written to, the entry. ``handle`` is called by core/faults.py; what it leaves to Python is
+reading pages (``read``), giving slots back (``freed``) and all that ``handle`` refuses: locked mappings, pages that
+could not be read, pages that have to be copied. ``enter`` puts pages that are about to be read into the cache.
 
 A slot is ``type << 50 | offset``; an area has two arrays, ``count`` and ``cache`` (mm/swap_area.py).
 """

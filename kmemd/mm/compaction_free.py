@@ -1,7 +1,7 @@
 """The free scanner of compaction: from the end of a zone downwards (mm/compaction.c ``isolate_freepages``).
 
 Models the search of the free lists for a page in the upper part (fast_isolate_freepages), the scan of page blocks with
-its stride, which blocks are suitable targets, and the skip hints. The loops are ``core/buddy.py``'s.
+its stride, which blocks are suitable targets, and the skip hints. The loops are ``core/compact_free.py``'s.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from kmemd.mm.vmstat import VmStat, fragmentation_index
 from kmemd.steps import Steps
 
 FALLBACKS = ((MIGRATE_RECLAIMABLE, MIGRATE_MOVABLE), (MIGRATE_RECLAIMABLE, 0), (0, MIGRATE_MOVABLE))
-"""Whose blocks a request of each migratetype may take (core/buddy.py ``_fallback_type``)."""
+"""Whose blocks a request of each migratetype may take (core/migratetypes.py ``_fallback_type``)."""
 
 
 class Mover(Protocol):

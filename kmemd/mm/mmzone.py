@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MIGRATETYPE_NAMES = ("Unmovable", "Movable", "Reclaimable", "HighAtomic", "CMA", "Isolate")
 PAGE_ALLOC_COSTLY_ORDER = 3
 """Blocks beyond this order may fail without the kernel trying everything."""
-_LISTS = 7  # core/buddy: six migratetypes, and the blocks behind the frontier
+_LISTS = 7  # core/mmzone: six migratetypes, and the blocks behind the frontier
 
 
 class Zone:
