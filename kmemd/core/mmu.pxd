@@ -11,6 +11,7 @@ cdef class Mmu(Faults):
     cdef unsigned long long _seen
 
     cdef void _look_ahead(self, int mm, long long[::1] vpns, Py_ssize_t start, Py_ssize_t stop) noexcept
+    cdef unsigned long long _peek(self, int mm, long long vpn) noexcept
     cdef int _miss(
         self, int mm, int cpu, long long tags, long long vpn, int op, Py_ssize_t at
     )

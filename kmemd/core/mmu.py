@@ -30,6 +30,7 @@ _ACCESSED = cython.declare(cython.ulonglong, 1 << 5)
 _DIRTY = cython.declare(cython.ulonglong, 1 << 6)
 _SOFT_DIRTY = cython.declare(cython.ulonglong, 1 << 11)
 _NX = cython.declare(cython.ulonglong, 1 << 63)
+_PSE = cython.declare(cython.ulonglong, 1 << 7)
 _PFN_MASK = cython.declare(cython.ulonglong, ((1 << 40) - 1) << 12)
 _NOW = cython.declare(cython.int, 0)
 _PAGE_FAULT = cython.declare(cython.int, trace_ids.PAGE_FAULT_USER)
@@ -161,13 +162,25 @@ class Mmu(Faults):
     ) -> cython.void:
         """Load the entries of the next accesses together: at random addresses each would wait for the host's memory."""
         i: cython.Py_ssize_t
-        slot: cython.longlong
         seen: cython.ulonglong = 0
         for i in range(start, stop):
-            slot = self._find(mm, vpns[i], 0)
-            if slot >= 0:
-                seen |= self._words[slot]
+            seen |= self._peek(mm, vpns[i])
         self._seen = seen
+
+    @cython.cfunc
+    @cython.inline
+    @cython.exceptval(check=False)
+    def _peek(self, mm: cython.int, vpn: cython.longlong) -> cython.ulonglong:
+        """The entry at which a walk ends, without what the walk remembers."""
+        level: cython.int = self.levels - 1
+        pfn: cython.longlong = self._pgd[mm]
+        entry: cython.ulonglong
+        while True:
+            entry = self._words[(pfn << self.bits) + ((vpn >> (self.bits * level)) & self._mask)]
+            if level == 0 or entry & _PSE or not entry & _PRESENT:
+                return entry
+            pfn = cython.cast(cython.longlong, (entry & _PFN_MASK) >> 12)
+            level -= 1
 
     @cython.cfunc
     def _miss(
