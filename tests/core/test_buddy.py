@@ -349,3 +349,14 @@ def test_bulk_free_stops_at_the_first_bad_block() -> None:
     assert zone.buddy.bad_pfn == pages[0]
     assert zone.buddy.free_bulk(np.array([END + 7], dtype=np.int64), 0) == 0
     assert zone.buddy.free_bulk(np.array(pages[4:], dtype=np.int64), 0) == 6
+
+
+def test_page_owner_of_pages_freed_in_bulk_is_that_of_one_by_one(build: SimpleNamespace) -> None:
+    one, bulk = make(build, owner=True), make(build, owner=True)
+    pfns = np.array([alloc(one) for _ in range(300)], dtype=np.int64)
+    assert [alloc(bulk) for _ in range(300)] == pfns.tolist()
+    assert bulk.buddy.free_bulk(pfns, 0) == sum(one.buddy.free_pages(int(pfn), 0) for pfn in pfns) == 300
+    assert one.context.now == bulk.context.now
+    assert (one.owner.free_ts == bulk.owner.free_ts).all()
+    assert len(set(one.owner.free_ts[pfns].tolist())) == 300
+    assert not bulk.owner.allocated[pfns].any()
