@@ -52,10 +52,7 @@ cdef class LeakIndex:
     cdef unsigned long long _min_addr
     cdef unsigned long long _max_addr
 
-    cdef long long _region(self, unsigned long long number) noexcept
     cdef long long _enter_region(self, unsigned long long number)
-    cdef long long _holder(self, unsigned long long address) noexcept
-    cdef bint _within(self, long long row, unsigned long long address) noexcept
     cpdef long long find(self, unsigned long long pointer)
     cpdef long long find_containing(self, unsigned long long address)
     cdef void _find_words(self, long long n) noexcept

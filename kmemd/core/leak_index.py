@@ -112,7 +112,7 @@ class LeakIndex:
         self._region_shift = 64 - (capacity - 1).bit_length()
         if old is not None:
             for key, entry in old.reshape(-1, 2)[old[0::2] != 0].tolist():
-                place = self._region(key - 1)
+                place = _region(self, key - 1)
                 self._regions[place] = key
                 self._regions[place + 1] = entry
 
@@ -120,70 +120,28 @@ class LeakIndex:
 
     @cython.final
     @cython.cfunc
-    @cython.inline
-    @cython.exceptval(check=False)
-    def _region(self, number: cython.ulonglong) -> cython.longlong:
-        """Where in the hash the region is, or the empty place where it would go."""
-        mixed: cython.ulonglong = number * _FIB
-        if not cython.compiled:
-            mixed &= 0xFFFF_FFFF_FFFF_FFFF
-        place: cython.longlong = cython.cast(cython.longlong, mixed >> self._region_shift)
-        while self._regions[2 * place] != 0 and self._regions[2 * place] != number + 1:
-            place = (place + 1) & self._region_mask
-        return 2 * place
-
-    @cython.final
-    @cython.cfunc
     def _enter_region(self, number: cython.ulonglong) -> cython.longlong:
         """The place of a region in the hash, put in if it is new."""
-        place: cython.longlong = self._region(number)
+        place: cython.longlong = _region(self, number)
         if self._regions[place] == 0:
             if 2 * self._nregions > self._region_mask:
                 self._resize_regions(2 * (self._region_mask + 1))
-                place = self._region(number)
+                place = _region(self, number)
             self._nregions += 1
             self._regions[place] = number + 1
         return place
 
-    @cython.final
-    @cython.cfunc
-    @cython.inline
-    @cython.exceptval(check=False)
-    def _holder(self, address: cython.ulonglong) -> cython.longlong:
-        """The row of the one object that may hold ``address``, or -1."""
-        entry: cython.longlong = cython.cast(cython.longlong, self._regions[self._region(address >> _REGION_BITS) + 1])
-        if entry & _KIND == _LEAF:
-            entry = self._leaf[
-                (entry >> 5 << _PAGE_BITS) + cython.cast(cython.longlong, address >> _PAGE_BITS & _IN_PAGE)
-            ]
-            if entry & _KIND < _PAGE_BITS and entry:
-                return (
-                    self._slots[
-                        (entry >> 5) + 1 + cython.cast(cython.longlong, (address & _IN_PAGE) >> (entry & _KIND))
-                    ]
-                    - 1
-                )
-        return (entry >> 5) - 1
-
-    @cython.final
-    @cython.cfunc
-    @cython.inline
-    @cython.exceptval(check=False)
-    def _within(self, row: cython.longlong, address: cython.ulonglong) -> cython.bint:
-        start: cython.ulonglong = self._wide[4 * row + _POINTER]
-        return address == start or (address > start and address - start < self._wide[4 * row + _SIZE])
-
     @cython.ccall
     def find(self, pointer: cython.ulonglong) -> cython.longlong:
         """The row of the object that begins at ``pointer``, or -1."""
-        row: cython.longlong = self._holder(pointer)
+        row: cython.longlong = _holder(self, pointer)
         return row if row >= 0 and self._wide[4 * row + _POINTER] == pointer else -1
 
     @cython.ccall
     def find_containing(self, address: cython.ulonglong) -> cython.longlong:
         """The row of the object that ``address`` lies in, or -1 (``lookup_object(ptr, 1)``)."""
-        row: cython.longlong = self._holder(address)
-        return row if row >= 0 and self._within(row, address) else -1
+        row: cython.longlong = _holder(self, address)
+        return row if row >= 0 and _within(self, row, address) else -1
 
     @cython.cfunc
     @cython.exceptval(check=False)
@@ -195,10 +153,10 @@ class LeakIndex:
         i: cython.longlong
         row: cython.longlong
         for i in range(n):
-            self._hits[i] = self._holder(self._words[i])
+            self._hits[i] = _holder(self, self._words[i])
         for i in range(n):
             row = self._hits[i]
-            if row >= 0 and not self._within(row, self._words[i]):
+            if row >= 0 and not _within(self, row, self._words[i]):
                 self._hits[i] = -1
 
     # -- entries -----------------------------------------------------------------------------------------------
@@ -372,7 +330,7 @@ class LeakIndex:
         entry: cython.longlong
         slot: cython.longlong
         while at < end:
-            place = self._region(at >> _REGION_BITS)
+            place = _region(self, at >> _REGION_BITS)
             entry = cython.cast(cython.longlong, self._regions[place + 1])
             if entry & _KIND != _LEAF:
                 self._regions[place + 1] = 0
@@ -408,3 +366,44 @@ class LeakIndex:
             assert len(inside) == slots[entry >> 5], f"a page has {len(inside)} objects, not {slots[entry >> 5]}"
             found |= inside
         return len(found)
+
+
+# Not methods: one that a .pxd declares is not inlined.
+
+
+@cython.cfunc
+@cython.inline
+@cython.exceptval(check=False)
+def _region(index: LeakIndex, number: cython.ulonglong) -> cython.longlong:
+    """Where in the hash the region is, or the empty place where it would go."""
+    mixed: cython.ulonglong = number * _FIB
+    if not cython.compiled:
+        mixed &= 0xFFFF_FFFF_FFFF_FFFF
+    place: cython.longlong = cython.cast(cython.longlong, mixed >> index._region_shift)
+    while index._regions[2 * place] != 0 and index._regions[2 * place] != number + 1:
+        place = (place + 1) & index._region_mask
+    return 2 * place
+
+
+@cython.cfunc
+@cython.inline
+@cython.exceptval(check=False)
+def _holder(index: LeakIndex, address: cython.ulonglong) -> cython.longlong:
+    """The row of the one object that may hold ``address``, or -1."""
+    entry: cython.longlong = cython.cast(cython.longlong, index._regions[_region(index, address >> _REGION_BITS) + 1])
+    if entry & _KIND == _LEAF:
+        entry = index._leaf[(entry >> 5 << _PAGE_BITS) + cython.cast(cython.longlong, address >> _PAGE_BITS & _IN_PAGE)]
+        if entry & _KIND < _PAGE_BITS and entry:
+            return (
+                index._slots[(entry >> 5) + 1 + cython.cast(cython.longlong, (address & _IN_PAGE) >> (entry & _KIND))]
+                - 1
+            )
+    return (entry >> 5) - 1
+
+
+@cython.cfunc
+@cython.inline
+@cython.exceptval(check=False)
+def _within(index: LeakIndex, row: cython.longlong, address: cython.ulonglong) -> cython.bint:
+    start: cython.ulonglong = index._wide[4 * row + _POINTER]
+    return address == start or (address > start and address - start < index._wide[4 * row + _SIZE])
