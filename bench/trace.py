@@ -9,7 +9,6 @@ condition for a branch)", and give 60 ns for the cheapest probe of a function an
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -33,7 +32,12 @@ COUNTED = (2, 6)
 GOAL_OFF = 2.0
 TRACING = "/sys/kernel/tracing/"
 DIRECTIVES = ("boundscheck=False", "wraparound=False", "cdivision=True", "initializedcheck=False", "infer_types=True")
-SOURCE = Path(__file__).parent.parent / "kmemd" / "core" / "buddy.py"
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "kmemd"
+LAYERS = ("free_lists", "migratetypes", "buddy")
+"""The allocator's modules that test the mask, those that derive from others last."""
+BENCH = {**os.environ, "PYTHONPATH": str(ROOT)}
+"""A program that is run in another folder has this package of benchmarks, and the ``kmemd`` of the folder."""
 TEST = re.compile(r"self\._control\[_MASK\] >> _T_\w+ & 1")
 
 
@@ -53,39 +57,29 @@ def boot(cmdline: str = "kmemleak=off") -> System:
 
 
 def without_tests(folder: Path) -> Path:
-    """The allocator without its tests of the mask, compiled."""
-    target = folder / "kmemd" / "core" / "buddy.py"
-    target.parent.mkdir(parents=True)
-    text, found = TEST.subn("0", SOURCE.read_text())
-    assert found, "the allocator tests no mask"
-    target.write_text(text)
-    for package in (target.parent, target.parent.parent):
-        (package / "__init__.py").write_text("")
+    """A copy of the package whose allocator has no tests of the mask: the folder to run it in."""
+    core = folder / "kmemd" / "core"
+    shutil.copytree(PACKAGE, folder / "kmemd", ignore=shutil.ignore_patterns("*.c", "__pycache__"))
+    for name in LAYERS:
+        text, found = TEST.subn("0", (core / f"{name}.py").read_text())
+        assert found, f"{name} tests no mask"
+        (core / f"{name}.py").write_text(text)
+        (core / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}").unlink()
     options = [part for directive in DIRECTIVES for part in ("-X", directive)]
     cythonize = shutil.which("cythonize", path=str(Path(sys.executable).parent)) or "cythonize"
-    subprocess.run([cythonize, "-i", "-3", *options, str(target)], check=True, capture_output=True)
-    return target.with_name(f"buddy{sysconfig.get_config_var('EXT_SUFFIX')}")
+    sources = [str(core / f"{name}.py") for name in LAYERS]
+    subprocess.run([cythonize, "-i", "-3", *options, *sources], check=True, capture_output=True)
+    return folder
 
 
-def use(library: Path) -> None:
-    """Have the next machine use another allocator."""
-    name = "kmemd.core.buddy"
-    spec = importlib.util.spec_from_file_location(name, library)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-
-
-def instructions(valgrind: str, library: str) -> float:
+def instructions(valgrind: str, folder: Path) -> float:
     """Instructions of allocating and freeing a page in bulk, boot left out."""
-    repeatable = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}  # BLAS threads spin while they wait
+    repeatable = {**BENCH, "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}  # BLAS threads spin while they wait
     counts = []
     for passes in COUNTED:
         command = [valgrind, "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable, "-m", "bench.trace"]
         done = subprocess.run(
-            [*command, library, str(passes)], check=True, capture_output=True, text=True, env=repeatable
+            [*command, str(passes)], cwd=folder, check=True, capture_output=True, text=True, env=repeatable
         )
         found = re.search(r"Collected : (\d+)", done.stderr)
         assert found is not None, done.stderr
@@ -97,19 +91,19 @@ def off() -> Iterator[Figure]:
     """What the tests of the mask cost an allocation and its free."""
     valgrind = shutil.which("valgrind")
     with TemporaryDirectory() as folder:
-        bare = str(without_tests(Path(folder)))
+        bare = without_tests(Path(folder))
         if valgrind is not None:
-            tested, plain = (instructions(valgrind, library) for library in ("", bare))
+            tested, plain = (instructions(valgrind, place) for place in (ROOT, bare))
             yield Figure("page allocated and freed, tracing off: instructions", tested, "")
             more = (tested / plain - 1) * 100
             yield Figure("tests of the mask: more instructions", more, "%", GOAL_OFF, at_most=True)
-        best = {"": 1e9, bare: 1e9}
+        best = {ROOT: 1e9, bare: 1e9}
         for _ in range(TURNS):
-            for library in best:
-                command = [sys.executable, "-m", "bench.trace", library, str(PASSES)]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
-                best[library] = min(best[library], float(done.stdout))
-        yield Figure("tests of the mask: more time", (best[""] / best[bare] - 1) * 100, "%")
+            for place in best:
+                command = [sys.executable, "-m", "bench.trace", str(PASSES)]
+                done = subprocess.run(command, cwd=place, check=True, capture_output=True, text=True, env=BENCH)
+                best[place] = min(best[place], float(done.stdout))
+        yield Figure("tests of the mask: more time", (best[ROOT] / best[bare] - 1) * 100, "%")
 
 
 def written(system: System) -> int:
@@ -153,6 +147,4 @@ def run() -> Iterator[Figure]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1]:
-        use(Path(sys.argv[1]))
-    print(pair_ns(boot(), int(sys.argv[2])))
+    print(pair_ns(boot(), int(sys.argv[1])))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from kmemd.core.buddy import MAX_ORDER
+from kmemd.core.mmzone import MAX_ORDER
 from kmemd.machine import DEFAULT_CMDLINE, Machine, MachineError, SwapDevice
 from kmemd.machine_file import parse_cpu_list
 from kmemd.mm.firmware import BIOS_EBDA, E820Entry, Resource, iomem_resources, pc_memory_map

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from random import Random
 
-from kmemd import kernel_guards, kernel_memory, kernel_oom
+from kmemd import kernel_check, kernel_guards, kernel_memory, kernel_oom
 from kmemd.boot import log as boot_log
 from kmemd.boot import populate
 from kmemd.command_state import CommandState
-from kmemd.core.buddy import MIGRATE_UNMOVABLE, Buddy
+from kmemd.core.buddy import Buddy
 from kmemd.core.context import Context
 from kmemd.core.lru import Lru
+from kmemd.core.mmzone import MIGRATE_UNMOVABLE
 from kmemd.core.owner import OwnerTable
+from kmemd.core.page_ranges import PageRanges
 from kmemd.core.pages import PageMap
 from kmemd.debug.check_wx import CheckWx
 from kmemd.debug.kallsyms import Kallsyms
@@ -25,7 +27,6 @@ from kmemd.machine import UTS_RELEASE, Machine
 from kmemd.mm.accounting import Accounting
 from kmemd.mm.bad_area import BadArea
 from kmemd.mm.cgroup import Cgroups
-from kmemd.mm.check import check_buddy
 from kmemd.mm.clock import Clock
 from kmemd.mm.cma import Cma, parse_option, reserved_line
 from kmemd.mm.compaction import Compaction
@@ -49,7 +50,6 @@ from kmemd.mm.kernel_sysctl import KernelSysctl
 from kmemd.mm.ksm import Ksm
 from kmemd.mm.layout import Layout
 from kmemd.mm.memcontrol import MemControl
-from kmemd.mm.memcontrol_check import MemcgCheck
 from kmemd.mm.memcontrol_limits import MemLimits
 from kmemd.mm.memcontrol_stat import MemcgStat
 from kmemd.mm.memcontrol_zswap import ZswapCharging
@@ -292,9 +292,10 @@ class Kernel:
         for pfn in self.boot_memory.memblock.headless_blocks(1 << self.pageblock_order):
             # memmap_init_range makes a page block Movable when it comes to its first page
             self.buddy.set_pageblock_type(pfn, MIGRATE_UNMOVABLE)
+        ranges = PageRanges(self.buddy)
         for zone in self.zones:
             for low, high in zone.free_ranges:
-                self.buddy.free_range(zone.index, low, high)
+                ranges.free_range(zone.index, low, high)
         self._init_cma()
 
     def _init_cma(self) -> None:
@@ -603,32 +604,4 @@ class Kernel:
 
     def check(self) -> None:
         """Recompute every cached number from the truth. AssertionError on a difference."""
-        self.vmstat.check()
-        self.kallsyms.check()
-        self.kmemleak.check()
-        self.page_owner.check()
-        self.vmalloc.check()
-        self.bpf.check()
-        self.highmem.check()
-        self.device_memory.check()
-        self.user.pfn_map.check()
-        self.hugetlb.check()
-        self.fork.check()
-        self.mms.check()
-        self.rmap.check()
-        self.lru.check()
-        self.user.page_reclaim.replacement.generations.check()
-        self.user.file_check.check()
-        self.user.swap_storage.check()
-        self.mm_check.check()
-        self.user.thp.check(self.mms.living.values())
-        self.user.hugetlb_vm.check(self.mms.living.values())
-        self.slub.check()
-        self.kfence.check()
-        self.tasks.check()
-        self.cgroups.check()
-        MemcgCheck(self.memcg, self.pages)([area.memcg for area in self.swap.files.areas])
-        self.watermarks.check()
-        self.accounting.check()
-        self.cma.check()
-        check_buddy(self.buddy, self.zones)
+        kernel_check.check(self)

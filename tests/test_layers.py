@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ RANKS = {
     "user_memory": 6,
     "block_storage": 6,
     "swap_storage": 6,
+    "kernel_check": 6,
     "kernel_memory": 6,
     "kernel_oom": 6,
     "kernel_guards": 6,
@@ -96,6 +98,13 @@ def test_imports_go_one_way(path: Path) -> None:
         if (other := layer_of_import(name)) is not None and RANKS[other] > RANKS[own]
     ]
     assert wrong == [], f"{own} imports a higher layer"
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.pxd")), ids=lambda path: path.name)
+def test_declarations_come_from_what_the_module_imports(path: Path) -> None:
+    cimported = set(re.findall(r"^from (\S+) cimport", path.read_text(), re.MULTILINE))
+    assert cimported <= {name for name, _ in imports(path.with_suffix(".py"))}
+    assert cimported == set(re.findall(r"(\S+) cimport", path.read_text())), "cimport has one spelling"
 
 
 def test_async_libraries_stay_in_fs_and_daemon() -> None:

@@ -15,7 +15,9 @@ import numpy as np
 
 from kmemd.boot.cache_table import BOOT_CACHES
 from kmemd.core import stats
-from kmemd.core.buddy import MAX_ORDER, NR_MIGRATETYPES
+from kmemd.core.buddy_state import BuddyState
+from kmemd.core.mmzone import MAX_ORDER, NR_MIGRATETYPES
+from kmemd.core.page_ranges import PageRanges
 from kmemd.errors import KernelError
 from kmemd.mm import slab_flags as sf
 from kmemd.mm.free_placement import Placement, place_free_blocks, split_aligned
@@ -48,6 +50,8 @@ class Twin:
 
     def __init__(self, kernel: Kernel, capture: Capture) -> None:
         self._kernel = kernel
+        self._lists = BuddyState(kernel.buddy)
+        self._ranges = PageRanges(kernel.buddy)
         self._capture = capture
         self._states = {(state.nid, state.name): state for state in capture.zones}
         self.uptime_ns = capture.uptime_ns
@@ -144,7 +148,7 @@ class Twin:
 
     def _load_zone(self, zone: Zone, state: ZoneState) -> None:
         kernel = self._kernel
-        untouched = sorted(kernel.buddy.empty_zone(zone.index))
+        untouched = sorted(self._lists.empty_zone(zone.index))
         used = _complement(zone.free_ranges, untouched)
         present = _intersect(self._capture.present_ranges(state), zone.online)
         available = _complement(present, used)
@@ -176,7 +180,7 @@ class Twin:
         wanted = state.fields.get("free", 0)
         for low, high in untouched:
             taken = min(wanted, high - low)
-            self._kernel.buddy.free_range(zone.index, low, low + taken)
+            self._ranges.free_range(zone.index, low, low + taken)
             wanted -= taken
 
     def _load_blocks(self, zone: Zone, placement: Placement) -> None:
@@ -186,12 +190,12 @@ class Twin:
         events = int(self._kernel.vmstat.events[stats.PGFREE])
         for migratetype, low, high in sorted(placement.runs, key=lambda run: run[1]):
             if migratetype == 1:
-                buddy.free_range(zone.index, low, high)
+                self._ranges.free_range(zone.index, low, high)
                 continue
             for pfn in range(low, high, 1 << (MAX_ORDER - 1)):
-                buddy.load_free_block(zone.index, MAX_ORDER - 1, migratetype, pfn)
+                self._lists.load_free_block(zone.index, MAX_ORDER - 1, migratetype, pfn)
         for order, migratetype, pfn in sorted(placement.blocks, key=lambda block: block[2]):
-            buddy.load_free_block(zone.index, order, migratetype, pfn)
+            self._lists.load_free_block(zone.index, order, migratetype, pfn)
         self._kernel.vmstat.events[stats.PGFREE] = events
 
     def _load_rest(self, zone: Zone, state: ZoneState, placement: Placement) -> None:
@@ -201,11 +205,11 @@ class Twin:
         for cpu, count in sorted(state.pcp_counts.items()):
             for pfn in _take_pages(rest, count) if cpu < self._kernel.machine.cpus else []:
                 pindex = min(buddy.pageblock_type(pfn), PCP_TYPES - 1)
-                buddy.load_pcp(zone.index, cpu, pindex, pfn)
+                self._lists.load_pcp(zone.index, cpu, pindex, pfn)
         left = zone.managed - zone.free_pages - zone.pcp_pages - self._kernel.accounting.pages_in_use(zone)
         for low, high in rest:
             for order, pfn in split_aligned(low, min(high, low + max(0, left))):
-                buddy.mark_allocated(pfn, order, buddy.pageblock_type(pfn) % NR_MIGRATETYPES)
+                self._ranges.mark_allocated(pfn, order, buddy.pageblock_type(pfn) % NR_MIGRATETYPES)
             left -= high - low
 
     def _load_counters(self) -> None:

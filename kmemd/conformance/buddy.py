@@ -16,8 +16,10 @@ import numpy as np
 from kmemd.capture import ZoneState, parse_zoneinfo
 from kmemd.conformance import frag
 from kmemd.conformance.case import Case, guarded
-from kmemd.core.buddy import ALLOC_CMA, ALLOC_KSWAPD, ALLOC_WMARK_LOW, MIGRATE_MOVABLE, NR_MIGRATETYPES, Buddy
+from kmemd.core.buddy import Buddy
+from kmemd.core.buddy_state import BuddyState
 from kmemd.core.context import Context
+from kmemd.core.mmzone import ALLOC_CMA, ALLOC_KSWAPD, ALLOC_WMARK_LOW, MIGRATE_MOVABLE, NR_MIGRATETYPES
 from kmemd.core.pages import PageMap
 from kmemd.mm.gfp import GFP_HIGHUSER_MOVABLE, F
 from kmemd.mm.vmstat import BuddyStats, calculate_normal_threshold
@@ -50,6 +52,7 @@ class OneZone:
         rows = [(0, 0, start, end, zone.fields["managed"])]
         self.buddy = Buddy(PageMap(end), Context(), rows, [0] * cpus, 1, 9, (0, 0), stats)
         self.buddy.set_zonelist(0, [0])
+        self._state = BuddyState(self.buddy)
         self.threshold = calculate_normal_threshold(zone.fields["managed"], cpus)
         for words in lines:
             self._load(words)
@@ -59,14 +62,14 @@ class OneZone:
         b = self.buddy
         if words[0] == "fl":
             for pfn in words[3:]:
-                b.load_free_block(0, int(words[1]), int(words[2].rstrip(":")), int(pfn))
+                self._state.load_free_block(0, int(words[1]), int(words[2].rstrip(":")), int(pfn))
         elif words[0] == "pcp":
             values = dict(word.split("=") for word in words[1:])
             b.pcp_high[0], b.pcp_batch[0] = int(values["high"]), int(values["batch"])
             b.pcp_factor[int(values["cpu"])] = int(values["free_factor"])
         elif words[0] == "pcpl":
             for pfn in words[3:]:
-                b.load_pcp(0, int(words[1]), int(words[2].rstrip(":")), int(pfn))
+                self._state.load_pcp(0, int(words[1]), int(words[2].rstrip(":")), int(pfn))
 
     def counts(self, migratetype: int | None) -> list[int]:
         """Free blocks per order, of one type or in all."""

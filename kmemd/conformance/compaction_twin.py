@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kmemd.conformance.shape import machine_from_zoneinfo
-from kmemd.core.buddy import MAX_ORDER, MIGRATE_MOVABLE
+from kmemd.core.buddy_state import BuddyState
+from kmemd.core.mmzone import MAX_ORDER, MIGRATE_MOVABLE
+from kmemd.core.page_ranges import PageRanges
 from kmemd.machine import Machine
 from kmemd.mm.gfp import GFP_HIGHUSER_MOVABLE, F
 from kmemd.mm.mmzone import PAGE_ALLOC_COSTLY_ORDER, Zone
@@ -129,7 +131,7 @@ def _fill(system: System, zones: list[Zone], wanted: Counts) -> dict[int, int]:
         batch = zone.pageset(kernel.context.cpu)[2]
         free = _pages(list(zone.nr_free_type(MIGRATE_MOVABLE))) - (wanted[zone.nid, zone.name][TOP] << TOP)
         pages += max(0, free) // batch * batch
-        pages += len(kernel.buddy.pcp_list(zone.index, kernel.context.cpu, MIGRATE_MOVABLE))
+        pages += len(BuddyState(kernel.buddy).pcp_list(zone.index, kernel.context.cpu, MIGRATE_MOVABLE))
     if pages:
         system.command(f"access hog {start:#x} {pages * PAGE_SIZE} w")
     entries = np.frombuffer(
@@ -159,7 +161,7 @@ def _punch(system: System, zone: Zone, owned: dict[int, int], wanted: list[int])
 
     Page blocks are set apart meanwhile, so that pages become free blocks at once; next to each block a page stays.
     """
-    buddy, size = system.kernel.buddy, 1 << system.kernel.buddy.pageblock_order
+    ranges, size = PageRanges(system.kernel.buddy), 1 << system.kernel.buddy.pageblock_order
     free = np.zeros(zone.end_pfn, dtype=np.bool_)
     free[[pfn for pfn in owned if zone.start_pfn <= pfn < zone.end_pfn]] = True
     for order in reversed(range(TOP)):
@@ -169,10 +171,10 @@ def _punch(system: System, zone: Zone, owned: dict[int, int], wanted: list[int])
                 return
             free[pfn : pfn + (2 << order)] = False
             low, high = pfn & -size, -(-(pfn + (1 << order)) // size) * size
-            buddy.isolate_range(zone.index, low, high)
+            ranges.isolate_range(zone.index, low, high)
             for page in range(pfn, pfn + (1 << order)):
                 system.command(f"madvise hog {owned[page]:#x} {PAGE_SIZE} MADV_DONTNEED")
-            buddy.unisolate_range(zone.index, low, high, MIGRATE_MOVABLE)
+            ranges.unisolate_range(zone.index, low, high, MIGRATE_MOVABLE)
 
 
 def _aligned(free: npt.NDArray[np.bool_], order: int) -> int:

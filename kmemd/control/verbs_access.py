@@ -16,6 +16,7 @@ import numpy.typing as npt
 from kmemd.control.language import Reply, Slices, WordType, invalid, quoted, verb
 from kmemd.control.verbs_mm import run_as
 from kmemd.control.words import Address, Count, Pid, Size, Text
+from kmemd.core import access_stats
 from kmemd.core import mmu as core
 from kmemd.core.pte import PRESENT
 from kmemd.errors import KernelError
@@ -169,8 +170,11 @@ def _paced(kernel: Kernel, accesses: Iterator[Vpns]) -> Iterator[Vpns]:
 def _slow_faults(kernel: Kernel) -> int:
     """Faults that the core left to Python so far, and allocations that went into the slow path."""
     stats = kernel.mmu.stats
-    slow = int(stats[core.HUGE_FAULTS : core.SWAP_FAULTS].sum() + stats[core.SWAP_READS : core.HINT_FAULTS + 1].sum())
-    slow += int(stats[core.SWAP_FAULTS]) // SWAP_SHARE
+    slow = int(
+        stats[access_stats.HUGE_FAULTS : access_stats.SWAP_FAULTS].sum()
+        + stats[access_stats.SWAP_READS : access_stats.HINT_FAULTS + 1].sum()
+    )
+    slow += int(stats[access_stats.SWAP_FAULTS]) // SWAP_SHARE
     return slow + SLOW_PIECE * kernel.page_alloc.slow_paths
 
 
@@ -232,7 +236,7 @@ class _Tally:
         """The counters now."""
         assert task.mm is not None
         stats = kernel.mmu.stats
-        hits = int(stats[core.L1_HITS] + stats[core.L2_HITS])
+        hits = int(stats[access_stats.L1_HITS] + stats[access_stats.L2_HITS])
         return cls(int(kernel.mmu.faults_of[task.mm.id]), task.maj_flt, hits)
 
     def since(self, kernel: Kernel, task: Task) -> dict[str, int | str]:

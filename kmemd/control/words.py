@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from kmemd.control import callsite
 from kmemd.control.language import Parameter, WordType, invalid, quoted, suggestion, word_type
-from kmemd.core.buddy import MAX_ORDER
+from kmemd.core.mmzone import MAX_ORDER
 from kmemd.errors import KernelError
 from kmemd.mm import gfp as gfp_names
 from kmemd.mm import slab_flags

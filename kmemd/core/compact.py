@@ -1,14 +1,16 @@
 """The migration scanner's hot loop over page blocks (mm/compaction.c ``isolate_migratepages_block``).
 
 Models which pages of a page block are taken to be moved, the skip hints of page blocks, and what a look at a page costs
-in scanned pages. Taking free pages is ``Buddy.isolate_freepages_block``, whose lists only that class may touch; moving
-pages is ``Mmu.move_pages`` and ``mm/migrate.py``. Left out: locks, so that nothing is ever contended.
+in scanned pages. Taking free pages is core/compact_free.py; moving pages is core/rmap.py and ``mm/migrate.py``. Left
+out: locks, so that nothing is ever contended.
 """
 
 from typing import Any
 
 import cython
 import numpy as np
+
+from kmemd.core.array_view import view
 
 ASYNC, SYNC_LIGHT, SYNC = range(3)
 CLUSTER_MAX = 32
@@ -28,11 +30,6 @@ _SWAPCACHE = cython.declare(cython.uint, 1 << 10)
 _WRITEBACK = cython.declare(cython.uint, 1 << 15)
 _HEAD = cython.declare(cython.uint, 1 << 16)
 _UNEVICTABLE = cython.declare(cython.uint, 1 << 20)
-
-
-def _view(array: Any) -> Any:
-    """Uncompiled, a memoryview gives Python ints, which neither wrap nor warn as numpy scalars do."""
-    return array if cython.compiled else memoryview(array)
 
 
 @cython.final
@@ -68,13 +65,13 @@ class Scanner:
     _shift: cython.int
 
     def __init__(self, pages: Any, pageblock_order: int) -> None:
-        self._flags, self._meta, self._mapping = _view(pages.flags), _view(pages.meta), _view(pages.mapping)
+        self._flags, self._meta, self._mapping = view(pages.flags), view(pages.meta), view(pages.mapping)
         self._shift = pageblock_order
         self.skip = np.zeros((pages.max_pfn >> pageblock_order) + 2, dtype=np.uint8)
         self.found = np.zeros(1 << pageblock_order, dtype=np.int64)
         self.back = np.zeros(1 << pageblock_order, dtype=np.int64)
-        self._skip, self._found, self._back = _view(self.skip), _view(self.found), _view(self.back)
-        self._lo, self._hi = _view(np.zeros(64, dtype=np.int64)), _view(np.zeros(64, dtype=np.int64))
+        self._skip, self._found, self._back = view(self.skip), view(self.found), view(self.back)
+        self._lo, self._hi = view(np.zeros(64, dtype=np.int64)), view(np.zeros(64, dtype=np.int64))
         self._extents = 0
         self.pfn = self.scanned = self.isolated = 0
         self.blocks = self.dropped = 0

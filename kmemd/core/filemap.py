@@ -16,7 +16,9 @@ from typing import Any
 import cython
 import numpy as np
 
+from kmemd.core.array_view import view
 from kmemd.core.lru import ACTIVATE, ADD, PAGEVEC_SIZE
+from kmemd.core.page_arrays import PageArrays
 
 MOST = 1024
 """Missing pages of one call."""
@@ -60,14 +62,9 @@ _ANON_COST = cython.declare(cython.int, 1)
 _FILE_COST = cython.declare(cython.int, 2)
 
 
-def _view(array: Any) -> Any:
-    """Uncompiled, a memoryview gives Python ints, which neither wrap nor warn as numpy scalars do."""
-    return array if cython.compiled else memoryview(array)
-
-
 @cython.final
 @cython.cclass
-class ReadLoop:
+class ReadLoop(PageArrays):
     """Reads of one file at a time. ``zones`` rows are ``(nid, start_pfn, end_pfn)``, numbered as the counters' rows.
 
     ``host`` does what the loop leaves: ``touched(pfns)`` when another replacement policy marks pages,
@@ -91,15 +88,7 @@ class ReadLoop:
     state = cython.declare(object, visibility="public")
     missing = cython.declare(object, visibility="public")
 
-    _flags: cython.uint[::1]
-    _mapping: cython.int[::1]
-    _index: cython.longlong[::1]
-    _memcg: cython.short[::1]
     _ctx: cython.longlong[::1]
-    _node_stat: cython.longlong[:, ::1]
-    _zone_nid: cython.longlong[::1]
-    _zone_start: cython.longlong[::1]
-    _zone_end: cython.longlong[::1]
     _state: cython.longlong[:, ::1]
     _missing: cython.longlong[::1]
     _old: cython.longlong[::1]
@@ -117,7 +106,6 @@ class ReadLoop:
     _touches: cython.int
     _add_room: cython.int
     _activate_room: cython.int
-    _zone: cython.int
     _file: cython.int
     _root: cython.longlong
     _size: cython.longlong
@@ -150,23 +138,20 @@ class ReadLoop:
         shifts: Any,
         copy_ns: Any,
     ) -> None:
-        self._flags, self._mapping, self._index = _view(pages.flags), _view(pages.mapping), _view(pages.index)
-        self._memcg, self._ctx = _view(pages.memcg), _view(context.words)
-        self._node_stat = _view(vmstat.node_stat)
-        rows = np.array(zones, dtype=np.int64).reshape(-1, 3)
-        self._zone_nid, self._zone_start, self._zone_end = (_view(rows[:, k].copy()) for k in range(3))
+        super().__init__(pages, zones, vmstat)
+        self._ctx = view(context.words)
         self.state = np.zeros((vmstat.node_stat.shape[0], 3), dtype=np.int64)
         self.missing = np.zeros(MOST, dtype=np.int64)
-        self._state, self._missing = _view(self.state), _view(self.missing)
-        self._old, self._touched = (_view(np.zeros(n, dtype=np.int64)) for n in (MOST, 1024))
-        self._add, self._activate = (_view(np.zeros(PAGEVEC_SIZE, dtype=np.int64)) for _ in range(2))
-        self._no = _view(np.zeros(1, dtype=np.int64))
+        self._state, self._missing = view(self.state), view(self.missing)
+        self._old, self._touched = (view(np.zeros(n, dtype=np.int64)) for n in (MOST, 1024))
+        self._add, self._activate = (view(np.zeros(PAGEVEC_SIZE, dtype=np.int64)) for _ in range(2))
+        self._no = view(np.zeros(1, dtype=np.int64))
         self._slots = self._blocks = self._leaves = self._no
         self._lru, self._host = lru, host
-        self._items = _view(np.array(items, dtype=np.int64))
+        self._items = view(np.array(items, dtype=np.int64))
         self._nid_bits, self._memcg_bits, self._flag_bits, self._age_mask = shifts
         self._copy_ns = copy_ns
-        self._zone = self._adds = self._activates = self._touches = 0
+        self._adds = self._activates = self._touches = 0
         self._loaded = 0
         self.why = self.misses = self.done = 0
         self.waited_ns = self.thrashing_ns = self.free_at = self.bytes = 0
@@ -181,7 +166,7 @@ class ReadLoop:
         ``n`` are in block ``leaves[(n - 12) >> 10]`` of the disk, and ``root`` says where the later ones of these are.
         """
         self._file, self._size, self._root = file, size, root
-        self._slots, self._blocks, self._leaves = _view(slots), _view(blocks), _view(leaves)
+        self._slots, self._blocks, self._leaves = view(slots), view(blocks), view(leaves)
         self._mapped = False
 
     def window(self, mode: cython.int, marks: cython.bint, expected: Any, most: cython.longlong) -> None:
@@ -464,17 +449,6 @@ class ReadLoop:
             self._state[nid, _FILE_COST] //= 2
             self._state[nid, _ANON_COST] //= 2
 
-    @cython.cfunc
-    @cython.exceptval(check=False)
-    def _nid_of(self, pfn: cython.longlong) -> cython.longlong:
-        zi: cython.int = self._zone
-        if pfn < self._zone_start[zi] or pfn >= self._zone_end[zi]:
-            zi = 0
-            while pfn < self._zone_start[zi] or pfn >= self._zone_end[zi]:
-                zi += 1
-            self._zone = zi
-        return self._zone_nid[zi]
-
     # -- the batches -------------------------------------------------------------------------------------------
 
     @cython.cfunc
@@ -505,22 +479,12 @@ class ReadLoop:
 
 @cython.final
 @cython.cclass
-class CleanPages:
+class CleanPages(PageArrays):
     """Pages of files on disks that reclaim can drop without asking anybody: clean, mapped by nobody, without buffers.
 
     ``zones`` and ``shifts`` are ``ReadLoop``'s; ``item`` is the node counter NR_FILE_PAGES.
     """
 
-    _flags: cython.uint[::1]
-    _meta: cython.int[::1]
-    _mapping: cython.int[::1]
-    _mapcount: cython.int[::1]
-    _index: cython.longlong[::1]
-    _node_stat: cython.longlong[:, ::1]
-    _zone_nid: cython.longlong[::1]
-    _zone_start: cython.longlong[::1]
-    _zone_end: cython.longlong[::1]
-    _zone: cython.int
     _item: cython.int
     _flag_bits: cython.int
     _nid_bits: cython.int
@@ -528,12 +492,8 @@ class CleanPages:
     _age_mask: cython.longlong
 
     def __init__(self, pages: Any, zones: Any, vmstat: Any, item: cython.int, shifts: Any) -> None:
-        self._flags, self._meta, self._mapping = _view(pages.flags), _view(pages.meta), _view(pages.mapping)
-        self._mapcount, self._index = _view(pages.mapcount), _view(pages.index)
-        self._node_stat = _view(vmstat.node_stat)
-        rows = np.array(zones, dtype=np.int64).reshape(-1, 3)
-        self._zone_nid, self._zone_start, self._zone_end = (_view(rows[:, k].copy()) for k in range(3))
-        self._zone, self._item = 0, item
+        super().__init__(pages, zones, vmstat)
+        self._item = item
         self._nid_bits, self._memcg_bits, self._flag_bits, self._age_mask = shifts
 
     def part(self, pfns: cython.longlong[::1], clean: cython.longlong[::1], rest: cython.longlong[::1]) -> tuple:
@@ -574,7 +534,7 @@ class CleanPages:
         """Isolated pages leave a file's table, a shadow takes the place of each (__remove_mapping);
         ``ages`` are those of the cgroup's lruvecs by node.
         """
-        table: cython.longlong[::1] = _view(slots)
+        table: cython.longlong[::1] = view(slots)
         i: cython.Py_ssize_t
         pfn: cython.longlong
         nid: cython.longlong
@@ -589,14 +549,3 @@ class CleanPages:
             self._mapping[pfn] = 0
             self._index[pfn] = 0
             self._flags[pfn] = 0
-
-    @cython.cfunc
-    @cython.exceptval(check=False)
-    def _nid_of(self, pfn: cython.longlong) -> cython.longlong:
-        zi: cython.int = self._zone
-        if pfn < self._zone_start[zi] or pfn >= self._zone_end[zi]:
-            zi = 0
-            while pfn < self._zone_start[zi] or pfn >= self._zone_end[zi]:
-                zi += 1
-            self._zone = zi
-        return self._zone_nid[zi]

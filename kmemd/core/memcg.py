@@ -10,6 +10,8 @@ import cython
 import numpy as np
 from cython import Py_ssize_t as Int
 
+from kmemd.core.array_view import view
+
 ITEMS = (
     *("anon", "file", "shmem", "file_mapped", "file_dirty", "file_writeback", "swapcached"),
     *("anon_thp", "file_thp", "shmem_thp", "pagetables"),
@@ -37,10 +39,6 @@ _TABLE = cython.declare(cython.uint, 1 << 30)
 _ALLOCATED = cython.declare(cython.int, 3)
 
 
-def _view(array: Any) -> Any:
-    return array if cython.compiled else memoryview(array)
-
-
 @cython.final
 @cython.cclass
 class Gauges:
@@ -55,14 +53,14 @@ class Gauges:
     _middle: cython.longlong
 
     def __init__(self, pages: Any) -> None:
-        self._flags, self._meta, self._mapping = _view(pages.flags), _view(pages.meta), _view(pages.mapping)
-        self._mapcount, self._memcg = _view(pages.mapcount), _view(pages.memcg)
-        self._table = _view(np.zeros((1, NR_ITEMS), dtype=np.int64))
+        self._flags, self._meta, self._mapping = view(pages.flags), view(pages.meta), view(pages.mapping)
+        self._mapcount, self._memcg = view(pages.mapcount), view(pages.memcg)
+        self._table = view(np.zeros((1, NR_ITEMS), dtype=np.int64))
         self._middle = 0
 
     def begin(self, table: Any, middle: Int) -> None:
         """Add to ``table`` from now on, whose row ``middle`` is that of number 0."""
-        self._table = _view(table)
+        self._table = view(table)
         self._middle = middle
 
     def add(self, first: Int, last: Int) -> Int:

@@ -13,6 +13,9 @@ from typing import Any
 import cython
 import numpy as np
 
+from kmemd.core.array_view import view
+from kmemd.core.page_arrays import PageArrays
+
 # what scan adds up: bytes, but PSS in bytes << 12
 (
     RSS,
@@ -84,14 +87,9 @@ _S_SWAP = cython.declare(cython.int, 11)
 _S_PSS_ANON = cython.declare(cython.int, 12)
 
 
-def _view(array: Any) -> Any:
-    """Uncompiled, a memoryview gives Python ints, which neither wrap nor warn as numpy scalars do."""
-    return array if cython.compiled else memoryview(array)
-
-
 @cython.final
 @cython.cclass
-class PteRanges:
+class PteRanges(PageArrays):
     """Works on the tables of one ``Mmu``. ``items`` are the numbers of NR_ANON_MAPPED and NR_FILE_MAPPED.
 
     What ``zap`` leaves to the caller stands in ``freed`` (pages nobody maps any more), ``compound`` (heads of blocks of
@@ -107,20 +105,11 @@ class PteRanges:
 
     _words: cython.ulonglong[::1]
     _rss: cython.longlong[::1]
-    _flags: cython.uint[::1]
-    _meta: cython.int[::1]
-    _mapping: cython.int[::1]
-    _mapcount: cython.int[::1]
-    _node_stat: cython.longlong[:, ::1]
-    _zone_nid: cython.longlong[::1]
-    _zone_start: cython.longlong[::1]
-    _zone_end: cython.longlong[::1]
     _freed: cython.longlong[::1]
     _compound: cython.longlong[::1]
     _dirtied: cython.longlong[::1]
     _cached: cython.longlong[::1]
     _swapped: cython.ulonglong[::1]
-    _zone: cython.int
     _nr_anon: cython.int
     _nr_mapped: cython.int
     _zero: cython.longlong
@@ -133,13 +122,8 @@ class PteRanges:
     _nswapped: cython.int
 
     def __init__(self, mmu: Any, pages: Any, zones: Any, vmstat: Any, items: Any, huge_pages: int) -> None:
-        self._words, self._rss = _view(mmu.words), _view(mmu.rss)
-        self._flags, self._meta = _view(pages.flags), _view(pages.meta)
-        self._mapping, self._mapcount = _view(pages.mapping), _view(pages.mapcount)
-        self._node_stat = _view(vmstat.node_stat)
-        rows = np.array(zones, dtype=np.int64).reshape(-1, 3)
-        self._zone_nid, self._zone_start, self._zone_end = (_view(rows[:, k].copy()) for k in range(3))
-        self._zone = 0
+        super().__init__(pages, zones, vmstat)
+        self._words, self._rss = view(mmu.words), view(mmu.rss)
         self._nr_anon, self._nr_mapped = items
         self._zero, self._huge = mmu.zero_pfn, huge_pages
         self._block = 3 | (huge_pages.bit_length() - 1) << 8  # the head of an allocated block of huge_pages pages
@@ -148,20 +132,9 @@ class PteRanges:
     def _room(self, entries: Any) -> None:
         self.freed, self.compound, self.dirtied, self.cached = (np.zeros(entries, dtype=np.int64) for _ in range(4))
         self.swapped = np.zeros(entries, dtype=np.uint64)
-        self._freed, self._compound = _view(self.freed), _view(self.compound)
-        self._dirtied, self._cached = _view(self.dirtied), _view(self.cached)
-        self._swapped = _view(self.swapped)
-
-    @cython.cfunc
-    @cython.exceptval(check=False)
-    def _nid(self, pfn: cython.longlong) -> cython.longlong:
-        zi: cython.int = self._zone
-        if pfn < self._zone_start[zi] or pfn >= self._zone_end[zi]:
-            zi = 0
-            while pfn < self._zone_start[zi] or pfn >= self._zone_end[zi]:
-                zi += 1
-            self._zone = zi
-        return self._zone_nid[zi]
+        self._freed, self._compound = view(self.freed), view(self.compound)
+        self._dirtied, self._cached = view(self.dirtied), view(self.cached)
+        self._swapped = view(self.swapped)
 
     @cython.cfunc
     @cython.exceptval(check=False)
@@ -233,11 +206,11 @@ class PteRanges:
         self._mapcount[pfn] -= 1
         if self._meta[head] >> 8 & 0xFF:
             if not self._mapcount[pfn] and not self._mapping[head + 1]:
-                self._node_stat[self._nid(pfn), self._nr_anon] -= 1
+                self._node_stat[self._nid_of(pfn), self._nr_anon] -= 1
             self._compound[self._ncompound] = head
             self._ncompound += 1
         elif not self._mapcount[pfn]:
-            self._node_stat[self._nid(pfn), self._nr_anon] -= 1
+            self._node_stat[self._nid_of(pfn), self._nr_anon] -= 1
             if self._flags[pfn] & _SWAPCACHE:
                 self._cached[self._ncached] = pfn
                 self._ncached += 1
@@ -254,7 +227,7 @@ class PteRanges:
         self._rss[mm * 4 + (_SHMEM if self._flags[head] & _SWAPBACKED else _FILE)] -= 1
         self._mapcount[pfn] -= 1
         if not self._mapcount[pfn]:
-            self._node_stat[self._nid(pfn), self._nr_mapped] -= 1
+            self._node_stat[self._nid_of(pfn), self._nr_mapped] -= 1
         if entry & _ACCESSED and self._flags[head] & (_REFERENCED_FLAG | _IDLE) != _REFERENCED_FLAG:
             self._flags[head] = self._flags[head] & ~_IDLE | _REFERENCED_FLAG
         if entry & _DIRTY and not self._flags[head] & _DIRTY_FLAG:
@@ -566,4 +539,4 @@ class PteRanges:
             totals[6] += pages
         if mapcount > totals[4]:
             totals[4] = mapcount
-        totals[8 + self._nid(pfn)] += pages
+        totals[8 + self._nid_of(pfn)] += pages

@@ -1,18 +1,11 @@
-"""SLUB's lists and counters, and the loops over them (mm/slub.c, include/linux/slub_def.h).
+"""SLUB's loops: objects taken and given back, and slabs that come and go with them (mm/slub.c).
 
-All caches of one machine live in one ``SlabCore``: structures of arrays over caches, (cache, CPU) pairs,
-(cache, node) pairs and slabs. It models the per-cpu slab with its two free lists, the per-cpu partial list,
-the per-node partial and full lists, and takes objects and slabs in exactly the order in which Linux takes
-them; ``shuffle`` stands for SLAB_FREELIST_RANDOM. A page that is needed, or is given back, is
-the caller's business: ``alloc`` returns short, ``discarded`` fills.
+Models the per-cpu slab with its two free lists, the per-cpu partial list and the per-node lists, and takes
+objects and slabs in exactly the order in which Linux takes them; ``shuffle`` stands for SLAB_FREELIST_RANDOM. A page
+that is needed, or is given back, is the caller's business: ``alloc`` returns short, ``discarded`` fills.
 
 Left out: pfmemalloc slabs, the RCU grace period before the pages of a SLAB_TYPESAFE_BY_RCU cache go back,
 cmpxchg retries (nothing runs between two operations here).
-
-An object is its index in the slab; the index ``objects`` ends a free list. ``_link[arena + i]`` holds
-``next(i) - (i + 1)`` modulo 2**16, so that zero-filled memory is the sequential free list of a fresh slab.
-``_used`` has one bit per object, set while it is allocated. Slabs are numbered from 1; 0 is none.
-A number that was given back is used again by a slab with as many objects, and keeps its place in the arenas.
 
 Invariants: a slab is the slab of one CPU, on one CPU's partial list, on its node's partial list (then it has
 free objects and is not frozen), on its node's full list (debugged caches only), or full and on no list.
@@ -21,7 +14,6 @@ free objects and is not frozen), on its node's full list (debugged caches only),
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import cython
@@ -31,22 +23,20 @@ from cython import Py_ssize_t as Int
 
 from kmemd.core import slab_layout as layout
 from kmemd.core.context import NOW
-from kmemd.core.pages import PG_SLAB, PageMap, lazy_zeros
+from kmemd.core.pages import PG_SLAB
+from kmemd.core.slab_table import SlabTable
 
-# Columns and statistics of core/slab_layout.py as C variables: module constants are slow in compiled code.
 _SIZE = cython.declare(cython.int, layout.SIZE)
 _START = cython.declare(cython.int, layout.START)
 _CPU_PARTIAL_SLABS = cython.declare(cython.int, layout.CPU_PARTIAL_SLABS)
 _MIN_PARTIAL = cython.declare(cython.int, layout.MIN_PARTIAL)
 _DEBUG = cython.declare(cython.int, layout.DEBUG)
-_STORE_USER = cython.declare(cython.int, layout.STORE_USER)
 _STAT_ITEM = cython.declare(cython.int, layout.STAT_ITEM)
 _DEFRAG_RATIO = cython.declare(cython.int, layout.DEFRAG_RATIO)
 _SLAB = cython.declare(cython.int, layout.SLAB)
 _FREE = cython.declare(cython.int, layout.FREE)
 _PARTIAL = cython.declare(cython.int, layout.PARTIAL)
 _HEAD = cython.declare(cython.int, layout.HEAD)
-_FULL = cython.declare(cython.int, layout.FULL)
 _NR_PARTIAL = cython.declare(cython.int, layout.NR_PARTIAL)
 _NR_SLABS = cython.declare(cython.int, layout.NR_SLABS)
 _NR_OBJECTS = cython.declare(cython.int, layout.NR_OBJECTS)
@@ -97,293 +87,13 @@ _NOT_SLAB = cython.declare(cython.uint, 0xFFFFFFFF ^ 1 << PG_SLAB)
 _GONE = cython.declare(cython.int, -(1 << 30))
 _CYCLES = cython.declare(cython.int, 1024)
 
-# Room that is reserved for the slabs and objects of a machine, so that none has to wait for a copy; see ``lazy_zeros``.
-_OBJECTS_PER_PAGE, _MOST_SLABS, _MOST_OBJECTS = 64, 1 << 24, 1 << 30
 
-
-def _view(array: npt.NDArray[Any]) -> Any:
-    """Uncompiled, a memoryview gives Python ints, which neither wrap nor warn as numpy scalars do."""
-    return array if cython.compiled else memoryview(array)  # type: ignore[arg-type]
-
-
+@cython.final
 @cython.cclass
-class SlabCore:
-    """The slabs of one machine.
+class SlabCore(SlabTable):
+    """The slabs of one machine; the arguments are those of ``SlabTable``."""
 
-    ``cpu_node[cpu]`` is the node a CPU allocates from (``numa_mem_id``); ``slab_nodes`` are the nodes with
-    normal memory; ``node_order[zone][nid]`` lists the nodes that have a zone up to ``zone``, nearest first;
-    ``spans`` are ``(start PFN, end PFN, nid)``; ``node_stat[nid, item]`` counts slab pages. ``words`` is the
-    executing context. ``page_offset`` is the virtual address of PFN 0.
-
-    ``arrays`` are the arrays themselves by name (core/slab_layout.py), for readers. ``shuffle(cache, objects)`` gives
-    the order of a fresh slab's objects, None: one after the other.
-    """
-
-    ncpus = cython.declare(cython.int, visibility="readonly")
-    nnodes = cython.declare(cython.int, visibility="readonly")
-    ncaches = cython.declare(cython.int, visibility="readonly")
-    nslabs = cython.declare(cython.int, visibility="readonly")
-    discarded = cython.declare(list, visibility="readonly")
-    arrays = cython.declare(dict, visibility="readonly")
-    shuffle = cython.declare(object, visibility="public")
-
-    _page_offset: cython.ulonglong
-    _max_pfn: cython.longlong
-    _mapping: cython.int[::1]
-    _flags: cython.uint[::1]
-    _node_stat: cython.longlong[:, ::1]
-    _words: cython.longlong[::1]
-    _cpu_node: cython.int[::1]
-    _slab_node: cython.uchar[::1]
-    _order: cython.int[::1]
-    _zones: cython.int
-    _nspans: cython.int
-    _spans: cython.longlong[::1]
-    _spare: cython.int[::1]
-    _cache: cython.longlong[::1]
-    _cpu: cython.int[::1]
-    _stats: cython.uint[::1]
-    _node: cython.longlong[::1]
-    _slab: cython.int[::1]
-    _link: cython.ushort[::1]
-    _used: cython.uchar[::1]
-    _cache_room: cython.int
-    _slab_room: cython.int
-    _arena_room: cython.longlong
-    _arena_used: cython.longlong
-
-    def __init__(
-        self,
-        pages: PageMap,
-        node_stat: npt.NDArray[np.int64],
-        words: npt.NDArray[np.int64],
-        page_offset: int,
-        cpu_node: Sequence[int],
-        slab_nodes: Sequence[int],
-        node_order: Sequence[Sequence[Sequence[int]]],
-        spans: Sequence[tuple[int, int, int]],
-    ) -> None:
-        self._page_offset = page_offset
-        self._max_pfn = pages.max_pfn
-        self._mapping = _view(pages.mapping)
-        self._flags = _view(pages.flags)
-        self._node_stat = _view(node_stat)
-        self._words = _view(words)
-        self.ncpus = len(cpu_node)
-        self.nnodes = node_stat.shape[0]
-        self._cpu_node = _view(np.array(cpu_node, dtype=np.int32))
-        allowed = np.zeros(self.nnodes, dtype=np.uint8)
-        allowed[list(slab_nodes)] = 1
-        self._slab_node = _view(allowed)
-        self._set_order(node_order)
-        self._nspans = len(spans)
-        self._spans = _view(np.array(spans, dtype=np.int64).reshape(-1))
-        self._spare = _view(np.zeros(1 << 15, dtype=np.int32))
-        self.discarded = []
-        self.arrays = {}
-        self.shuffle = None
-        self.ncaches = 0
-        self.nslabs = 1
-        self._arena_used = 0
-        self._grow_caches(256)
-        self._grow_slabs(min(max(pages.max_pfn, 512), _MOST_SLABS))
-        self._grow_arena(min(max(pages.max_pfn * _OBJECTS_PER_PAGE, 1 << 16), _MOST_OBJECTS))
-
-    def _set_order(self, node_order: Sequence[Sequence[Sequence[int]]]) -> None:
-        """Nodes by distance as one table: a row for each (zone, node), ended by -1."""
-        self._zones = len(node_order)
-        table = np.full((len(node_order), self.nnodes, self.nnodes + 1), -1, dtype=np.int32)
-        for zone, rows in enumerate(node_order):
-            for nid, row in enumerate(rows):
-                table[zone, nid, : len(row)] = row
-        self._order = _view(table.reshape(-1))
-
-    # Room for more
-
-    def _larger(self, name: str, kind: Any, room: int, used: int) -> Any:
-        old = self.arrays.get(name)
-        new = lazy_zeros(room, np.dtype(kind).name)
-        if old is not None:
-            new[:used] = old[:used]
-        self.arrays[name] = new
-        return _view(new)
-
-    def _grow_caches(self, room: int) -> None:
-        used = self.ncaches
-        self._cache = self._larger("cache", np.int64, room * _ROW_CACHE, used * _ROW_CACHE)
-        cpus = self.ncpus
-        self._cpu = self._larger("cpu", np.int32, room * cpus * _ROW_CPU, used * cpus * _ROW_CPU)
-        self._stats = self._larger("stats", np.uint32, room * cpus * _STATS, used * cpus * _STATS)
-        nodes = self.nnodes
-        self._node = self._larger("node", np.int64, room * nodes * _ROW_NODE, used * nodes * _ROW_NODE)
-        self._cache_room = room
-
-    def _grow_slabs(self, room: int) -> None:
-        self._slab = self._larger("slab", np.int32, room * _ROW_SLAB, self.nslabs * _ROW_SLAB)
-        self._slab_room = room
-
-    def _grow_arena(self, room: int) -> None:
-        """Enlarge the arenas to ``room`` objects, copying only the links that were written."""
-        old = self.arrays.get("link")
-        links = lazy_zeros(room, "uint16")
-        for slab in range(1, self.nslabs):
-            row = slab * _ROW_SLAB
-            if self._slab[row + _META] & _LINKED:
-                start = self._slab[row + _ARENA] * 8
-                end = start + self._slab[row + _OBJECTS]
-                links[start:end] = old[start:end]
-        self.arrays["link"] = links
-        self._link = _view(links)
-        self._used = self._larger("used", np.uint8, room // 8, self._arena_used // 8)
-        self._arena_room = room
-
-    # Caches
-
-    def add_cache(self) -> int:
-        """Make room for a cache; its number. All its fields are zero."""
-        if self.ncaches == self._cache_room:
-            self._grow_caches(self._cache_room * 2)
-        self.ncaches += 1
-        return self.ncaches - 1
-
-    def reset_cache(self, cache: int) -> None:
-        """Zero a cache's rows, so that its number can be used again."""
-        cpus, nodes = self.ncpus, self.nnodes
-        for name, width in (
-            ("cache", _ROW_CACHE),
-            ("cpu", cpus * _ROW_CPU),
-            ("stats", cpus * _STATS),
-            ("node", nodes * _ROW_NODE),
-        ):
-            self.arrays[name][cache * width : (cache + 1) * width] = 0
-
-    def configure(
-        self,
-        cache: int,
-        size: int,
-        start: int,
-        cpu_partial_slabs: int,
-        min_partial: int,
-        debug: bool,
-        store_user: bool,
-        stat_item: int,
-        defrag_ratio: int,
-    ) -> None:
-        """Set a cache's constants: bytes from object to object, bytes before the first, limits and flags."""
-        fields = (size, start, cpu_partial_slabs, min_partial, debug, store_user, stat_item, defrag_ratio)
-        for field, value in enumerate(fields):
-            self._cache[cache * _ROW_CACHE + field] = int(value)
-
-    # Lists and counters
-
-    @cython.cfunc
-    @cython.exceptval(check=False)
-    def _stat(self, cache: Int, cpu: Int, item: Int) -> cython.void:
-        self._stats[(cache * self.ncpus + cpu) * _STATS + item] += 1
-
-    @cython.cfunc
-    @cython.inline
-    def _node_row(self, slab: Int) -> Int:
-        """The row of the (cache, node) that a slab belongs to."""
-        row: Int = slab * _ROW_SLAB
-        nid: Int = self._slab[row + _META] >> 16
-        return (self._slab[row + _CACHE] * self.nnodes + nid) * _ROW_NODE
-
-    @cython.cfunc
-    @cython.exceptval(check=False)
-    def _link_slab(self, head: Int, slab: Int, tail: cython.bint) -> cython.void:
-        """Put a slab on the list whose head is ``_node[head]``."""
-        row: Int = slab * _ROW_SLAB
-        end: Int = head + 1 if tail else head
-        other: Int = self._node[end]
-        self._slab[row + _NEXT] = 0 if tail else other
-        self._slab[row + _PREV] = other if tail else 0
-        self._node[end] = slab
-        if other == 0:
-            self._node[head if tail else head + 1] = slab
-        elif tail:
-            self._slab[other * _ROW_SLAB + _NEXT] = slab
-        else:
-            self._slab[other * _ROW_SLAB + _PREV] = slab
-
-    @cython.cfunc
-    @cython.exceptval(check=False)
-    def _unlink_slab(self, head: Int, slab: Int) -> cython.void:
-        row: Int = slab * _ROW_SLAB
-        after: Int = self._slab[row + _NEXT]
-        before: Int = self._slab[row + _PREV]
-        if before:
-            self._slab[before * _ROW_SLAB + _NEXT] = after
-        else:
-            self._node[head] = after
-        if after:
-            self._slab[after * _ROW_SLAB + _PREV] = before
-        else:
-            self._node[head + 1] = before
-
-    @cython.cfunc
-    @cython.exceptval(check=False)
-    def _add_partial(self, slab: Int, tail: cython.bint) -> cython.void:
-        node: Int = self._node_row(slab)
-        self._node[node + _NR_PARTIAL] += 1
-        self._link_slab(node + _HEAD, slab, tail)
-
-    @cython.cfunc
-    @cython.exceptval(check=False)
-    def _remove_partial(self, slab: Int) -> cython.void:
-        node: Int = self._node_row(slab)
-        self._unlink_slab(node + _HEAD, slab)
-        self._node[node + _NR_PARTIAL] -= 1
-
-    @cython.cfunc
-    @cython.exceptval(check=False)
-    def _add_full(self, slab: Int) -> cython.void:
-        if self._cache[self._slab[slab * _ROW_SLAB + _CACHE] * _ROW_CACHE + _STORE_USER]:
-            self._link_slab(self._node_row(slab) + _FULL, slab, False)
-
-    @cython.cfunc
-    @cython.exceptval(check=False)
-    def _remove_full(self, slab: Int) -> cython.void:
-        if self._cache[self._slab[slab * _ROW_SLAB + _CACHE] * _ROW_CACHE + _STORE_USER]:
-            self._unlink_slab(self._node_row(slab) + _FULL, slab)
-
-    @cython.cfunc
-    @cython.exceptval(check=False)
-    def _too_many(self, slab: Int) -> cython.bint:
-        """Whether an empty slab's node keeps enough partial slabs without it (``nr_partial >= min_partial``)."""
-        cache: Int = self._slab[slab * _ROW_SLAB + _CACHE]
-        return self._node[self._node_row(slab) + _NR_PARTIAL] >= self._cache[cache * _ROW_CACHE + _MIN_PARTIAL]
-
-    # Slabs and their pages
-
-    @cython.cfunc
-    def _nid_of(self, pfn: Int) -> Int:
-        at: Int
-        for at in range(self._nspans):
-            if self._spans[at * 3] <= pfn < self._spans[at * 3 + 1]:
-                return self._spans[at * 3 + 2]
-        return 0
-
-    def nid_of(self, pfn: int) -> int:
-        """The node of a page frame."""
-        return self._nid_of(pfn)
-
-    def _new_number(self, objects: int) -> int:
-        """A number for a slab of ``objects`` objects, with zeroed places in the arenas."""
-        slab = self._spare[objects]
-        if slab:
-            self._spare[objects] = self._slab[slab * _ROW_SLAB + _NEXT]
-            return slab
-        if self.nslabs == self._slab_room:
-            self._grow_slabs(self._slab_room * 2)
-        need = (objects + 7) // 8 * 8
-        if self._arena_used + need > self._arena_room:
-            self._grow_arena(self._arena_room * 2)
-        slab = self.nslabs
-        self.nslabs += 1
-        self._slab[slab * _ROW_SLAB + _ARENA] = self._arena_used // 8
-        self._arena_used += need
-        return slab
+    # -- slabs and their pages ---------------------------------------------------------------------------------
 
     @cython.cfunc
     def _make_slab(self, cache: Int, pfn: Int, order: Int) -> Int:
@@ -421,6 +131,15 @@ class SlabCore:
             self._push(slab, index, chain[at + 1] if at + 1 < len(chain) else self._slab[row + _OBJECTS])
 
     @cython.cfunc
+    @cython.inline
+    @cython.exceptval(check=False)
+    def _push(self, slab: Int, index: Int, after: Int) -> cython.void:
+        """``set_freepointer``: the object after ``index`` in its free list is ``after``."""
+        row: Int = slab * _ROW_SLAB
+        self._link[self._slab[row + _ARENA] * 8 + index] = (after - index - 1) & 0xFFFF
+        self._slab[row + _META] |= _LINKED
+
+    @cython.cfunc
     def _discard(self, slab: Int) -> cython.void:
         """Give a slab's pages up (``discard_slab``): they wait in ``discarded`` as ``pfn << 4 | order``."""
         row: Int = slab * _ROW_SLAB
@@ -447,6 +166,8 @@ class SlabCore:
         self._slab[row + _NEXT] = self._spare[objects]
         self._spare[objects] = slab
         self.discarded.append(pfn << 4 | order)
+
+    # -- CPUs' slabs -------------------------------------------------------------------------------------------
 
     @cython.cfunc
     def _put_cpu_partial(self, slab: Int, cpu: Int, drain: cython.bint) -> cython.void:
@@ -526,7 +247,18 @@ class SlabCore:
             self._add_full(slab)
             self._stat(cache, cpu, _DEACTIVATE_FULL)
 
-    # Allocation
+    @cython.cfunc
+    def _load(self, slab: Int, at: Int) -> Int:
+        """Make a frozen slab the CPU's, with its whole free list (``acquire_slab``, ``retry_load_slab``)."""
+        row: Int = slab * _ROW_SLAB
+        objects: Int = self._slab[row + _OBJECTS]
+        self._cpu[at + _SLAB] = slab
+        self._cpu[at + _FREE] = self._slab[row + _FREELIST]
+        self._slab[row + _FREELIST] = objects
+        self._slab[row + _INUSE] = objects
+        return slab
+
+    # -- allocation --------------------------------------------------------------------------------------------
 
     @cython.cfunc
     def _get_partial_node(self, cache: Int, nid: Int, cpu: Int) -> Int:
@@ -614,17 +346,6 @@ class SlabCore:
         if nid < 0:
             return 0
         return self._load(self._get_partial_node(cache, nid, cpu), at)
-
-    @cython.cfunc
-    def _load(self, slab: Int, at: Int) -> Int:
-        """Make a frozen slab the CPU's, with its whole free list (``acquire_slab``, ``retry_load_slab``)."""
-        row: Int = slab * _ROW_SLAB
-        objects: Int = self._slab[row + _OBJECTS]
-        self._cpu[at + _SLAB] = slab
-        self._cpu[at + _FREE] = self._slab[row + _FREELIST]
-        self._slab[row + _FREELIST] = objects
-        self._slab[row + _INUSE] = objects
-        return slab
 
     @cython.cfunc
     def _take(self, at: Int, out: cython.ulonglong[::1], done: Int, want: Int) -> Int:
@@ -743,7 +464,14 @@ class SlabCore:
             done = self._take_debug(self._node[row + _HEAD], out, done)
         return done
 
-    # Freeing
+    def next_debug(self, cache: Int, cpu: Int, node: Int, zone: Int) -> int:
+        """The slab that serves the next object of a debugged cache, 0: a new one."""
+        if node >= 0 and not self._slab_node[node]:
+            node = -1
+        nid: Int = self._search(cache, cpu, node, zone)
+        return 0 if nid < 0 else int(self._node[(cache * self.nnodes + nid) * _ROW_NODE + _HEAD])
+
+    # -- freeing -----------------------------------------------------------------------------------------------
 
     def free(self, cpu: Int, addresses: cython.ulonglong[::1], done: Int, end: Int, cache: Int) -> Int:
         """Free ``addresses[done:end]``, each as ``slab_free`` does; the new ``done``.
@@ -785,15 +513,6 @@ class SlabCore:
         return done
 
     @cython.cfunc
-    @cython.inline
-    @cython.exceptval(check=False)
-    def _push(self, slab: Int, index: Int, after: Int) -> cython.void:
-        """``set_freepointer``: the object after ``index`` in its free list is ``after``."""
-        row: Int = slab * _ROW_SLAB
-        self._link[self._slab[row + _ARENA] * 8 + index] = (after - index - 1) & 0xFFFF
-        self._slab[row + _META] |= _LINKED
-
-    @cython.cfunc
     def _free_slow(self, slab: Int, index: Int, cpu: Int) -> Int:
         """``__slab_free`` of one object, and ``free_to_partial_list`` for a debugged cache."""
         row: Int = slab * _ROW_SLAB
@@ -826,7 +545,7 @@ class SlabCore:
             self._discard(slab)
         return 0
 
-    # What happens rarely
+    # -- what happens rarely -----------------------------------------------------------------------------------
 
     def flush(self, cache: int, cpu: int) -> None:
         """Take a CPU's slab and partial list from it (``flush_cpu_slab``)."""
@@ -846,21 +565,6 @@ class SlabCore:
         slab = self._make_slab(cache, pfn, order)
         self._add_partial(slab, False)
         self._take_debug(slab, out, 0)
-
-    def take_partial(self, slab: int) -> None:
-        """Take a slab off its node's partial list."""
-        self._remove_partial(slab)
-
-    def put_partial(self, slab: int) -> None:
-        """Put a slab at the end of its node's partial list."""
-        self._add_partial(slab, True)
-
-    def next_debug(self, cache: Int, cpu: Int, node: Int, zone: Int) -> int:
-        """The slab that serves the next object of a debugged cache, 0: a new one."""
-        if node >= 0 and not self._slab_node[node]:
-            node = -1
-        nid: Int = self._search(cache, cpu, node, zone)
-        return 0 if nid < 0 else int(self._node[(cache * self.nnodes + nid) * _ROW_NODE + _HEAD])
 
     def cut(self, slab: Int, chain: Any) -> None:
         """Keep only ``chain`` of a slab's free objects: the others count as used for good, and nobody has them.
@@ -883,14 +587,3 @@ class SlabCore:
     def discard(self, slab: int) -> None:
         """Give up an empty slab that is on no list."""
         self._discard(slab)
-
-    def count_partial(self, cache: Int, nid: Int) -> tuple[int, int]:
-        """Objects in use and objects in all on a node's partial list."""
-        slab: Int = self._node[(cache * self.nnodes + nid) * _ROW_NODE + _HEAD]
-        inuse: Int = 0
-        total: Int = 0
-        while slab:
-            inuse += self._slab[slab * _ROW_SLAB + _INUSE]
-            total += self._slab[slab * _ROW_SLAB + _OBJECTS]
-            slab = self._slab[slab * _ROW_SLAB + _NEXT]
-        return inuse, total

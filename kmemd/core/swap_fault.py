@@ -1,10 +1,9 @@
 """Faults on pages that swap holds (mm/memory.c ``do_swap_page``, mm/swap_state.c ``swap_cache_get_folio``).
 
 Models what a fault does with a page of the swap cache: readahead's hits, the slot's count, taking the slot away when
-swap is full or the page is written to, the entry. ``handle`` is called by the fault loop (core/mmu.py); what it leaves
-to Python is reading pages (``read``), giving slots back (``freed``) and all that ``handle`` refuses: locked mappings,
-pages that could not be read, pages that have to be copied. ``enter`` puts pages that are about to be read into the
-cache.
+swap is full or the page is written to, the entry. ``handle`` is called by core/faults.py; what it leaves to Python is
+reading pages (``read``), giving slots back (``freed``) and all that ``handle`` refuses: locked mappings, pages that
+could not be read, pages that have to be copied. ``enter`` puts pages that are about to be read into the cache.
 
 A slot is ``type << 50 | offset``; an area has two arrays, ``count`` and ``cache`` (mm/swap_area.py).
 """
@@ -12,7 +11,9 @@ A slot is ``type << 50 | offset``; an area has two arrays, ``count`` and ``cache
 from typing import Any
 
 import cython
-import numpy as np
+
+from kmemd.core.array_view import view
+from kmemd.core.page_arrays import PageArrays
 
 PREVIOUS, PAGES, HITS = range(3)
 """Columns of ``windows``: the last page or slot that was asked for, how many were read, how many of them were used."""
@@ -54,14 +55,9 @@ _S_SWAP_FAULT = cython.declare(cython.int, 15)
 _S_CACHE_HIT = cython.declare(cython.int, 16)
 
 
-def _view(array: Any) -> Any:
-    """Uncompiled, a memoryview gives Python ints, which neither wrap nor warn as numpy scalars do."""
-    return array if cython.compiled else memoryview(array)
-
-
 @cython.final
 @cython.cclass
-class SwapFaults:
+class SwapFaults(PageArrays):
     """Faults of one machine. ``items`` are the numbers of NR_ANON_MAPPED, NR_FILE_PAGES, NR_SWAPCACHE and of the event
     SWAP_RA_HIT; ``full`` holds ``FREE`` and ``TOTAL``; ``windows`` rows of readahead, row 0 that of slots.
 
@@ -79,22 +75,11 @@ class SwapFaults:
     _words: cython.ulonglong[::1]
     _rss_task: cython.longlong[::1]
     _stats: cython.longlong[::1]
-    _flags: cython.uint[::1]
-    _mapping: cython.int[::1]
-    _index: cython.longlong[::1]
-    _mapcount: cython.int[::1]
-    _private: cython.longlong[::1]
-    _events: cython.longlong[::1]
-    _node_stat: cython.longlong[:, ::1]
-    _zone_nid: cython.longlong[::1]
-    _zone_start: cython.longlong[::1]
-    _zone_end: cython.longlong[::1]
     _full: cython.longlong[::1]
     _windows: cython.longlong[:, ::1]
     _count: cython.int[::1]
     _cache: cython.int[::1]
     _type: cython.longlong
-    _zone: cython.int
     _window: cython.longlong
     _root: cython.int
     _nr_anon: cython.int
@@ -107,22 +92,16 @@ class SwapFaults:
     ) -> None:
         self._mmu, self._lru = mmu, lru
         self._areas = {}
-        self._words, self._rss_task, self._stats = _view(mmu.words), _view(mmu.rss_task), _view(mmu.stats)
-        self._flags, self._mapping = _view(pages.flags), _view(pages.mapping)
-        self._index, self._mapcount = _view(pages.index), _view(pages.mapcount)
-        self._private = _view(pages.private)
-        self._events, self._node_stat = _view(vmstat.events), _view(vmstat.node_stat)
-        rows = np.array(zones, dtype=np.int64).reshape(-1, 3)
-        self._zone_nid, self._zone_start, self._zone_end = (_view(rows[:, k].copy()) for k in range(3))
-        self._zone = 0
+        self._words, self._rss_task, self._stats = view(mmu.words), view(mmu.rss_task), view(mmu.stats)
+        super().__init__(pages, zones, vmstat)
         self._nr_anon, self._nr_pages, self._nr_cache, self._ra_hit = items
-        self._full, self._windows = _view(full), _view(windows)
+        self._full, self._windows = view(full), view(windows)
         self._type = -1
         self._window, self._root = 0, 0
 
     def add_area(self, number: int, count: Any, cache: Any) -> None:
         """An area of this type is on from now on."""
-        self._areas[number] = (_view(count), _view(cache))
+        self._areas[number] = (view(count), view(cache))
         self._type = -1
 
     def forget_areas(self) -> None:
@@ -141,17 +120,6 @@ class SwapFaults:
         self._count, self._cache = found
         self._type = number
         return True
-
-    @cython.cfunc
-    @cython.exceptval(check=False)
-    def _nid(self, pfn: cython.longlong) -> cython.longlong:
-        zi: cython.int = self._zone
-        if pfn < self._zone_start[zi] or pfn >= self._zone_end[zi]:
-            zi = 0
-            while pfn < self._zone_start[zi] or pfn >= self._zone_end[zi]:
-                zi += 1
-            self._zone = zi
-        return self._zone_nid[zi]
 
     # -- faults --------------------------------------------------------------------------------------------
 
@@ -281,7 +249,7 @@ class SwapFaults:
             self._flags[pfn] |= _EXCLUSIVE
         self._mapcount[pfn] += 1
         if self._mapcount[pfn] == 1:
-            self._node_stat[self._nid(pfn), self._nr_anon] += 1
+            self._node_stat[self._nid_of(pfn), self._nr_anon] += 1
         self._words[at] = cython.cast(cython.ulonglong, pfn) << 12 | bits
         self._rss_task[mm * 4 + _ANON] += 1
         self._rss_task[mm * 4 + _SWAPENTS] -= 1
@@ -299,7 +267,7 @@ class SwapFaults:
     @cython.exceptval(check=False)
     def _free_swap(self, pfn: cython.longlong, offset: cython.longlong) -> cython.void:
         """A page leaves the cache, dirty (folio_free_swap)."""
-        nid: cython.longlong = self._nid(pfn)
+        nid: cython.longlong = self._nid_of(pfn)
         self._flags[pfn] = (self._flags[pfn] & ~_SWAPCACHE) | _PG_DIRTY
         self._private[pfn] = 0
         self._cache[offset] = _RESERVED
@@ -350,7 +318,7 @@ class SwapFaults:
             self._flags[pfn] |= _SWAPCACHE | _FRESH
             self._mapping[pfn] = 0
             self._private[pfn] = slots[i]
-            nid = self._nid(pfn)
+            nid = self._nid_of(pfn)
             self._node_stat[nid, self._nr_pages] += 1
             self._node_stat[nid, self._nr_cache] += 1
 

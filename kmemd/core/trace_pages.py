@@ -5,6 +5,8 @@ from typing import Any
 import cython
 import numpy as np
 
+from kmemd.core.array_view import view
+
 PAGE = 4096
 PAGE_HEADER = 16
 PAGE_DATA = PAGE - PAGE_HEADER
@@ -15,11 +17,6 @@ _PAGE = cython.declare(cython.longlong, 4096)
 _HEADER = cython.declare(cython.longlong, 16)
 _EXTEND = cython.declare(cython.int, 30)
 _DELTA_BITS = cython.declare(cython.int, 27)
-
-
-def _view(array: Any) -> Any:
-    """Uncompiled, a memoryview gives Python ints, which neither wrap nor warn as numpy scalars do."""
-    return array if cython.compiled else memoryview(array)
 
 
 @cython.final
@@ -38,7 +35,7 @@ class Decoder:
     _pages: cython.longlong
 
     def __init__(self, data: Any) -> None:
-        self._data = _view(data)
+        self._data = view(data)
         self._pages = len(data) // PAGE
         self._page = -1
         self._next = 0
@@ -100,7 +97,7 @@ def decode(data: Any) -> Any:
     decoder: Decoder = Decoder(data)
     most: cython.Py_ssize_t = len(data) // 8 + 1
     rows = np.empty((3, most), dtype=np.int64)
-    out: cython.longlong[:, ::1] = _view(rows)
+    out: cython.longlong[:, ::1] = view(rows)
     n: cython.Py_ssize_t = 0
     while decoder.step():
         out[0, n] = decoder.time

@@ -28,13 +28,12 @@ from kmemd.core.leak import (
     GREY,
     LINUX_FLAGS,
     OBJECT_NO_SCAN,
-    POISON_END,
-    POISON_LAST,
     LeakTable,
 )
 from kmemd.debug import leak_sweep
 from kmemd.debug.kallsyms import Kallsyms
-from kmemd.debug.leak_text import HEX_BYTES, crc, hex_dump, kstrtoul_or_invalid
+from kmemd.debug.leak_contents import LeakContents
+from kmemd.debug.leak_text import HEX_BYTES, hex_dump, kstrtoul_or_invalid
 from kmemd.errors import KernelError
 from kmemd.mm.clock import HZ, NSEC_PER_SEC, Clock
 from kmemd.mm.dump_stack import DumpStack
@@ -118,7 +117,7 @@ class Kmemleak:
         self._thread_pid = 0
         self._task_ids: dict[tuple[int, int], int] = {}
         self._tasks_seen: list[tuple[int, str]] = []
-        self._crcs: dict[tuple[int, int], int] = {}
+        self._contents = LeakContents(lambda: self.table, layout.pointer_size)
         self._backtraces: dict[int, str] = {}
         self._dumps: dict[tuple[int, int], str] = {}
         if not enabled:
@@ -286,33 +285,6 @@ class Kmemleak:
             self.table.set_fill(row, byte & 0xFF)
         return whole
 
-    def contents(self, row: int, limit: int) -> bytearray:
-        """The first ``limit`` bytes of an object."""
-        size, fill = int(self.table.size[row]), int(self.table.fill[row])
-        data = bytearray([fill & 0xFF]) * min(size, limit)
-        if fill & POISON_LAST and len(data) == size:
-            data[-1] = POISON_END
-        word = self._layout.pointer_size
-        mask = (1 << 8 * word) - 1
-        for offset, value in reversed(self.table.pointers_in(row)):
-            if offset < len(data):
-                data[offset : offset + word] = (value & mask).to_bytes(word, "little")[: len(data) - offset]
-        return data
-
-    def _checksum(self, row: int) -> int:
-        return crc(self.contents(row, int(self.table.size[row])))
-
-    def _fill_checksum(self, size: int, fill: int) -> int:
-        if fill == FILL_ZERO:
-            return 0
-        known = self._crcs.get((size, fill))
-        if known is None:
-            data = bytearray([fill & 0xFF]) * size
-            if fill & POISON_LAST:
-                data[-1] = POISON_END
-            known = self._crcs[size, fill] = crc(data)
-        return known
-
     # -- scanning ------------------------------------------------------------------------------------------
 
     def scan(self) -> int:
@@ -387,7 +359,7 @@ class Kmemleak:
             yield len(words)
         while table.drain(SCAN_CHUNK):
             yield SCAN_CHUNK
-        for rows in leak_sweep.recheck(table, self._checksum, self._fill_checksum):
+        for rows in leak_sweep.recheck(table, self._contents.checksum, self._contents.fill_checksum):
             yield rows * SCAN_CHUNK // leak_sweep.PIECE
         while table.drain(SCAN_CHUNK):
             yield SCAN_CHUNK
@@ -556,11 +528,11 @@ class Kmemleak:
     def _hex_dump(self, row: int) -> str:
         """The dump of an object; one that holds nothing but its fill looks like its likes."""
         if self.table.first_edge[row]:
-            return hex_dump(self.contents(row, HEX_BYTES))
+            return hex_dump(self._contents(row, HEX_BYTES))
         kind = (min(int(self.table.size[row]), HEX_BYTES + 1), int(self.table.fill[row]))
         text = self._dumps.get(kind)
         if text is None:
-            text = self._dumps[kind] = hex_dump(self.contents(row, HEX_BYTES))
+            text = self._dumps[kind] = hex_dump(self._contents(row, HEX_BYTES))
         return text
 
     def _backtrace(self, handle: int) -> str:

@@ -15,9 +15,10 @@ import errno
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kmemd.core import mmu, stats
+from kmemd.core import access_stats, stats
+from kmemd.core.access_stats import STAT_NAMES
 from kmemd.core.context import NOW, Context
-from kmemd.core.mmu import STAT_NAMES, Mmu
+from kmemd.core.mmu import Mmu
 from kmemd.errors import KernelError
 from kmemd.mm.clock import Clock
 from kmemd.mm.vmstat import VmStat
@@ -67,12 +68,14 @@ class Counters:
             "page-faults": self._event(stats.PGFAULT),
             "minor-faults": lambda: self._vm(stats.PGFAULT) - self._vm(stats.PGMAJFAULT),
             "major-faults": self._event(stats.PGMAJFAULT),
-            "context-switches": self._step(mmu.SWITCHES),
+            "context-switches": self._step(access_stats.SWITCHES),
             "cycles": lambda: self._busy() * self._khz // 1_000_000,
-            "dTLB-loads": lambda: sum(map(self._steps, (mmu.L1_HITS, mmu.L2_HITS, mmu.WALKS))),
-            "dTLB-load-misses": self._step(mmu.WALKS),
-            "LLC-loads": lambda: self._steps(mmu.ACCESSES) + self._steps(mmu.WALK_LEVELS),
-            "LLC-load-misses": self._step(mmu.TLB_FILLS),
+            "dTLB-loads": lambda: sum(
+                map(self._steps, (access_stats.L1_HITS, access_stats.L2_HITS, access_stats.WALKS))
+            ),
+            "dTLB-load-misses": self._step(access_stats.WALKS),
+            "LLC-loads": lambda: self._steps(access_stats.ACCESSES) + self._steps(access_stats.WALK_LEVELS),
+            "LLC-load-misses": self._step(access_stats.TLB_FILLS),
         }
 
     def reader(self, name: str) -> Read:

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kmemd.core import stats
-from kmemd.core.buddy import MIGRATE_CMA, MIGRATE_HIGHATOMIC, Buddy
+from kmemd.core.buddy import Buddy
+from kmemd.core.mmzone import MIGRATE_CMA, MIGRATE_HIGHATOMIC
 from kmemd.core.pages import ALLOCATED, PG_ACTIVE, PG_LRU, PG_SWAPBACKED, PG_TABLE, PG_UNEVICTABLE, PageMap
 from kmemd.mm.mmzone import Zone
 from kmemd.mm.sched import THREAD_SIZE, TaskTable

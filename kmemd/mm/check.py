@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from kmemd.core.buddy import MAX_ORDER, NR_MIGRATETYPES, NR_PCP_LISTS, Buddy
+from kmemd.core.buddy import Buddy
+from kmemd.core.buddy_state import BuddyState
+from kmemd.core.mmzone import MAX_ORDER, NR_MIGRATETYPES, NR_PCP_LISTS
 from kmemd.core.pages import IN_BUDDY, IN_PCP
 from kmemd.mm.compound import distinct
 from kmemd.mm.mmzone import Zone
@@ -29,7 +31,7 @@ def check_buddy(buddy: Buddy, zones: list[Zone], orders: int = MAX_ORDER) -> Non
 
 def _check_list(buddy: Buddy, zone: Zone, order: int, mt: int, seen: list[np.ndarray]) -> int:
     """One free list: the pages on it."""
-    heads = np.array(buddy.free_list(zone.index, order, mt, False), dtype=np.int64)
+    heads = np.array(BuddyState(buddy).free_list(zone.index, order, mt, False), dtype=np.int64)
     _check_heads(buddy, zone, heads, IN_BUDDY, order)
     untouched = 0
     if order == MAX_ORDER - 1 and mt == 1:
@@ -48,7 +50,7 @@ def _check_pcp(buddy: Buddy, zone: Zone, seen: list[np.ndarray]) -> None:
         if not zone.pageset(cpu)[0]:
             continue
         for pindex in range(NR_PCP_LISTS):
-            heads = np.array(buddy.pcp_list(zone.index, cpu, pindex), dtype=np.int64)
+            heads = np.array(BuddyState(buddy).pcp_list(zone.index, cpu, pindex), dtype=np.int64)
             order = buddy.pageblock_order if pindex >= 12 else pindex // 3
             _check_heads(buddy, zone, heads, IN_PCP, order)
             pages += len(heads) << order

@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kmemd.core import stats
-from kmemd.core.buddy import MIGRATE_CMA, Buddy
+from kmemd.core.buddy import Buddy
+from kmemd.core.mmzone import MIGRATE_CMA
+from kmemd.core.page_ranges import PageRanges
 from kmemd.mm.contig import Contig
 from kmemd.mm.mmzone import Zone
 from kmemd.mm.params import memparse
@@ -110,6 +112,7 @@ class Cma:
 
     def __init__(self, buddy: Buddy, vmstat: VmStat) -> None:
         self._buddy = buddy
+        self._ranges = PageRanges(buddy)
         self._vmstat = vmstat
         self.contig: Contig | None = None
         self.areas: list[CmaArea] = []
@@ -120,9 +123,9 @@ class Cma:
         if found is None:
             return None
         zone, base, pages = found
-        if not self._buddy.isolate_range(zone.index, base, base + pages):
+        if not self._ranges.isolate_range(zone.index, base, base + pages):
             return None
-        self._buddy.unisolate_range(zone.index, base, base + pages, MIGRATE_CMA)
+        self._ranges.unisolate_range(zone.index, base, base + pages, MIGRATE_CMA)
         zone.cma_pages += pages
         area = CmaArea(name, base, np.zeros(pages, dtype=np.bool_))
         self.areas.append(area)

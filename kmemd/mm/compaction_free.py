@@ -1,7 +1,7 @@
 """The free scanner of compaction: from the end of a zone downwards (mm/compaction.c ``isolate_freepages``).
 
 Models the search of the free lists for a page in the upper part (fast_isolate_freepages), the scan of page blocks with
-its stride, which blocks are suitable targets, and the skip hints. The loops are ``core/buddy.py``'s.
+its stride, which blocks are suitable targets, and the skip hints. The loops are ``core/compact_free.py``'s.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from kmemd.core import stats
 from kmemd.core import trace_ids as ev
 from kmemd.core.buddy import Buddy
 from kmemd.core.compact import ASYNC, CLUSTER_MAX, Scanner
+from kmemd.core.compact_free import FreeScanner as FreeLists
 from kmemd.mm.compaction_zone import Control, ZoneState
 from kmemd.mm.mmzone import Zone
 from kmemd.mm.vmstat import VmStat
@@ -40,6 +41,7 @@ class FreeScanner:
 
     def __init__(self, buddy: Buddy, scanner: Scanner, vmstat: VmStat) -> None:
         self._buddy = buddy
+        self._lists = FreeLists(buddy)
         self._scanner = scanner
         self._vmstat = vmstat
         self._blocks = Blocks(buddy.pageblock_order)
@@ -87,14 +89,14 @@ class FreeScanner:
     def _isolate_block(self, state: ZoneState, cc: Control, start: int, end: int, stride: int) -> int:
         """Take free pages of a part of a block; where the scan ended (isolate_freepages_block)."""
         had = cc.nr_freepages
-        cc.nr_freepages = self._buddy.isolate_freepages_block(
+        cc.nr_freepages = self._lists.isolate_freepages_block(
             state.zone.index, start, end, cc.free, had, cc.nr_migratepages, stride, False
         )
-        cc.free_scanned += self._buddy.scanned
+        cc.free_scanned += self._lists.scanned
         self._vmstat.count(stats.COMPACTISOLATED, cc.nr_freepages - had)
-        stop, counts = int(self._buddy.scan_pfn), (int(self._buddy.scanned), cc.nr_freepages - had)
+        stop, counts = int(self._lists.scan_pfn), (int(self._lists.scanned), cc.nr_freepages - had)
         self._vmstat.trace.emit(ev.MM_COMPACTION_ISOLATE_FREEPAGES, start, stop, *counts)
-        return min(int(self._buddy.scan_pfn), end)
+        return min(int(self._lists.scan_pfn), end)
 
     def _skip(self, state: ZoneState, start: int) -> None:
         """A block was scanned to its end (update_pageblock_skip)."""
@@ -131,7 +133,7 @@ class FreeScanner:
         order = cc.search_order
         while order >= 0:
             if zone.nr_free[order]:
-                found, scanned, top, limit, preferred = self._buddy.fast_search(zone.index, order, limit, low, least)
+                found, scanned, top, limit, preferred = self._lists.fast_search(zone.index, order, limit, low, least)
                 cc.free_scanned += scanned
                 if top >= highest and scanned:
                     highest = max(self._blocks.start(top), zone.start_pfn)
@@ -145,7 +147,7 @@ class FreeScanner:
         return -1, highest
 
     def _take(self, zone: Zone, cc: Control, pfn: int, order: int) -> int:
-        got = self._buddy.isolate_free_page(zone.index, pfn, order, cc.free, 0)
+        got = self._lists.isolate_free_page(zone.index, pfn, order, cc.free, 0)
         if got < 0:
             return -1
         cc.nr_freepages = got

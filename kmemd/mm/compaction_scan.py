@@ -14,10 +14,12 @@ import numpy as np
 
 from kmemd.core import stats
 from kmemd.core import trace_ids as ev
-from kmemd.core.buddy import ALLOC_CMA, MAX_ORDER, MIGRATE_CMA, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE, Buddy
+from kmemd.core.buddy import Buddy
 from kmemd.core.compact import ASYNC, SYNC, Scanner
+from kmemd.core.compact_free import FreeScanner as FreeLists
 from kmemd.core.context import Context
 from kmemd.core.lru import Lru
+from kmemd.core.mmzone import ALLOC_CMA, MAX_ORDER, MIGRATE_CMA, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE
 from kmemd.core.pages import PG_SWAPBACKED, PageMap
 from kmemd.mm import gfp as g
 from kmemd.mm import trace_points
@@ -29,7 +31,7 @@ from kmemd.mm.vmstat import VmStat, fragmentation_index
 from kmemd.steps import Steps
 
 FALLBACKS = ((MIGRATE_RECLAIMABLE, MIGRATE_MOVABLE), (MIGRATE_RECLAIMABLE, 0), (0, MIGRATE_MOVABLE))
-"""Whose blocks a request of each migratetype may take (core/buddy.py ``_fallback_type``)."""
+"""Whose blocks a request of each migratetype may take (core/migratetypes.py ``_fallback_type``)."""
 
 
 class Mover(Protocol):
@@ -69,6 +71,7 @@ class ZoneCompactor:
     ) -> None:
         """``page_ns`` is what isolating and remapping a page costs."""
         self._buddy = buddy
+        self._lists = FreeLists(buddy)
         self._scanner = scanner
         self._pages = pages
         self._vmstat = vmstat
@@ -311,7 +314,7 @@ class ZoneCompactor:
         order = cc.order - 1
         while order >= PAGE_ALLOC_COSTLY_ORDER and found < 0 and scanned < limit:
             if zone.nr_free[order]:
-                found, scanned = self._buddy.fast_source(zone.index, order, scanned, limit, below, self._scanner.skip)
+                found, scanned = self._lists.fast_source(zone.index, order, scanned, limit, below, self._scanner.skip)
             order -= 1
         cc.migrate_scanned += scanned
         if found < 0:

@@ -16,8 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from kmemd.core import trace_ids as ev
-from kmemd.core.buddy import MIGRATE_MOVABLE, Buddy
+from kmemd.core.buddy import Buddy
 from kmemd.core.compact import SYNC, Scanner
+from kmemd.core.compact_free import FreeScanner
+from kmemd.core.mmzone import MIGRATE_MOVABLE
+from kmemd.core.page_ranges import PageRanges
 from kmemd.core.pages import ALLOCATED, IN_BUDDY, PG_HEAD
 from kmemd.core.trace import TraceLog
 from kmemd.mm import gfp as g
@@ -77,6 +80,8 @@ class Contig:
     ) -> None:
         self._trace = trace
         self._buddy = buddy
+        self._ranges = PageRanges(buddy)
+        self._free = FreeScanner(buddy)
         self._zones = zones
         self._page_alloc = page_alloc
         self._scanner = scanner
@@ -94,7 +99,7 @@ class Contig:
         zones = list(reversed([zone for zone in self._zones if zone.nid == nid]))
         for zone in zones:
             for pfn in self._candidates(zone, size):
-                if self._buddy.take_range(zone.index, pfn, pfn + size):
+                if self._ranges.take_range(zone.index, pfn, pfn + size):
                     self.pages_taken += size
                     self.adopt(pfn, order)
                     return pfn
@@ -125,7 +130,7 @@ class Contig:
 
     def adopt(self, pfn: int, order: int) -> None:
         """Make pages that are on no list one allocated compound page (``prep_compound_gigantic_page``)."""
-        self._buddy.mark_allocated(pfn, order, MIGRATE_MOVABLE)
+        self._ranges.mark_allocated(pfn, order, MIGRATE_MOVABLE)
         self._buddy.pages.flags[pfn] |= np.uint32(1 << PG_HEAD)
 
     def split(self, pfn: int, order: int, parts: int) -> list[int]:
@@ -147,7 +152,7 @@ class Contig:
         size = 1 << self._buddy.pageblock_order
         zi = int(self._buddy.zone_of(start))
         low, high = start & -size, -(-end // size) * size
-        if scanner is None or migration is None or not self._buddy.isolate_range(zi, low, high):
+        if scanner is None or migration is None or not self._ranges.isolate_range(zi, low, high):
             return False
         try:
             self._buddy.drain_all()
@@ -157,7 +162,7 @@ class Contig:
             self._trace_isolated(low, start, end)
             return moved and self._take(zi, low, start, end)
         finally:
-            self._buddy.unisolate_range(zi, low, high, migratetype)
+            self._ranges.unisolate_range(zi, low, high, migratetype)
 
     def _trace_isolated(self, low: int, start: int, end: int) -> None:
         """Whether everything is free now, and if not, which page is in the way (test_pages_isolated)."""
@@ -218,9 +223,9 @@ class Contig:
         """Take the free pages of a range, all or none (isolate_freepages_range)."""
         outer = self._block_at(low, start)
         out = np.zeros(end - outer + (1 << 11), dtype=np.int64)
-        got = self._buddy.isolate_freepages_block(zi, outer, end, out, 0, 0, 1, True)
+        got = self._free.isolate_freepages_block(zi, outer, end, out, 0, 0, 1, True)
         taken = out[:got]
-        whole = int(self._buddy.scan_pfn) >= end
+        whole = int(self._free.scan_pfn) >= end
         self._page_alloc.free_pages_bulk(taken[(taken < start) | (taken >= end)] if whole else taken, 0)
         return whole
 

@@ -14,8 +14,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import NoReturn
 
-from kmemd.core.buddy import MAX_ORDER
 from kmemd.core.context import Context
+from kmemd.core.mmzone import MAX_ORDER
 from kmemd.errors import KernelError
 from kmemd.mm import gfp as g
 from kmemd.mm.cma import Cma

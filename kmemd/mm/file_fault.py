@@ -15,7 +15,7 @@ from kmemd.core.lru import MLOCK_PAGE
 from kmemd.core.pages import PG_UPTODATE, PageMap
 from kmemd.core.pte import ACCESSED, DIRTY, PFN_SHIFT, RW, SOFT_DIRTY
 from kmemd.mm.filemap import READAHEAD, File, PageCache, PFNs, flag
-from kmemd.mm.memory import Memory, prot_bits
+from kmemd.mm.memory import Memory
 from kmemd.mm.mm_types import (
     MM_FILEPAGES,
     MM_SHMEMPAGES,
@@ -29,6 +29,7 @@ from kmemd.mm.mm_types import (
 )
 from kmemd.mm.signals import BUS_ADRERR, SIGBUS, Signal
 from kmemd.mm.units import PAGE_SHIFT
+from kmemd.mm.vma_rows import prot_bits
 
 _UPTODATE, _AHEAD = flag(PG_UPTODATE), flag(READAHEAD)
 

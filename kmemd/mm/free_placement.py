@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kmemd.core.buddy import MAX_ORDER, MIGRATE_MOVABLE
+from kmemd.core.mmzone import MAX_ORDER, MIGRATE_MOVABLE
 
 TOP_ORDER = MAX_ORDER - 1
 Range = tuple[int, int]

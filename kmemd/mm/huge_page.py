@@ -15,7 +15,7 @@ from kmemd.core.context import Context
 from kmemd.core.mmu import Mmu
 from kmemd.core.pages import PG_ANON_EXCLUSIVE, PG_CONTENT, PG_UPTODATE, PageMap
 from kmemd.mm import mm_types as mt
-from kmemd.mm.memory import prot_bits
+from kmemd.mm.vma_rows import prot_bits
 
 
 def page_prot(flags: int) -> int:

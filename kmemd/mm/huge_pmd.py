@@ -26,13 +26,13 @@ from kmemd.mm.huge_memory import HugeMemory
 from kmemd.mm.huge_page import HugePages, page_prot
 from kmemd.mm.huge_split import HugeSplit
 from kmemd.mm.khugepaged import KhugepagedSlots
-from kmemd.mm.memory import prot_bits
 from kmemd.mm.mempolicy import Mempolicy
 from kmemd.mm.mm_types import MM_ANONPAGES, NR_MM_COUNTERS, Mm, Vma
 from kmemd.mm.page_alloc import PageAllocator
 from kmemd.mm.pgtable import PageTables
 from kmemd.mm.rmap import Rmap
 from kmemd.mm.units import PAGE_SHIFT
+from kmemd.mm.vma_rows import prot_bits
 from kmemd.mm.vmstat import VmStat
 
 PMD = 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from kmemd.core.buddy import MAX_ORDER
+from kmemd.core.mmzone import MAX_ORDER
 from kmemd.core.pages import ALLOCATED, IN_BUDDY, IN_PCP, PageMap
 from kmemd.mm.contents import Contents
 from kmemd.mm.kfence import Kfence

@@ -12,15 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import numpy.typing as npt
 
+from kmemd.core import access_stats, stats
 from kmemd.core import mmu as core
-from kmemd.core import stats
 from kmemd.core.context import Context
 from kmemd.core.lru import IN_FAULT, MLOCK_NEW, Lru
 from kmemd.core.mmu import Mmu
 from kmemd.core.pages import PG_ANON_EXCLUSIVE, PG_LRU, PG_SWAPCACHE, PageMap
-from kmemd.core.pte import ACCESSED, DIRTY, NX, PFN_MASK, PFN_SHIFT, PRESENT, PROTNONE, RW, SOFT_DIRTY, SPECIAL, USER
+from kmemd.core.pte import ACCESSED, DIRTY, PFN_MASK, PFN_SHIFT, PRESENT, PROTNONE, RW, SOFT_DIRTY, SPECIAL
 from kmemd.core.ptes import PteRanges
 from kmemd.errors import KernelError
 from kmemd.mm.contents import Contents
@@ -34,14 +33,11 @@ from kmemd.mm.mm_types import (
     MM_ANONPAGES,
     MM_FILEPAGES,
     MM_SHMEMPAGES,
-    VM_EXEC,
     VM_HUGETLB,
     VM_LOCKED,
     VM_RAND_READ,
-    VM_READ,
     VM_SEQ_READ,
     VM_SHARED,
-    VM_WRITE,
     Mm,
     Vma,
 )
@@ -52,11 +48,9 @@ from kmemd.mm.signals import BUS_ADRERR, SEGV_ACCERR, SEGV_MAPERR, SI_KERNEL, SI
 from kmemd.mm.stackdepot import StackDepot
 from kmemd.mm.units import PAGE_SHIFT
 from kmemd.mm.user_regs import UserMode
+from kmemd.mm.vma_rows import Rows, VmaRows, Vpns, prot_bits
 from kmemd.mm.vmstat import VmStat
 from kmemd.mm.zap import ZapPages
-
-Rows = npt.NDArray[np.int64]
-Vpns = npt.NDArray[np.int64]
 
 FAULT_FRAMES = (
     *("__folio_alloc", "vma_alloc_folio", "__handle_mm_fault", "handle_mm_fault"),
@@ -121,8 +115,7 @@ class Memory:
         self._site = depot.save(FAULT_FRAMES)
         self._charge_site = depot.save(CHARGE_FRAMES)
         self._task: Task | None = None
-        self._vmas: list[Vma] = []
-        self._rows: dict[int, tuple[Mm, int, int, Rows]] = {}
+        self.rows = VmaRows(parts.huge)
         self.copy_range = CopyRange(mmu, ptes, tables, parts)
         mmu.supply = self._supply
         mmu.make_table = tables.ensure
@@ -164,7 +157,7 @@ class Memory:
             self._supplied_ns = self._context.now
             self.page_alloc.patience = None if patient else PATIENCE
             while done < end and not self._out_of_patience:
-                rows = self.rows(mm, vpns)
+                rows = self.rows.of(mm, vpns)
                 done = self.mmu.access(mm.id, vpns[:end], done, op, rows)
                 if done < end:
                     self._stopped(task, mm, int(vpns[done]), op, stacks)
@@ -252,48 +245,6 @@ class Memory:
         present = slot >= 0 and bool(int(self.mmu.words[slot]) & PRESENT)
         return Signal(SIGSEGV, code, address, write=op == core.WRITE, execute=op == core.EXEC, present=present)
 
-    def rows(self, mm: Mm, vpns: Vpns) -> Rows:
-        """The table of mappings as the core reads it, made anew when something changed.
-
-        Where there are many, only those that lie about the pages: a process at max_map_count has 65,530.
-        """
-        found = self._rows.get(mm.id)
-        policy = self._parts.huge.generation
-        if len(mm.vmas) > FEW_VMAS:
-            self._vmas = list(mm.overlapping(int(vpns.min()) << PAGE_SHIFT, int(vpns.max()) + 1 << PAGE_SHIFT))
-            return self._make_rows(mm, self._vmas)
-        if found is None or found[0] is not mm or found[1] != mm.changed or found[2] != policy:
-            found = self._rows[mm.id] = (mm, mm.changed, policy, self._make_rows(mm, mm.vmas))
-        self._vmas = mm.vmas
-        return found[3]
-
-    def forget(self, mm: Mm) -> None:
-        """An address space ends."""
-        self._rows.pop(mm.id, None)
-
-    def _make_rows(self, mm: Mm, vmas: list[Vma]) -> Rows:
-        rows = np.zeros((len(vmas), core.VMA_COLUMNS), dtype=np.int64)
-        for row, vma in zip(rows, vmas, strict=True):
-            row[:] = (
-                vma.vpn,
-                vma.end >> PAGE_SHIFT,
-                self._row_flags(mm, vma),
-                vma.anon_vma.id if vma.anon_vma is not None else 0,
-                vma.pgoff - vma.vpn,
-                prot_bits(vma.flags, cow=False) & ~NX,
-            )
-        return rows
-
-    def _row_flags(self, mm: Mm, vma: Vma) -> int:
-        flags = vma.flags & (VM_READ | VM_WRITE | VM_EXEC)
-        kind = flags & VM_READ and core.ROW_READ
-        kind |= flags & VM_WRITE and core.ROW_WRITE | core.ROW_READ
-        kind |= flags & VM_EXEC and core.ROW_EXEC | core.ROW_READ
-        if vma.is_anon and not vma.flags & VM_HUGETLB:
-            kind |= core.ROW_FAST
-            kind |= core.ROW_HUGE if self._parts.huge.eligible(mm, vma) else 0
-        return kind | (core.ROW_LOCKED if vma.flags & VM_LOCKED else 0)
-
     @property
     def _out_of_patience(self) -> bool:
         """Whether memory is so short that the slice is over."""
@@ -327,7 +278,7 @@ class Memory:
 
     def _some_pages(self, row: int, vpns: Vpns) -> Rows:
         """``_user_pages`` in parts, as long as the caller has patience. The faults were one after the other."""
-        vma, done, slow = self._vmas[row], 0, self.page_alloc.slow_paths
+        vma, done, slow = self.rows.vmas[row], 0, self.page_alloc.slow_paths
         spent = self._context.now - self._supplied_ns
         part = len(vpns) if self.page_alloc.patience is None else SLOW_PAGES
         parts: list[Rows] = []
@@ -383,7 +334,7 @@ class Memory:
         """The address space that is accessed, and the mapping in a row of its table."""
         assert self._task is not None, "somebody accesses memory"
         assert self._task.mm is not None, "somebody accesses memory"
-        return self._task.mm, self._vmas[row]
+        return self._task.mm, self.rows.vmas[row]
 
     def go_on(self, vpn: int, *, tired: bool) -> bool:
         """The program comes to a page that takes long; whether the slice is not over."""
@@ -400,7 +351,7 @@ class Memory:
         self._came_to(vpn)
         write = op == core.WRITE
         if vma.flags & VM_HUGETLB:
-            self.count_step(mm, core.HUGETLB_FAULTS)
+            self.count_step(mm, access_stats.HUGETLB_FAULTS)
             self._parts.hugetlb.fault(task, mm, vma, vpn, write)
             return
         slot, level = self.mmu.leaf(mm.id, vpn)
@@ -409,10 +360,10 @@ class Memory:
         if slot >= 0 and level:
             entry = int(self.mmu.words[slot])
             if not entry & PRESENT and entry & PROTNONE:
-                self.count_step(mm, core.HINT_FAULTS)
+                self.count_step(mm, access_stats.HINT_FAULTS)
                 self._parts.numa.numa_fault(task, mm, vma, vpn)
                 return
-            self.count_step(mm, core.HUGE_FAULTS)
+            self.count_step(mm, access_stats.HUGE_FAULTS)
             if not self._parts.huge.wp_fault(task, mm, vma, vpn):
                 self._parts.huge.split_range(mm, vpn, vpn + 1)
             return
@@ -436,7 +387,7 @@ class Memory:
             return False
         if not self._parts.huge.fault(task, mm, vma, vpn, write):
             return False
-        self.count_step(mm, core.HUGE_FAULTS)
+        self.count_step(mm, access_stats.HUGE_FAULTS)
         return True
 
     def count_step(self, mm: Mm, step: int) -> None:
@@ -454,11 +405,11 @@ class Memory:
         if not entry:
             self._missing_page(task, mm, vma, vpn, slot, write)
         elif not entry & (PRESENT | PROTNONE):
-            self.count_step(mm, core.SWAP_FAULTS)
-            with self._major(core.SWAP_CACHE_HITS, core.SWAP_READS):
+            self.count_step(mm, access_stats.SWAP_FAULTS)
+            with self._major(access_stats.SWAP_CACHE_HITS, access_stats.SWAP_READS):
                 self._parts.swap.do_swap_page(self, task, mm, vma, vpn, entry, write)
         elif not entry & PRESENT:
-            self.count_step(mm, core.HINT_FAULTS)
+            self.count_step(mm, access_stats.HINT_FAULTS)
             self._parts.numa.numa_fault(task, mm, vma, vpn)
         else:
             self.mmu.count_fault(mm.id)
@@ -471,8 +422,8 @@ class Memory:
             self.mmu.count_fault(mm.id)
             self._special_fault(mm, vma, vpn, slot)
             return
-        self.count_step(mm, core.FILE_FAULTS)
-        with self._major(core.CACHE_HITS, core.DISK_READS):
+        self.count_step(mm, access_stats.FILE_FAULTS)
+        with self._major(access_stats.CACHE_HITS, access_stats.DISK_READS):
             vma.file.fault(self, task, mm, vma, vpn, write)
 
     @contextmanager
@@ -510,7 +461,7 @@ class Memory:
         if not entry & SPECIAL and self.may_reuse(pfn):
             self.pages.flags[pfn] |= np.uint32(1 << PG_ANON_EXCLUSIVE)
             self._make_writable(mm, vpn, slot)
-            self.mmu.stats[core.REUSES] += 1
+            self.mmu.stats[access_stats.REUSES] += 1
             return
         self.copy_page(task, mm, vma, vpn, slot, None if entry & SPECIAL else pfn)
 
@@ -546,7 +497,7 @@ class Memory:
             self.unmap_page(mm, vma, old)
         self.mmu.words[slot] = 0
         self.map_anon(mm, vma, vpn, new)
-        self.mmu.stats[core.COPIES] += 1
+        self.mmu.stats[access_stats.COPIES] += 1
 
     def unmap_page(self, mm: Mm, vma: Vma, pfn: int) -> None:
         """Count a page out of an address space whose entry is about to go."""
@@ -600,15 +551,3 @@ class Memory:
 
 
 POPULATE_PAGES = 1 << 13
-FEW_VMAS = 256
-"""So many mappings are made into one table, once."""
-
-
-def prot_bits(flags: int, *, cow: bool) -> int:
-    """The protection of entries of a mapping (vm_page_prot); ``cow``: without the right to write."""
-    if not flags & (VM_READ | VM_WRITE | VM_EXEC):
-        return PROTNONE
-    bits = PRESENT | USER
-    if flags & VM_WRITE and not cow:
-        bits |= RW
-    return bits if flags & VM_EXEC else bits | NX

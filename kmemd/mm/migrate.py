@@ -19,6 +19,7 @@ from kmemd.core import stats
 from kmemd.core import trace_ids as ev
 from kmemd.core.context import Context
 from kmemd.core.lru import MLOCK_PAGE, MUNLOCK, Lru
+from kmemd.core.mmu import Mmu
 from kmemd.core.owner import OwnerTable
 from kmemd.core.pages import (
     PG_ANON_EXCLUSIVE,
@@ -51,11 +52,11 @@ from kmemd.core.pte import (
 from kmemd.errors import KernelError
 from kmemd.mm import trace_points
 from kmemd.mm.compound import compound_heads
-from kmemd.mm.memory import prot_bits
 from kmemd.mm.mempolicy import Mempolicy
 from kmemd.mm.migrate_bulk import COPIED_FLAGS, BulkMove, owner_tables
 from kmemd.mm.mm_types import VM_LOCKED, VM_SPECIAL
 from kmemd.mm.page_alloc import PageAllocator
+from kmemd.mm.vma_rows import prot_bits
 from kmemd.mm.vmstat import VmStat
 
 if TYPE_CHECKING:
@@ -89,25 +90,6 @@ def restored_entry(entry: int, pfn: int, vma: Vma, dirty: bool) -> int:
     found |= DIRTY | SOFT_DIRTY if dirty and offset & SWP_MIG_DIRTY else 0
     found |= SOFT_DIRTY if entry & SWP_SOFT_DIRTY else 0
     return found | (RW if swap_type(entry) == SWP_MIGRATION_WRITE else 0)
-
-
-class Tables(Protocol):
-    """Page tables."""
-
-    words: npt.NDArray[np.uint64]
-
-    def leaf(self, mm: int, vpn: int) -> tuple[int, int]: ...
-    def flush_range(self, mm: int, start: int, end: int) -> None: ...
-    def move_pages(
-        self,
-        mm: int,
-        span: tuple[int, int, int],
-        prot: int,
-        anon: int,
-        srcs: PFNS,
-        dsts: PFNS,
-        done: npt.NDArray[np.uint8],
-    ) -> int: ...
 
 
 class ReverseMap(Protocol):
@@ -201,7 +183,7 @@ class Migrate:
     def __init__(
         self,
         pages: PageMap,
-        mmu: Tables,
+        mmu: Mmu,
         lru: Lru,
         rmap: ReverseMap,
         holders: Holders,

@@ -15,6 +15,7 @@ from kmemd.core import stats
 from kmemd.core import trace_ids as ev
 from kmemd.core.context import Context
 from kmemd.core.lru import Lru
+from kmemd.core.mmu import Mmu
 from kmemd.core.owner import OwnerTable
 from kmemd.core.pages import (
     PG_ACTIVE,
@@ -39,13 +40,14 @@ from kmemd.core.pages import (
     SECTION_SHIFT,
     PageMap,
 )
-from kmemd.mm.memory import prot_bits
+from kmemd.core.rmap import MappedPages
 from kmemd.mm.mempolicy import Mempolicy
 from kmemd.mm.page_alloc import PageAllocator
+from kmemd.mm.vma_rows import prot_bits
 from kmemd.mm.vmstat import VmStat
 
 if TYPE_CHECKING:
-    from kmemd.mm.migrate import Holders, ReverseMap, Tables
+    from kmemd.mm.migrate import Holders, ReverseMap
 
 PFNS = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.uint8]
@@ -73,7 +75,7 @@ class BulkMove:
     def __init__(
         self,
         pages: PageMap,
-        mmu: Tables,
+        mmu: Mmu,
         lru: Lru,
         rmap: ReverseMap,
         holders: Holders,
@@ -84,7 +86,7 @@ class BulkMove:
         owner: OwnerTable | None,
         copy_ns: int,
     ) -> None:
-        self._pages, self._mmu, self._lru, self._rmap = pages, mmu, lru, rmap
+        self._pages, self._mapped, self._lru, self._rmap = pages, MappedPages(mmu), lru, rmap
         self._holders, self._page_alloc, self._vmstat = holders, page_alloc, vmstat
         self._context, self._mempolicy, self._owner, self._copy_ns = context, mempolicy, owner, copy_ns
 
@@ -110,7 +112,7 @@ class BulkMove:
             anon = self._rmap.anon_vma(number) if number > 0 else None
             for vma, mm in anon.vmas.items() if anon is not None else ():
                 span = (vma.vpn, vma.vpn + vma.pages, vma.pgoff)
-                self._mmu.move_pages(mm.id, span, prot_bits(vma.flags, cow=True), number, srcs, dsts, done)
+                self._mapped.move_pages(mm.id, span, prot_bits(vma.flags, cow=True), number, srcs, dsts, done)
         mapped = done == 1
         if mapped.any():
             old, new = (srcs, dsts) if mapped.all() else (srcs[mapped], dsts[mapped])

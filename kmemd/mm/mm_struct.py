@@ -10,7 +10,7 @@ import errno
 import heapq
 
 from kmemd.core import trace_ids as ev
-from kmemd.core.mmu import MAX_MM
+from kmemd.core.page_tables import MAX_MM
 from kmemd.errors import KernelError
 from kmemd.mm import mm_types as mt
 from kmemd.mm.huge_pmd import TransparentHuge
@@ -140,7 +140,7 @@ class MmStructs:
         mm.changed += 1
         memory.tables.free_range(mm.id, 0, 1 << 64 - PAGE_SHIFT)
         memory.tables.free_pgd(mm.id)
-        memory.forget(mm)
+        memory.rows.forget(mm)
         self._huge.exit_mm(mm)
         del self.living[mm.id]
         heapq.heappush(self._free, mm.id)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kmemd.core import stats
-from kmemd.core.buddy import MAX_ORDER, NR_MIGRATETYPES
+from kmemd.core.mmzone import MAX_ORDER, NR_MIGRATETYPES
 from kmemd.mm.mmzone_layout import NodeLayout, ZoneLayout
 from kmemd.mm.vmstat import VmStat, calculate_normal_threshold
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MIGRATETYPE_NAMES = ("Unmovable", "Movable", "Reclaimable", "HighAtomic", "CMA", "Isolate")
 PAGE_ALLOC_COSTLY_ORDER = 3
 """Blocks beyond this order may fail without the kernel trying everything."""
-_LISTS = 7  # core/buddy: six migratetypes, and the blocks behind the frontier
+_LISTS = 7  # core/mmzone: six migratetypes, and the blocks behind the frontier
 
 
 class Zone:

@@ -35,7 +35,6 @@ from kmemd.core.pte import (
 from kmemd.mm import gfp as g
 from kmemd.mm.clock import HZ, NSEC_PER_SEC
 from kmemd.mm.debugfs_handlers import DEBUGFS, SimpleAttr, show_number
-from kmemd.mm.memory import prot_bits
 from kmemd.mm.mempolicy import NUMA_BALANCING_NORMAL, Mempolicy
 from kmemd.mm.migrate import MR_NUMA_MISPLACED, Migrate
 from kmemd.mm.mm_types import (
@@ -55,6 +54,7 @@ from kmemd.mm.mpol import MPOL_BIND, MPOL_F_MOF, MPOL_F_MORON, MPOL_INTERLEAVE, 
 from kmemd.mm.nodemask import first_node
 from kmemd.mm.page_alloc import PageAllocator
 from kmemd.mm.units import MIB, NUMA_NO_NODE, PAGE_SHIFT
+from kmemd.mm.vma_rows import prot_bits
 from kmemd.mm.vmstat import VmStat
 from kmemd.tunable import Tunable, Tuned
 

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from kmemd.core.buddy import (
+from kmemd.core.buddy import Buddy
+from kmemd.core.context import Context
+from kmemd.core.mmzone import (
     ALLOC_CMA,
     ALLOC_CPUSET,
     ALLOC_HIGHATOMIC,
@@ -28,9 +30,7 @@ from kmemd.core.buddy import (
     ALLOC_WMARK_MIN,
     MAX_ORDER,
     MIGRATE_MOVABLE,
-    Buddy,
 )
-from kmemd.core.context import Context
 from kmemd.core.pages import (
     ALLOCATED,
     PG_ACTIVE,
@@ -129,7 +129,7 @@ class PageAllocator:
         self._names = tuple(zone.name for zone in nodes[0].zones)
         self._normal = self._names.index("Normal")
         self._next_warning_ns = 0
-        self._wake = memoryview(buddy.kswapd_wake)
+        self._wake = buddy.kswapd_wake.data
         self._plans: dict[tuple[int, int, int, int], tuple[int, int, int, int]] = {}
         self.slow_paths = 0
         self.suspended = False

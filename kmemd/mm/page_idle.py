@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kmemd.core.mmu import Mmu
+from kmemd.core.rmap import MappedPages
 from kmemd.core.pages import PG_IDLE, PG_LRU, PG_YOUNG, PageMap
 from kmemd.mm.rmap import Rmap
 
@@ -24,7 +25,7 @@ class PageIdle:
     """The idle bits of a machine. ``hpage_pmd_nr`` are the pages of the largest page on a list."""
 
     def __init__(self, pages: PageMap, mmu: Mmu, rmap: Rmap, hpage_pmd_nr: int) -> None:
-        self._pages, self._mmu, self._rmap, self._hpage_pmd_nr = pages, mmu, rmap, hpage_pmd_nr
+        self._pages, self._mapped, self._rmap, self._hpage_pmd_nr = pages, MappedPages(mmu), rmap, hpage_pmd_nr
 
     def idle(self, low: int, high: int) -> Mask:
         """Which frames of ``[low, high)`` are in pages that are idle, once their entries were asked
@@ -82,6 +83,6 @@ class PageIdle:
                 vpns = vma.vpn + index[mine] - vma.pgoff
                 inside = (vpns >= vma.vpn) & (vpns < vma.vpn + vma.pages)
                 young = np.empty(int(inside.sum()), dtype=np.uint8)
-                self._mmu.young(mm.id, np.ascontiguousarray(vpns[inside]), pfns[mine[inside]], young)
+                self._mapped.young(mm.id, np.ascontiguousarray(vpns[inside]), pfns[mine[inside]], young)
                 used[mine[inside]] |= young == 3
         return used

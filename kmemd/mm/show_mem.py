@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from kmemd.core import stats
-from kmemd.core.buddy import MAX_ORDER, NR_MIGRATETYPES
 from kmemd.core.context import Context
+from kmemd.core.mmzone import MAX_ORDER, NR_MIGRATETYPES
 from kmemd.mm.mmzone import Node, Zone
 from kmemd.mm.printk import KERN_WARNING, Printk
 from kmemd.mm.units import KIB_PER_PAGE

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kmemd.core.buddy import MAX_ORDER
+from kmemd.core.mmzone import MAX_ORDER
 from kmemd.mm import slab_flags as sf
 from kmemd.mm.gfp import F
 from kmemd.mm.mmzone import PAGE_ALLOC_COSTLY_ORDER

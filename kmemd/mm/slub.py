@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kmemd.core import trace_ids as ev
-from kmemd.core.buddy import MAX_ORDER
 from kmemd.core.context import Context
+from kmemd.core.mmzone import MAX_ORDER
 from kmemd.core.pages import PageMap
 from kmemd.core.stats import NR_SLAB_UNRECLAIMABLE_B
 from kmemd.errors import KernelError
@@ -44,8 +44,8 @@ from kmemd.mm.slab_geometry import get_order
 from kmemd.mm.slub_caches import (
     GFP_SLAB_BUG_MASK,
     SlabCaches,
-    SlabCharging,
 )
+from kmemd.mm.slub_charging import SlabCharging
 from kmemd.mm.slub_check import check_slub
 from kmemd.mm.slub_harden import Hardening
 from kmemd.mm.slub_machine import SlubMachine

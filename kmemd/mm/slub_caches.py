@@ -9,7 +9,6 @@ objects, which Linux allocates for a new cache, failslab.
 from __future__ import annotations
 
 import errno
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,19 +23,21 @@ from kmemd.core.stats import NR_SLAB_RECLAIMABLE_B, NR_SLAB_UNRECLAIMABLE_B
 from kmemd.errors import KernelError
 from kmemd.mm import slab_flags as sf
 from kmemd.mm.fault_inject import FailSlab
-from kmemd.mm.gfp import GFP_KERNEL, GFP_RECLAIM_MASK, F, format_gfp, gfp_zone
+from kmemd.mm.gfp import GFP_KERNEL, GFP_RECLAIM_MASK, F, gfp_zone
 from kmemd.mm.kfence import Kfence
 from kmemd.mm.leak_observer import FILL_POISON, FILL_ZERO, Addresses, LeakObserver, NullObserver
 from kmemd.mm.page_supply import PageSupply
 from kmemd.mm.params import CommandLine
 from kmemd.mm.preempt import Preempt
-from kmemd.mm.printk import KERN_ERR, KERN_WARNING, Printk
+from kmemd.mm.printk import KERN_ERR, Printk
 from kmemd.mm.slab_common import KmemCache, Merging, check_geometry_request
 from kmemd.mm.slab_geometry import Geometry, calculate_sizes, get_order
 from kmemd.mm.slub_bytes import SlabBytes
+from kmemd.mm.slub_charging import SlabCharging
 from kmemd.mm.slub_debugging import ALLOC, SlubDebugging
 from kmemd.mm.slub_harden import BUG_LINE, Hardening
 from kmemd.mm.slub_machine import SlubMachine
+from kmemd.mm.slub_oom import SlabOutOfMemory
 from kmemd.mm.slub_report import ReportTools, SlubReports
 from kmemd.mm.slub_trace import slab_alloc
 from kmemd.mm.stackdepot import StackDepot
@@ -50,19 +51,6 @@ CACHE_FRAMES = ("kmem_cache_alloc",)
 CACHE_FREE_FRAMES = ("kmem_cache_free",)
 MOST_PAGES = 256
 """Pages taken from the page allocator at once."""
-OOM_INTERVAL_NS = 5_000_000_000
-OOM_BURST = 10
-
-
-class SlabCharging(Protocol):
-    """Charges objects to control groups. ``active``: there are groups; ``objects``: so many are charged."""
-
-    active: bool
-    objects: int
-
-    def pre_alloc(self, size: int, gfp: int, n: int) -> tuple[Any, int]: ...
-    def post_alloc(self, objcg: Any, objects: Addresses, charged: int, size: int, *, reclaimable: bool) -> None: ...
-    def free_objects(self, objects: Addresses) -> None: ...
 
 
 class SlabCaches:
@@ -134,7 +122,7 @@ class SlabCaches:
         self._calls = 0
         self._traced = False
         """Whether any cache has SLAB_TRACE."""
-        self._oom_window = (0, 0)
+        self._complaints = SlabOutOfMemory(self.core, context, printk, self.slab_nodes)
 
     def _of_index(self, index: int) -> KmemCache:
         return self._by_index[index]
@@ -467,7 +455,7 @@ class SlabCaches:
                 # reclaim freed or allocated objects meanwhile: the CPU may have a slab again (retry_load_slab)
                 self.core.flush(cache.index, cpu)
             if not pfns:
-                self._out_of_memory(cache, gfp, nid)
+                self._complaints(cache, gfp, nid)
                 break
             self._context.charge(self.machine.costs.slow * len(pfns))
             fed = 0
@@ -503,32 +491,6 @@ class SlabCaches:
             if error.errno != errno.ENOMEM:
                 raise
             return [], 0, False
-
-    def _out_of_memory(self, cache: KmemCache, gfp: int, nid: int) -> None:
-        """``slab_out_of_memory``: at most ten reports in five seconds."""
-        start, count = self._oom_window
-        now = self._context.now
-        if gfp & F.NOWARN:
-            return
-        if now - start >= OOM_INTERVAL_NS:
-            start, count = now, 0
-        self._oom_window = (start, count + 1)
-        if count >= OOM_BURST:
-            return
-        geometry = cache.geometry
-        say = self._printk.log
-        say(KERN_WARNING, f"SLUB: Unable to allocate memory on node {nid}, gfp={gfp:#x}({format_gfp(gfp)})")
-        say(
-            KERN_WARNING,
-            f"  cache: {cache.name}, object size: {cache.object_size}, buffer size: {cache.size}, "
-            f"default order: {geometry.order}, min order: {geometry.min_order}",
-        )
-        if geometry.min_order > get_order(cache.object_size):
-            say(KERN_WARNING, f"  {cache.name} debugging increased min order, use slub_debug=O to disable.")
-        for node in self.slab_nodes:
-            inuse, total = self.core.count_partial(cache.index, node)
-            slabs, objects = self.node_count(cache, node, NR_SLABS), self.node_count(cache, node, NR_OBJECTS)
-            say(KERN_WARNING, f"  node {node}: slabs: {slabs}, objs: {objects}, free: {total - inuse}")
 
     def kmem_cache_free(self, cache: KmemCache, address: int) -> None:
         """Give an object back. EINVAL and a report when it is none of the cache's."""

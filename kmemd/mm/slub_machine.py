@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from kmemd.core.buddy import MAX_ORDER
+from kmemd.core.mmzone import MAX_ORDER
 from kmemd.mm.mmzone import PAGE_ALLOC_COSTLY_ORDER
 from kmemd.mm.params import CommandLine
 from kmemd.mm.slab_geometry import GeometryRules

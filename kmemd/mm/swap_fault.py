@@ -6,7 +6,7 @@ not map either goes the way of mm/swap_state.py, with the same result.
 
 from __future__ import annotations
 
-from kmemd.core import mmu as core
+from kmemd.core import access_stats
 from kmemd.core.swap_fault import SwapFaults
 from kmemd.mm.memory import Memory
 from kmemd.mm.mm_types import Vma
@@ -46,7 +46,7 @@ class SwapAccess:
         self._reads += 1
         mm, vma = memory.executing(row)
         with memory.lru_fault(vma):
-            memory.count_step(mm, core.SWAP_FAULTS)
+            memory.count_step(mm, access_stats.SWAP_FAULTS)
             pfn = self._swap.read_for_fault(memory, memory.task, mm, vma, vpn, slot, write=write)
-        memory.mmu.stats[core.SWAP_READS] += 1
+        memory.mmu.stats[access_stats.SWAP_READS] += 1
         return pfn

@@ -49,7 +49,7 @@ from kmemd.core.swap_fault import HITS, HITS_MOST, PREVIOUS, SwapFaults
 from kmemd.errors import KernelError
 from kmemd.mm.contents import Content, Contents
 from kmemd.mm.filemap import PageCache, PFNs, ZoneCounts, flag
-from kmemd.mm.memory import Memory, prot_bits
+from kmemd.mm.memory import Memory
 from kmemd.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, VM_LOCKED, VM_WRITE, Mm, Vma
 from kmemd.mm.page_io import SwapIo
 from kmemd.mm.signals import BUS_ADRERR, SIGBUS, Signal
@@ -57,6 +57,7 @@ from kmemd.mm.swap import Swap
 from kmemd.mm.swap_area import SwapArea
 from kmemd.mm.swapfile import Entries, Slots, slots_of
 from kmemd.mm.units import PAGE_SHIFT
+from kmemd.mm.vma_rows import prot_bits
 from kmemd.mm.vmstat import VmStat
 
 SWAP_RA_ORDER_CEILING = {64: 5, 32: 3}

@@ -26,12 +26,13 @@ from kmemd.core.pte import (
 )
 from kmemd.errors import KernelError
 from kmemd.mm.filemap import flag
-from kmemd.mm.memory import Memory, prot_bits
+from kmemd.mm.memory import Memory
 from kmemd.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, NR_MM_COUNTERS, Mm, Vma
 from kmemd.mm.shmem import Shmem
 from kmemd.mm.swap_area import SwapArea
 from kmemd.mm.swap_state import SwapState
 from kmemd.mm.swapfile import slots_of
+from kmemd.mm.vma_rows import prot_bits
 from kmemd.steps import Steps
 
 CHUNK = 24

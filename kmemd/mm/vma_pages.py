@@ -30,10 +30,11 @@ from kmemd.core.pte import (
 )
 from kmemd.errors import KernelError
 from kmemd.mm import mm_types as mt
-from kmemd.mm.memory import POPULATE_PAGES, Memory, prot_bits
+from kmemd.mm.memory import POPULATE_PAGES, Memory
 from kmemd.mm.mm_types import Mm, Vma
 from kmemd.mm.signals import Signal
 from kmemd.mm.units import PAGE_SHIFT
+from kmemd.mm.vma_rows import prot_bits
 
 if TYPE_CHECKING:
     from kmemd.mm.filemap import File

@@ -32,6 +32,7 @@ from kmemd.core.pages import (
     PG_YOUNG,
     PageMap,
 )
+from kmemd.core.rmap import MappedPages
 from kmemd.mm import gfp as g
 from kmemd.mm import trace_points
 from kmemd.mm.filemap import PageCache, PFNs, ZoneCounts, flag
@@ -73,7 +74,7 @@ class ListScan:
         wakeup_flushers: Callable[[], None],
         zones_per_node: int,
     ) -> None:
-        self._pages, self._lru, self._lruvecs, self._mmu = pages, lru, lruvecs, mmu
+        self._pages, self._lru, self._lruvecs, self._mapped = pages, lru, lruvecs, MappedPages(mmu)
         self._rmap, self._cache, self._counts, self._vmstat = rmap, cache, counts, vmstat
         self._pageout, self.wakeup_flushers = pageout, wakeup_flushers
         self._skipped = np.zeros(zones_per_node, dtype=np.int64)
@@ -151,7 +152,7 @@ class ListScan:
         if not len(mine):
             return
         young = np.empty(len(mine), dtype=np.uint8)
-        self._mmu.young(mm.id, np.ascontiguousarray(vpns[inside]), np.ascontiguousarray(pfns[mine]), young)
+        self._mapped.young(mm.id, np.ascontiguousarray(vpns[inside]), np.ascontiguousarray(pfns[mine]), young)
         used = young == 3
         counts[mine] += used
         if self.look_around is not None and used.any():
@@ -168,7 +169,7 @@ class ListScan:
             if not whole and not self._pages.mapcount[part]:
                 continue
             for mm, _, vpn in self._rmap.walk(part):
-                self._mmu.young(mm.id, np.array([vpn]), np.array([part]), one)
+                self._mapped.young(mm.id, np.array([vpn]), np.array([part]), one)
                 used += int(one[0] == 3)
         return used
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kmemd.core.mmu import STAT_NAMES
+from kmemd.core.access_stats import STAT_NAMES
 from kmemd.kernel import Kernel
 from kmemd.views.tree import kmemd
 

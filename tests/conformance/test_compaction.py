@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kmemd.conformance import compaction
 from kmemd.conformance.compaction_twin import machine_at, movable, occupied
-from kmemd.core.buddy import MIGRATE_MOVABLE
+from kmemd.core.mmzone import MIGRATE_MOVABLE
 from kmemd.system import System
 
 CAPTURES = Path(__file__).parents[1] / "captures" / "linux-6.1" / "compaction"

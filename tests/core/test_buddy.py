@@ -4,29 +4,40 @@ from __future__ import annotations
 
 import itertools
 import random
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from kmemd.core import buddy as installed
+from kmemd.core import mmzone
 from kmemd.core.context import Context
 from kmemd.core.owner import OwnerTable
 from kmemd.core.pages import ALLOCATED, PageMap
 from tests.core import builds
 
-FAST = installed.ALLOC_WMARK_LOW | installed.ALLOC_CMA | installed.ALLOC_KSWAPD
-NONE = installed.ALLOC_NO_WATERMARKS | installed.ALLOC_CMA
+FAST = mmzone.ALLOC_WMARK_LOW | mmzone.ALLOC_CMA | mmzone.ALLOC_KSWAPD
+NONE = mmzone.ALLOC_NO_WATERMARKS | mmzone.ALLOC_CMA
 START, END = 1024, 1024 * 9
 
 
 @pytest.fixture(params=["installed", "uncompiled", "checked"])
-def build(request: pytest.FixtureRequest) -> ModuleType:
-    return installed if request.param == "installed" else getattr(builds, request.param)("buddy")
+def build(request: pytest.FixtureRequest) -> SimpleNamespace:
+    return build_of(request.param)
 
 
-def make(build: ModuleType, *, owner: bool = False, free: bool = True, cpus: int = 2) -> Any:
+def build_of(kind: str) -> SimpleNamespace:
+    """The classes of the buddy system in one build."""
+    modules = {
+        "buddy": "Buddy",
+        "buddy_state": "BuddyState",
+        "page_ranges": "PageRanges",
+        "compact_free": "FreeScanner",
+    }
+    return SimpleNamespace(**{name: getattr(builds.load(kind, module), name) for module, name in modules.items()})
+
+
+def make(build: SimpleNamespace, *, owner: bool = False, free: bool = True, cpus: int = 2) -> Any:
     """One zone of 32 MiB, two CPUs, no watermarks, everything free."""
     stats = SimpleNamespace(
         events=np.zeros(8, dtype=np.int64),
@@ -43,9 +54,11 @@ def make(build: ModuleType, *, owner: bool = False, free: bool = True, cpus: int
     made = build.Buddy(PageMap(END), context, rows, [0] * cpus, 1, 9, (60, 180), stats, table)
     made.set_zonelist(0, [0])
     made.pcp_high[0], made.pcp_batch[0] = 186, 63
+    zone = SimpleNamespace(buddy=made, context=context, stats=stats, owner=table)
+    zone.state, zone.ranges, zone.scanner = build.BuddyState(made), build.PageRanges(made), build.FreeScanner(made)
     if free:
-        made.free_range(0, START, END)
-    return SimpleNamespace(buddy=made, context=context, stats=stats, owner=table)
+        zone.ranges.free_range(0, START, END)
+    return zone
 
 
 def alloc(zone: Any, order: int = 0, mt: int = 1, flags: int = NONE, gfp: int = 0) -> int:
@@ -60,40 +73,40 @@ def free_pages(zone: Any) -> int:
     return int(zone.stats.zone_stat[0, 0])
 
 
-def test_boot_leaves_whole_blocks_in_the_frontier(build: ModuleType) -> None:
+def test_boot_leaves_whole_blocks_in_the_frontier(build: SimpleNamespace) -> None:
     zone = make(build)
     assert zone.buddy.frontier(0) == [(START, END)]
     assert nr_free(zone) == [0] * 10 + [8]
     assert free_pages(zone) == END - START
-    assert zone.buddy.free_list(0, 10, 1) == list(range(START, END, 1024))
+    assert zone.state.free_list(0, 10, 1) == list(range(START, END, 1024))
 
 
-def test_boot_release_of_a_ragged_range(build: ModuleType) -> None:
+def test_boot_release_of_a_ragged_range(build: SimpleNamespace) -> None:
     zone = make(build, free=False)
-    zone.buddy.free_range(0, 1025, 4099)
-    assert zone.buddy.free_list(0, 10, 1) == [2048, 3072]
-    assert zone.buddy.free_list(0, 0, 1) == [1025, 4098]
-    assert zone.buddy.free_list(0, 1, 1) == [1026, 4096]
+    zone.ranges.free_range(0, 1025, 4099)
+    assert zone.state.free_list(0, 10, 1) == [2048, 3072]
+    assert zone.state.free_list(0, 0, 1) == [1025, 4098]
+    assert zone.state.free_list(0, 1, 1) == [1026, 4096]
     assert free_pages(zone) == 4099 - 1025
 
 
-def test_order_0_comes_in_batches_upwards(build: ModuleType) -> None:
+def test_order_0_comes_in_batches_upwards(build: SimpleNamespace) -> None:
     zone = make(build)
     assert [alloc(zone) for _ in range(130)] == list(range(START, START + 130))
     assert zone.buddy.pcp_count.tolist() == [3 * 63 - 130, 0]
 
 
-def test_split_and_merge_give_the_block_back_whole(build: ModuleType) -> None:
+def test_split_and_merge_give_the_block_back_whole(build: SimpleNamespace) -> None:
     zone = make(build)
     pfn = alloc(zone, 4)
     assert pfn == START
     assert nr_free(zone) == [0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 7]
     assert zone.buddy.free_pages(pfn, 4)
     assert nr_free(zone) == [0] * 10 + [8]
-    assert zone.buddy.free_list(0, 10, 1)[0] == START
+    assert zone.state.free_list(0, 10, 1)[0] == START
 
 
-def test_a_block_likely_to_merge_goes_to_the_tail(build: ModuleType) -> None:
+def test_a_block_likely_to_merge_goes_to_the_tail(build: SimpleNamespace) -> None:
     zone = make(build)
     zone.buddy.pcp_high[0] = 0  # every free goes straight to the free lists
     block = alloc(zone, 6)
@@ -102,11 +115,11 @@ def test_a_block_likely_to_merge_goes_to_the_tail(build: ModuleType) -> None:
     zone.buddy.free_pages(block, 6)
     zone.buddy.free_pages(pages[3], 4)
     zone.buddy.free_pages(pages[0], 4)
-    order4 = zone.buddy.free_list(0, 4, 1)
+    order4 = zone.state.free_list(0, 4, 1)
     assert order4[-1] == pages[0] or order4 == [pages[0], pages[3]]
 
 
-def test_frees_beyond_high_go_back_in_growing_batches(build: ModuleType) -> None:
+def test_frees_beyond_high_go_back_in_growing_batches(build: SimpleNamespace) -> None:
     zone = make(build)
     pages = [alloc(zone) for _ in range(400)]
     counts = []
@@ -118,22 +131,22 @@ def test_frees_beyond_high_go_back_in_growing_batches(build: ModuleType) -> None
     assert zone.buddy.pcp_factor[0] == 1
 
 
-def test_unmovable_request_steals_whole_page_blocks(build: ModuleType) -> None:
+def test_unmovable_request_steals_whole_page_blocks(build: SimpleNamespace) -> None:
     zone = make(build)
     pfn = alloc(zone, 4, mt=0)
     assert pfn == START
     assert zone.buddy.pageblock_type(pfn) == 0
     assert zone.buddy.nr_list[(0 * 11 + 10) * 7 + 1] == 7
-    assert zone.buddy.free_list(0, 9, 0) == [START + 512]
+    assert zone.state.free_list(0, 9, 0) == [START + 512]
 
 
-def test_reclaimable_request_prefers_unmovable_blocks_then_takes_movable_ones(build: ModuleType) -> None:
+def test_reclaimable_request_prefers_unmovable_blocks_then_takes_movable_ones(build: SimpleNamespace) -> None:
     zone = make(build)
     assert alloc(zone, 4, mt=2) == START
     assert zone.buddy.pageblock_type(START) == 2
 
 
-def test_a_page_block_half_of_which_is_free_changes_its_type(build: ModuleType) -> None:
+def test_a_page_block_half_of_which_is_free_changes_its_type(build: SimpleNamespace) -> None:
     zone = make(build)
     blocks = [alloc(zone, 8, mt=0) for _ in range(32)]
     zone.buddy.free_pages(blocks[6], 8)
@@ -141,24 +154,24 @@ def test_a_page_block_half_of_which_is_free_changes_its_type(build: ModuleType) 
     assert zone.buddy.pageblock_type(blocks[6]) == 1
 
 
-def test_atomic_reserve_stops_at_a_hundredth_and_a_page_block(build: ModuleType) -> None:
+def test_atomic_reserve_stops_at_a_hundredth_and_a_page_block(build: SimpleNamespace) -> None:
     zone = make(build)
     for _ in range(5):
-        alloc(zone, 8, mt=0, flags=NONE | installed.ALLOC_HIGHATOMIC)
+        alloc(zone, 8, mt=0, flags=NONE | mmzone.ALLOC_HIGHATOMIC)
         alloc(zone, 10, mt=1)
     kinds = [zone.buddy.pageblock_type(pfn) for pfn in range(START, END, 512)]
-    assert kinds.count(installed.MIGRATE_HIGHATOMIC) == 2
+    assert kinds.count(mmzone.MIGRATE_HIGHATOMIC) == 2
 
 
-def test_the_mark_itself_is_not_given_out(build: ModuleType) -> None:
+def test_the_mark_itself_is_not_given_out(build: SimpleNamespace) -> None:
     zone = make(build)
     free = free_pages(zone)
     assert not zone.buddy.watermark_ok(0, 0, free, 0, 0)
     assert zone.buddy.watermark_ok(0, 0, free - 1, 0, 0)
 
 
-@pytest.mark.parametrize(("other", "merged"), [(installed.MIGRATE_MOVABLE, True), (installed.MIGRATE_CMA, False)])
-def test_page_blocks_merge_unless_one_is_special(build: ModuleType, other: int, merged: bool) -> None:
+@pytest.mark.parametrize(("other", "merged"), [(mmzone.MIGRATE_MOVABLE, True), (mmzone.MIGRATE_CMA, False)])
+def test_page_blocks_merge_unless_one_is_special(build: SimpleNamespace, other: int, merged: bool) -> None:
     zone = make(build)
     low, high = alloc(zone, 9, mt=0), alloc(zone, 9, mt=0)
     assert zone.buddy.pcp_count.sum() == 0
@@ -169,41 +182,41 @@ def test_page_blocks_merge_unless_one_is_special(build: ModuleType, other: int, 
     assert nr_free(zone)[9:] == ([0, 8] if merged else [2, 7])
 
 
-def test_a_refill_takes_two_blocks_at_least(build: ModuleType) -> None:
+def test_a_refill_takes_two_blocks_at_least(build: SimpleNamespace) -> None:
     zone = make(build)
     alloc(zone, 9)
     assert zone.buddy.pcp_count.sum() == 512
 
 
-def test_small_movable_fallback_takes_the_smallest_block(build: ModuleType) -> None:
+def test_small_movable_fallback_takes_the_smallest_block(build: SimpleNamespace) -> None:
     zone = make(build, free=False)
     for pfn in range(START, END, 512):
         zone.buddy.set_pageblock_type(pfn, 0)
-    zone.buddy.load_free_block(0, 3, 0, START)
-    zone.buddy.load_free_block(0, 1, 0, START + 512)
-    zone.buddy.load_free_block(0, 2, 0, START + 520)
+    zone.state.load_free_block(0, 3, 0, START)
+    zone.state.load_free_block(0, 1, 0, START + 512)
+    zone.state.load_free_block(0, 2, 0, START + 520)
     zone.buddy.pcp_batch[0] = 1
     assert alloc(zone, 0, mt=1) == START + 512
     assert zone.buddy.pageblock_type(START + 512) == 0
 
 
-def test_nofragment_keeps_page_blocks_apart_until_all_zones_are_tried(build: ModuleType) -> None:
+def test_nofragment_keeps_page_blocks_apart_until_all_zones_are_tried(build: SimpleNamespace) -> None:
     zone = make(build, free=False)
-    zone.buddy.load_free_block(0, 5, 1, START)
-    assert alloc(zone, 0, mt=0, flags=NONE | installed.ALLOC_NOFRAGMENT) == START
+    zone.state.load_free_block(0, 5, 1, START)
+    assert alloc(zone, 0, mt=0, flags=NONE | mmzone.ALLOC_NOFRAGMENT) == START
 
 
-def test_high_order_atomic_keeps_its_page_block(build: ModuleType) -> None:
+def test_high_order_atomic_keeps_its_page_block(build: SimpleNamespace) -> None:
     zone = make(build)
-    pfn = alloc(zone, 2, mt=0, flags=NONE | installed.ALLOC_HIGHATOMIC)
-    assert zone.buddy.pageblock_type(pfn) == installed.MIGRATE_HIGHATOMIC
+    pfn = alloc(zone, 2, mt=0, flags=NONE | mmzone.ALLOC_HIGHATOMIC)
+    assert zone.buddy.pageblock_type(pfn) == mmzone.MIGRATE_HIGHATOMIC
     assert zone.buddy.highatomic[0] == 512
     assert zone.buddy.unreserve_highatomic(0, 0, 1, 1, False) is False
     assert zone.buddy.unreserve_highatomic(0, 0, 1, 1, True) is True
     assert zone.buddy.highatomic[0] == 0
 
 
-def test_watermark_and_lowmem_reserve_stop_a_request(build: ModuleType) -> None:
+def test_watermark_and_lowmem_reserve_stop_a_request(build: SimpleNamespace) -> None:
     zone = make(build)
     zone.buddy.wmark[0] = [1000, 2000, 3000, 4000]
     got = 0
@@ -212,21 +225,21 @@ def test_watermark_and_lowmem_reserve_stop_a_request(build: ModuleType) -> None:
     assert free_pages(zone) <= 2000
     assert free_pages(zone) + 63 > 2000
     zone.buddy.reserve[0, 0] = 5000
-    assert alloc(zone, 0, flags=installed.ALLOC_WMARK_MIN) == -1
+    assert alloc(zone, 0, flags=mmzone.ALLOC_WMARK_MIN) == -1
     zone.buddy.reserve[0, 0] = 0
-    assert alloc(zone, 0, flags=installed.ALLOC_WMARK_MIN) >= 0
+    assert alloc(zone, 0, flags=mmzone.ALLOC_WMARK_MIN) >= 0
 
 
-def test_boost_raises_the_watermarks_after_a_mixing_fallback(build: ModuleType) -> None:
+def test_boost_raises_the_watermarks_after_a_mixing_fallback(build: SimpleNamespace) -> None:
     zone = make(build, free=False)
     zone.buddy.wmark[0] = [100, 200, 4000, 500]
-    zone.buddy.load_free_block(0, 8, 1, START)
-    assert alloc(zone, 0, mt=0, flags=NONE | installed.ALLOC_KSWAPD) >= 0
+    zone.state.load_free_block(0, 8, 1, START)
+    assert alloc(zone, 0, mt=0, flags=NONE | mmzone.ALLOC_KSWAPD) >= 0
     assert zone.buddy.boost[0] == 512
     assert zone.buddy.kswapd_wake[0] == 1
 
 
-def test_bad_frees_are_refused(build: ModuleType) -> None:
+def test_bad_frees_are_refused(build: SimpleNamespace) -> None:
     zone = make(build)
     pfn = alloc(zone, 3)
     assert not zone.buddy.free_pages(pfn, 2)
@@ -238,7 +251,7 @@ def test_bad_frees_are_refused(build: ModuleType) -> None:
     assert zone.buddy.bad_pfn == pfn
 
 
-def test_owner_records_every_page_of_a_block(build: ModuleType) -> None:
+def test_owner_records_every_page_of_a_block(build: SimpleNamespace) -> None:
     zone = make(build, owner=True)
     zone.context.switch(7, 7, "probe", 1)
     zone.context.stack = 5
@@ -254,7 +267,7 @@ def test_owner_records_every_page_of_a_block(build: ModuleType) -> None:
     assert (zone.owner.allocated[pages] == 0).all()
 
 
-def test_drain_all_empties_every_cpu(build: ModuleType) -> None:
+def test_drain_all_empties_every_cpu(build: SimpleNamespace) -> None:
     zone = make(build)
     for cpu in (0, 1):
         zone.context.cpu = cpu
@@ -266,8 +279,8 @@ def test_drain_all_empties_every_cpu(build: ModuleType) -> None:
 
 
 def _state(zone: Any) -> dict[str, Any]:
-    lists = {(o, mt): zone.buddy.free_list(0, o, mt) for o in range(11) for mt in range(6)}
-    pcp = {(cpu, i): zone.buddy.pcp_list(0, cpu, i) for cpu in (0, 1) for i in range(14)}
+    lists = {(o, mt): zone.state.free_list(0, o, mt) for o in range(11) for mt in range(6)}
+    pcp = {(cpu, i): zone.state.pcp_list(0, cpu, i) for cpu in (0, 1) for i in range(14)}
     arrays = {
         "stat": zone.stats.zone_stat.tolist(),
         "numa": zone.stats.numa_stat.tolist(),
@@ -279,7 +292,7 @@ def _state(zone: Any) -> dict[str, Any]:
     return {"lists": lists, "pcp": pcp, **arrays}
 
 
-def _play(build: ModuleType, seed: int, steps: int) -> dict[str, Any]:
+def _play(build: SimpleNamespace, seed: int, steps: int) -> dict[str, Any]:
     """Random allocations and frees of all orders and types on two CPUs."""
     zone = make(build, owner=True)
     zone.buddy.wmark[0] = [50, 80, 110, 140]
@@ -288,7 +301,7 @@ def _play(build: ModuleType, seed: int, steps: int) -> dict[str, Any]:
     for _ in range(steps):
         zone.context.cpu = rng.randrange(2)
         order = rng.choice((0, 0, 0, 1, 2, 3, 4, 6, 9, 10))
-        flags = rng.choice((FAST, FAST | installed.ALLOC_NOFRAGMENT, NONE, installed.ALLOC_HIGHATOMIC))
+        flags = rng.choice((FAST, FAST | mmzone.ALLOC_NOFRAGMENT, NONE, mmzone.ALLOC_HIGHATOMIC))
         if held and rng.random() < 0.45:
             zone.buddy.free_pages(*held.pop(rng.randrange(len(held))))
         elif (pfn := alloc(zone, order, rng.randrange(3), flags)) >= 0:
@@ -301,19 +314,20 @@ def _play(build: ModuleType, seed: int, steps: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_all_builds_reach_the_same_state(seed: int) -> None:
-    wanted = _play(builds.uncompiled("buddy"), seed, 3000)
-    assert _play(installed, seed, 3000) == wanted
-    assert _play(builds.checked("buddy"), seed, 3000) == wanted
+    wanted = _play(build_of("uncompiled"), seed, 3000)
+    assert _play(build_of("installed"), seed, 3000) == wanted
+    assert _play(build_of("checked"), seed, 3000) == wanted
 
 
-def test_the_compiled_build_is_the_one_installed() -> None:
-    assert not installed.__file__.endswith(".py")
+@pytest.mark.parametrize("module", ["buddy", "free_lists", "page_ranges"])
+def test_the_compiled_build_is_the_one_installed(module: str) -> None:
+    assert not builds.load("installed", module).__file__.endswith(".py")
 
 
 @pytest.mark.parametrize("order", [0, 1, 3, 4, 9])
 @pytest.mark.parametrize("mt", [0, 1])
 def test_bulk_is_so_many_single_operations(order: int, mt: int) -> None:
-    one, bulk = make(installed), make(installed)
+    one, bulk = make(build_of("installed")), make(build_of("installed"))
     count = 6000 >> order
     singles = [alloc(one, order, mt) for _ in range(count)]
     out = np.empty(count, dtype=np.int64)
@@ -328,10 +342,21 @@ def test_bulk_is_so_many_single_operations(order: int, mt: int) -> None:
 
 
 def test_bulk_free_stops_at_the_first_bad_block() -> None:
-    zone = make(installed)
+    zone = make(build_of("installed"))
     pages = [alloc(zone) for _ in range(10)]
     wrong = np.array([*pages[:4], pages[0], *pages[4:]], dtype=np.int64)
     assert zone.buddy.free_bulk(wrong, 0) == 4
     assert zone.buddy.bad_pfn == pages[0]
     assert zone.buddy.free_bulk(np.array([END + 7], dtype=np.int64), 0) == 0
     assert zone.buddy.free_bulk(np.array(pages[4:], dtype=np.int64), 0) == 6
+
+
+def test_page_owner_of_pages_freed_in_bulk_is_that_of_one_by_one(build: SimpleNamespace) -> None:
+    one, bulk = make(build, owner=True), make(build, owner=True)
+    pfns = np.array([alloc(one) for _ in range(300)], dtype=np.int64)
+    assert [alloc(bulk) for _ in range(300)] == pfns.tolist()
+    assert bulk.buddy.free_bulk(pfns, 0) == sum(one.buddy.free_pages(int(pfn), 0) for pfn in pfns) == 300
+    assert one.context.now == bulk.context.now
+    assert (one.owner.free_ts == bulk.owner.free_ts).all()
+    assert len(set(one.owner.free_ts[pfns].tolist())) == 300
+    assert not bulk.owner.allocated[pfns].any()

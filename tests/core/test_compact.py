@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kmemd.core import buddy as installed_buddy
 from kmemd.core import compact as installed
+from kmemd.core.mmzone import MIGRATE_MOVABLE
 from kmemd.core.pages import ALLOCATED, PG_HEAD, PG_LRU, PG_SWAPCACHE, PG_UNEVICTABLE, PG_WRITEBACK, PageMap
 from tests.core import builds, test_buddy, test_mmu
 
@@ -25,16 +25,13 @@ def build(request: pytest.FixtureRequest) -> ModuleType:
 
 
 @pytest.fixture(params=["installed", "uncompiled", "checked"])
-def buddies(request: pytest.FixtureRequest) -> ModuleType:
-    return installed_buddy if request.param == "installed" else getattr(builds, request.param)("buddy")
+def buddies(request: pytest.FixtureRequest) -> SimpleNamespace:
+    return test_buddy.build_of(request.param)
 
 
 @pytest.fixture(params=["installed", "uncompiled", "checked"])
 def mmus(request: pytest.FixtureRequest) -> Any:
-    if request.param == "installed":
-        return test_mmu.installed, test_mmu.installed_lru, test_mmu.installed_ptes
-    load = getattr(builds, request.param)
-    return load("mmu"), load("lru"), load("ptes")
+    return test_mmu.build_of(request.param)
 
 
 def make(build: ModuleType, pages: int = 4 * BLOCK) -> Any:
@@ -158,7 +155,7 @@ def test_builds_agree_on_random_blocks() -> None:
 # -- free pages ----------------------------------------------------------------------------------------------
 
 
-def test_free_pages_are_taken_until_there_are_enough(buddies: ModuleType) -> None:
+def test_free_pages_are_taken_until_there_are_enough(buddies: SimpleNamespace) -> None:
     zone = test_buddy.make(buddies)
     pages = [test_buddy.alloc(zone) for _ in range(1024)]
     for pfn in pages[::2]:
@@ -166,26 +163,26 @@ def test_free_pages_are_taken_until_there_are_enough(buddies: ModuleType) -> Non
     zone.buddy.drain_all()
     out = np.zeros(2048, dtype=np.int64)
     before = test_buddy.free_pages(zone)
-    got = zone.buddy.isolate_freepages_block(0, START, START + 512, out, 0, 20, 1, False)
+    got = zone.scanner.isolate_freepages_block(0, START, START + 512, out, 0, 20, 1, False)
     assert out[:got].tolist() == list(range(START, START + 40, 2))
-    assert (zone.buddy.scan_pfn, zone.buddy.scanned) == (START + 39, 39)
+    assert (zone.scanner.scan_pfn, zone.scanner.scanned) == (START + 39, 39)
     assert test_buddy.free_pages(zone) == before - 20
     assert zone.buddy.pages.kind[out[:got]].tolist() == [ALLOCATED] * 20
     assert zone.buddy.taken == 20
-    assert zone.buddy.isolate_freepages_block(0, START, START + 512, out, 0, 20, 1, True) == 0
-    assert zone.buddy.isolate_freepages_block(0, START + 40, START + 512, out, 0, 600, 32, False) == 15
+    assert zone.scanner.isolate_freepages_block(0, START, START + 512, out, 0, 20, 1, True) == 0
+    assert zone.scanner.isolate_freepages_block(0, START + 40, START + 512, out, 0, 600, 32, False) == 15
 
 
-def test_the_min_watermark_is_kept(buddies: ModuleType) -> None:
+def test_the_min_watermark_is_kept(buddies: SimpleNamespace) -> None:
     zone = test_buddy.make(buddies)
     test_buddy.alloc(zone, 3)
     zone.buddy.wmark[0, 0] = END - START - 20
     out = np.zeros(2048, dtype=np.int64)
-    assert zone.buddy.isolate_freepages_block(0, START, START + 512, out, 0, 1, 1, False) == 0
-    assert zone.buddy.scan_pfn < START + 512
+    assert zone.scanner.isolate_freepages_block(0, START, START + 512, out, 0, 1, 1, False) == 0
+    assert zone.scanner.scan_pfn < START + 512
 
 
-def test_a_block_is_caught_as_it_is_freed(buddies: ModuleType) -> None:
+def test_a_block_is_caught_as_it_is_freed(buddies: SimpleNamespace) -> None:
     zone = test_buddy.make(buddies)
     zone.buddy.pcp_high[0] = 0
     pages = [test_buddy.alloc(zone) for _ in range(1024)]
@@ -204,39 +201,39 @@ def test_a_block_is_caught_as_it_is_freed(buddies: ModuleType) -> None:
     assert test_buddy.nr_free(zone) == [0] * 10 + [8]
 
 
-def test_page_blocks_are_set_apart_and_put_back(buddies: ModuleType) -> None:
+def test_page_blocks_are_set_apart_and_put_back(buddies: SimpleNamespace) -> None:
     zone = test_buddy.make(buddies)
     pages = [test_buddy.alloc(zone) for _ in range(63)]
     low, high = START + 512, START + 2 * 1024 + 512
-    assert zone.buddy.isolate_range(0, low, high)
-    assert not zone.buddy.isolate_range(0, low, low + 512)
+    assert zone.ranges.isolate_range(0, low, high)
+    assert not zone.ranges.isolate_range(0, low, low + 512)
     assert test_buddy.free_pages(zone) == END - START - 63 - (high - low)
     assert all(not low <= test_buddy.alloc(zone) < high for _ in range(600))
-    zone.buddy.unisolate_range(0, low, high, installed_buddy.MIGRATE_MOVABLE)
-    assert zone.buddy.isolated_blocks(0) == 0
+    zone.ranges.unisolate_range(0, low, high, MIGRATE_MOVABLE)
+    assert zone.ranges.isolated_blocks(0) == 0
     assert len(pages) == 63
     listed = sum(zone.buddy.nr_list[order * 7 : order * 7 + 7].sum() << order for order in range(11))
     assert listed == test_buddy.free_pages(zone) == END - START - 63 * 11  # ten more batches, one partly given out
 
 
-def test_searches_of_a_free_list_go_on_where_they_ended(buddies: ModuleType) -> None:
+def test_searches_of_a_free_list_go_on_where_they_ended(buddies: SimpleNamespace) -> None:
     zone = test_buddy.make(buddies)
     zone.buddy.pcp_high[0] = 0
     blocks = [test_buddy.alloc(zone, 4) for _ in range(32)]
     for pfn in blocks[::2]:
         zone.buddy.free_pages(pfn, 4)
-    listed = zone.buddy.free_list(0, 4, 1)
-    found, scanned, highest, _, preferred = zone.buddy.fast_search(0, 4, 8, START + 400, START)
+    listed = zone.state.free_list(0, 4, 1)
+    found, scanned, highest, _, preferred = zone.scanner.fast_search(0, 4, 8, START + 400, START)
     assert (found >= START + 400) == preferred
     assert highest == max(listed[-scanned:])
-    assert zone.buddy.free_list(0, 4, 1)[0] == (found if found >= 0 else listed[-scanned])
+    assert zone.state.free_list(0, 4, 1)[0] == (found if found >= 0 else listed[-scanned])
     skip = np.zeros(END // 512 + 1, dtype=np.uint8)
-    found, scanned = zone.buddy.fast_source(0, 4, 0, 33, START + 100, skip)
+    found, scanned = zone.scanner.fast_source(0, 4, 0, 33, START + 100, skip)
     assert START <= found < START + 100
-    assert zone.buddy.free_list(0, 4, 1)[-1] == found
+    assert zone.state.free_list(0, 4, 1)[-1] == found
     skip[:] = 1
-    assert zone.buddy.fast_source(0, 4, 0, 33, END, skip)[0] == -1
-    assert sorted(zone.buddy.free_list(0, 4, 1)) == sorted(listed)
+    assert zone.scanner.fast_source(0, 4, 0, 33, END, skip)[0] == -1
+    assert sorted(zone.state.free_list(0, 4, 1)) == sorted(listed)
 
 
 # -- moving --------------------------------------------------------------------------------------------------
@@ -253,10 +250,10 @@ def test_pages_of_one_mapping_move_with_their_entries(mmus: Any) -> None:
     done = np.zeros(len(srcs), dtype=np.uint8)
     span = (test_mmu.BASE, test_mmu.BASE + 4096, test_mmu.BASE)
     prot = test_mmu.PRESENT | test_mmu.USER | test_mmu.NX
-    assert machine.mmu.move_pages(1, span, prot, 7, srcs, dsts, done) == 0  # they are on an LRU list still
+    assert machine.mapped.move_pages(1, span, prot, 7, srcs, dsts, done) == 0  # they are on an LRU list still
     machine.lru.remove_bulk(srcs)
     done[3] = 1
-    assert machine.mmu.move_pages(1, span, prot, 7, srcs, dsts, done) == len(srcs) - 1
+    assert machine.mapped.move_pages(1, span, prot, 7, srcs, dsts, done) == len(srcs) - 1
     for place, vpn in enumerate(vpns.tolist()):
         want = old[place] if place == 3 else old[place] & ~test_mmu.PFN_MASK | int(dsts[place]) << 12
         assert test_mmu.entry(machine, vpn) == want
@@ -264,4 +261,4 @@ def test_pages_of_one_mapping_move_with_their_entries(mmus: Any) -> None:
     assert not machine.pages.mapcount[srcs[4:]].any()
     assert not machine.pages.flags[srcs[4:]].any()
     assert machine.mmu.stale(1) == []
-    assert machine.mmu.move_pages(2, span, prot, 7, srcs, dsts, np.zeros(len(srcs), dtype=np.uint8)) == 0
+    assert machine.mapped.move_pages(2, span, prot, 7, srcs, dsts, np.zeros(len(srcs), dtype=np.uint8)) == 0

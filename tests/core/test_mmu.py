@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kmemd.core import access_stats
 from kmemd.core import lru as installed_lru
 from kmemd.core import mmu as installed
 from kmemd.core import ptes as installed_ptes
@@ -23,20 +24,23 @@ BASE = 0x7F0000000
 READ_WRITE = installed.ROW_READ | installed.ROW_WRITE | installed.ROW_FAST
 PROT = PRESENT | USER | RW
 EVENTS = 16
-Build = tuple[ModuleType, ModuleType, ModuleType]
+MODULES = ("mmu", "lru", "ptes", "rmap")
+Build = tuple[ModuleType, ...]
 
 
 @pytest.fixture(params=["installed", "uncompiled", "checked"])
 def build(request: pytest.FixtureRequest) -> Build:
-    if request.param == "installed":
-        return installed, installed_lru, installed_ptes
-    load = getattr(builds, request.param)
-    return load("mmu"), load("lru"), load("ptes")
+    return build_of(request.param)
+
+
+def build_of(kind: str) -> Build:
+    """The modules that the tests need, of one build."""
+    return tuple(builds.load(kind, name) for name in MODULES)
 
 
 def make(build: Build, *, pages: int = PAGES, cpus: int = 2, bits: int = 9, levels: int = 4) -> Any:
     """One address space, number 1, on a machine whose allocator hands out pages upwards from PFN 64."""
-    mmu_module, lru_module, ptes_module = build
+    mmu_module, lru_module, ptes_module, rmap_module = build
     vmstat = SimpleNamespace(
         events=np.zeros(EVENTS, dtype=np.int64),
         zone_stat=np.zeros((1, 16), dtype=np.int64),
@@ -49,6 +53,7 @@ def make(build: Build, *, pages: int = PAGES, cpus: int = 2, bits: int = 9, leve
     mmu = mmu_module.Mmu(page_map, context, zones, [0] * cpus, vmstat, lru, bits, levels, ZERO, (10, 17, 14), costs)
     ptes = ptes_module.PteRanges(mmu, page_map, zones, vmstat, (17, 18), 1 << bits)
     made = SimpleNamespace(mmu=mmu, lru=lru, ptes=ptes, pages=page_map, context=context, vmstat=vmstat, next=64)
+    made.mapped = rmap_module.MappedPages(mmu)
     made.limit = pages
 
     def take(n: int) -> np.ndarray:
@@ -101,7 +106,7 @@ def test_a_written_page_is_new_exclusive_and_dirty(build: Build) -> None:
     assert (machine.pages.mapping[pfn], machine.pages.index[pfn], machine.pages.mapcount[pfn]) == (7, BASE + 3, 1)
     assert int(machine.pages.flags[pfn]) >> PG_ANON_EXCLUSIVE & 1
     assert machine.vmstat.node_stat[0, 17] == 1
-    assert stat(machine, installed.NEW_PAGES) == 1
+    assert stat(machine, access_stats.NEW_PAGES) == 1
     assert int(machine.mmu.tables[1]) == 3
 
 
@@ -162,15 +167,15 @@ def test_without_memory_nothing_of_the_failed_faults_stays(build: Build) -> None
 def test_the_tlb_answers_what_was_walked_and_forgets_what_is_flushed(build: Build) -> None:
     machine = make(build)
     touch(machine, np.arange(BASE, BASE + 32))
-    walks = stat(machine, installed.WALKS)
+    walks = stat(machine, access_stats.WALKS)
     touch(machine, np.arange(BASE, BASE + 32))
-    assert stat(machine, installed.WALKS) == walks
+    assert stat(machine, access_stats.WALKS) == walks
     machine.mmu.flush_range(1, BASE, BASE + 2)
     touch(machine, np.arange(BASE, BASE + 32))
-    assert stat(machine, installed.WALKS) == walks + 2
+    assert stat(machine, access_stats.WALKS) == walks + 2
     machine.mmu.flush_mm(1)
     touch(machine, np.arange(BASE, BASE + 32))
-    assert stat(machine, installed.WALKS) == walks + 34
+    assert stat(machine, access_stats.WALKS) == walks + 34
 
 
 def test_a_flush_reaches_other_cpus_that_run_the_task(build: Build) -> None:
@@ -179,11 +184,11 @@ def test_a_flush_reaches_other_cpus_that_run_the_task(build: Build) -> None:
     machine.context.cpu = 1
     touch(machine, [BASE])
     machine.mmu.flush_range(1, BASE, BASE + 1)
-    assert stat(machine, installed.SHOOTDOWNS) == 1
+    assert stat(machine, access_stats.SHOOTDOWNS) == 1
     machine.context.cpu = 0
-    before = stat(machine, installed.WALKS)
+    before = stat(machine, access_stats.WALKS)
     touch(machine, [BASE])
-    assert stat(machine, installed.WALKS) == before + 1
+    assert stat(machine, access_stats.WALKS) == before + 1
 
 
 def fork(machine: Any) -> None:
@@ -206,10 +211,10 @@ def test_after_fork_the_first_writer_copies_and_the_last_one_reuses(build: Build
     touch(machine, [BASE], mm=2)
     assert (entry(machine, BASE, 2) & PFN_MASK) >> PFN_SHIFT != shared
     assert (entry(machine, BASE) & PFN_MASK) >> PFN_SHIFT == shared
-    assert stat(machine, installed.COPIES) == 1
+    assert stat(machine, access_stats.COPIES) == 1
     touch(machine, [BASE])
     assert (entry(machine, BASE) & PFN_MASK) >> PFN_SHIFT == shared
-    assert stat(machine, installed.REUSES) == int(machine.vmstat.events[14]) == 1
+    assert stat(machine, access_stats.REUSES) == int(machine.vmstat.events[14]) == 1
     assert int(machine.mmu.rss[9] + machine.mmu.rss_task[9]) == 30
 
 
@@ -277,9 +282,9 @@ def test_more_address_spaces_than_a_cpu_remembers(build: Build) -> None:
         machine.mmu.new_mm(mm, machine.next)
         machine.next += 1
         touch(machine, [BASE], mm=mm)
-    walks = stat(machine, installed.WALKS)
+    walks = stat(machine, access_stats.WALKS)
     touch(machine, [BASE])
-    assert stat(machine, installed.WALKS) == walks + 1
+    assert stat(machine, access_stats.WALKS) == walks + 1
 
 
 def run(build: Build, seed: int) -> list[np.ndarray]:
@@ -314,14 +319,7 @@ def run(build: Build, seed: int) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_three_builds_agree(seed: int) -> None:
-    states = [
-        run(found, seed)
-        for found in (
-            (installed, installed_lru, installed_ptes),
-            tuple(builds.uncompiled(name) for name in ("mmu", "lru", "ptes")),
-            tuple(builds.checked(name) for name in ("mmu", "lru", "ptes")),
-        )
-    ]
+    states = [run(build_of(kind), seed) for kind in ("installed", "uncompiled", "checked")]
     for mine, *others in zip(*states, strict=True):
         for other in others:
             assert (mine == other).all()

@@ -9,7 +9,8 @@ import pytest
 from kmemd.core.context import Context
 from kmemd.core.leak import BLACK, GREY
 from kmemd.debug.kallsyms import Kallsyms
-from kmemd.debug.kmemleak import Kmemleak, crc, hex_dump
+from kmemd.debug.kmemleak import Kmemleak
+from kmemd.debug.leak_text import crc, hex_dump
 from kmemd.errors import KernelError
 from kmemd.mm.clock import Clock
 from kmemd.mm.dump_stack import DumpStack

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kmemd.core import stats
-from kmemd.core.buddy import MIGRATE_CMA, MIGRATE_MOVABLE
+from kmemd.core.mmzone import MIGRATE_CMA, MIGRATE_MOVABLE
 from kmemd.machine import Machine
 from kmemd.mm import cma
 from kmemd.mm.device import Device

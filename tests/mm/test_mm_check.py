@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from kmemd.core.buddy_state import BuddyState
 from kmemd.core.mmu import Mmu
 from kmemd.core.pte import PRESENT
 from kmemd.mm.compound import distinct
@@ -71,7 +72,7 @@ def test_a_page_on_two_lists_is_found(system: System) -> None:
     zone = next(zone for zone in kernel.zones if sum(zone.nr_free[:3]) > 1)
     order = next(order for order in range(3) if zone.nr_free[order])
     mt = next(mt for mt in range(4) if zone.nr_free_type(mt)[order])
-    head = kernel.buddy.free_list(zone.index, order, mt)[0]
+    head = BuddyState(kernel.buddy).free_list(zone.index, order, mt)[0]
     before = kernel.pages.meta[head]
     kernel.pages.meta[head] = (int(before) & ~0xFF00) | (order + 1) << 8
     with pytest.raises(AssertionError):

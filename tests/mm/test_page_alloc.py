@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kmemd.core import stats
-from kmemd.core.buddy import ALLOC_NOFRAGMENT
+from kmemd.core.mmzone import ALLOC_NOFRAGMENT
 from kmemd.core.pages import PG_HEAD, PG_LOCKED, PG_LRU, PG_MLOCKED, PG_SLAB, PG_WRITEBACK
 from kmemd.errors import KernelError
 from kmemd.kernel import Kernel

@@ -1,0 +1,7 @@
+from kmemd.core.buddy cimport Buddy
+
+
+cdef class BuddyState:
+    cdef Buddy _buddy
+
+

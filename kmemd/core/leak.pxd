@@ -1,0 +1,1 @@
+from kmemd.core.leak_index cimport LeakIndex

@@ -1,0 +1,1 @@
+from kmemd.core.page_arrays cimport PageArrays

@@ -1,0 +1,5 @@
+from kmemd.core.tlb cimport Tlb
+
+
+cdef class MappedPages:
+    cdef Tlb _mmu
