@@ -83,6 +83,7 @@ from kmemd.mm.vmscan import Vmscan
 from kmemd.mm.vmstat import VmStat
 from kmemd.mm.vmstat_sysctl import VmStatSysctl
 from kmemd.mm.watermarks import Watermarks
+from kmemd.steps import Steps, finish
 from kmemd.tunable import Tuned
 from kmemd.user_memory import UserMemory
 
@@ -594,7 +595,11 @@ class Kernel:
 
     def step(self) -> None:
         """Let kernel threads and timers that are due run."""
-        self.clock.run_due()
+        finish(self.step_steps())
+
+    def step_steps(self) -> Steps[None]:
+        """``step`` in slices."""
+        yield from self.clock.due_steps()
         self.do_exit.deliver()
 
     def advance(self, ns: int) -> None:

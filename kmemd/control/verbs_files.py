@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from kmemd.kernel import Kernel
 
 NS_PER_US = NSEC_PER_SEC // 1_000_000
-PIECE = 8 << 20
+PIECE = 2 << 20
 """Bytes that are read or written before others may run."""
 SHOWN = 64
 """Bytes that a reply shows at most."""
@@ -55,15 +55,15 @@ def create(kernel: Kernel, path: Text, size: Size = 0) -> Reply:
 
 
 @verb
-def truncate(kernel: Kernel, path: Text, size: Size) -> Reply:
+def truncate(kernel: Kernel, path: Text, size: Size) -> Slices:
     """Make a file shorter or longer. Its pages behind the new end go, mapped or not: who touches them gets SIGBUS."""
-    return Reply(_described(kernel.user.vfs.truncate(path, size)))
+    return Reply(_described((yield from kernel.user.vfs.truncate_steps(path, size))))
 
 
 @verb
-def unlink(kernel: Kernel, path: Text) -> Reply:
+def unlink(kernel: Kernel, path: Text) -> Slices:
     """Take a file's name away. The file lives as long as somebody maps it, and is shown as (deleted)."""
-    return Reply(_described(kernel.user.vfs.unlink(path)))
+    return Reply(_described((yield from kernel.user.vfs.unlink_steps(path))))
 
 
 @verb
@@ -309,7 +309,7 @@ def _sectors(text: str) -> tuple[int, int]:
 
 
 @verb
-def fallocate(kernel: Kernel, path: Text, offset: Size, length: Size, *, mode: Text = "allocate") -> Reply:
+def fallocate(kernel: Kernel, path: Text, offset: Size, length: Size, *, mode: Text = "allocate") -> Slices:
     """Give a range of a tmpfs file its pages, or take them away: mode=punch_hole. ext2 cannot (EOPNOTSUPP)."""
     if mode not in MODES:
         invalid(f"mode: allocate or punch_hole, not {quoted(mode)}{suggestion(mode, MODES)}")
@@ -318,18 +318,18 @@ def fallocate(kernel: Kernel, path: Text, offset: Size, length: Size, *, mode: T
     files = kernel.user.files
     file = files.vfs.lookup(path)
     if mode == "punch_hole":
-        files.punch_hole(file, offset, length)
+        yield from files.punch_hole(file, offset, length)
     else:
         files.vfs.check_write(file, offset + length)
-        files.fallocate(file, offset, length)
+        yield from files.fallocate(file, offset, length)
     return Reply(_described(file))
 
 
 @verb
-def fincore(kernel: Kernel, path: Text) -> Reply:
+def fincore(kernel: Kernel, path: Text) -> Slices:
     """Say how many of a file's pages are in memory, dirty, being written, and in swap."""
     file = kernel.user.vfs.lookup(path)
-    state = kernel.user.files.state(file)
+    state = yield from kernel.user.files.state(file)
     return Reply({**_described(file), **state})
 
 

@@ -258,7 +258,8 @@ class PageAllocator:
                 break
             out[got] = pfn
             got += 1
-            if self._relief.is_oom_victim():
+            self.suspended = got < n and self._relief.tired
+            if self._relief.is_oom_victim() or self.suspended:
                 break
             if got < n and not self._reclaims_nodes:
                 got += self._bulk(request, self._slow_flags(request), out[got : got + SLOW_BATCH])

@@ -20,6 +20,7 @@ from kmemd.mm.direct_compact import DirectCompaction
 from kmemd.mm.mmzone import Node
 from kmemd.mm.oom_kill import OomKill
 from kmemd.mm.page_request import MAX_RECLAIM_RETRIES, SUSPENDED, Request
+from kmemd.mm.patience import KILL_STEPS
 from kmemd.mm.vmscan_balance import SWAP_CLUSTER_MAX, ScanControl
 from kmemd.mm.vmscan_kswapd import Kswapd
 from kmemd.mm.vmscan_reclaim import Pauses, Reclaim
@@ -186,7 +187,7 @@ class MemoryPressure:
     def _drive(self, steps: Pauses[int]) -> int | None:
         """Reclaim in the executing task, which does the waiting, as long as it has patience: None when that ends."""
         assert self._kswapds is not None
-        while not self.may_suspend or self.patience is None or self.patience > 0:
+        while not self.tired:
             self._reclaiming = True
             try:
                 pause = next(steps)
@@ -199,6 +200,11 @@ class MemoryPressure:
                 self._kswapds.catch_up()
             self._used_up(1)
         return None
+
+    @property
+    def tired(self) -> bool:
+        """Whether the rest of a request waits for the caller's next slice."""
+        return self.may_suspend and self.patience is not None and self.patience <= 0
 
     def _used_up(self, steps: int) -> None:
         """Some of the caller's patience is gone."""
@@ -263,7 +269,10 @@ class MemoryPressure:
 
     def out_of_memory(self, request: Request) -> bool:
         """Whether a task was killed, or is about to end, so that the request may be tried again."""
-        return self._oom_kill.out_of_memory(request)
+        killed = self._oom_kill.out_of_memory(request)
+        if killed:
+            self._used_up(KILL_STEPS)
+        return killed
 
     def is_oom_victim(self) -> bool:
         """Whether the executing task was killed for want of memory."""
