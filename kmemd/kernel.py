@@ -604,7 +604,11 @@ class Kernel:
 
     def advance(self, ns: int) -> None:
         """Let ``ns`` of idle time pass."""
-        self.clock.advance(ns)
+        finish(self.advance_steps(ns))
+
+    def advance_steps(self, ns: int) -> Steps[None]:
+        """``advance`` in slices."""
+        return self.clock.advance_steps(ns)
 
     def check(self) -> None:
         """Recompute every cached number from the truth. AssertionError on a difference."""

@@ -76,7 +76,7 @@ class Interpreter:
             context.words[NOW + 1 :] = at_rest[NOW + 1 :]
         if reply.cpu is not None:
             context.cpu = reply.cpu
-        yield from self._timers()
+        yield from self._timers(time.monotonic() + SLICE_S)
         self._bind(command, reply)
         return reply.text(context.now - start)
 
@@ -126,7 +126,7 @@ class Interpreter:
             until = yield from self._timers(until)
             words[NOW + 1 :] = mine[NOW + 1 :]
 
-    def _timers(self, until: float = 0.0) -> Generator[None, None, float]:
+    def _timers(self, until: float) -> Generator[None, None, float]:
         """Run the timers that are due, and let others in where the slice is over at ``until``. When the next one is."""
         for _ in self._kernel.step_steps():
             if time.monotonic() >= until:
