@@ -124,6 +124,9 @@ class Interpreter:
             mine = words.copy()
             words[NOW + 1 :] = at_rest[NOW + 1 :]
             until = yield from self._timers(until)
+            if time.monotonic() >= until:
+                yield
+                until = time.monotonic() + SLICE_S
             words[NOW + 1 :] = mine[NOW + 1 :]
 
     def _timers(self, until: float) -> Generator[None, None, float]:
@@ -132,9 +135,6 @@ class Interpreter:
             if time.monotonic() >= until:
                 yield
                 until = time.monotonic() + SLICE_S
-        if time.monotonic() >= until:
-            yield
-            until = time.monotonic() + SLICE_S
         return until
 
     def _bind(self, command: Command, reply: Reply) -> None:

@@ -193,7 +193,7 @@ def test_reclaim_for_one_request_ends_with_the_slice(system: System, monkeypatch
     """Filling the machine by one command is never more than a few steps of reclaim between two places for others."""
     kernel, seen = system.kernel, 0
     taken: list[int] = []
-    reclaim = kernel.pressure._reclaim
+    reclaim = kernel.vmscan.reclaim
     shrink = reclaim.shrink_lruvec
 
     def counted(memcg: int, nid: int, sc: ScanControl) -> Pauses[None]:
