@@ -313,10 +313,6 @@ class PageAllocator:
         who = self._context.pid, self.numa_node_id()
         return self._node_reclaim.before_walk(request, flags, self._eligible(request), self._buddy, who)
 
-    def _is_roomy(self, request: Request, flags: int, blocks: int) -> bool:
-        zone = self._preferred(request)
-        return zone is not None and NodeReclaim.roomy(request, flags, zone, self._buddy, blocks)
-
     def _try(self, request: Request, flags: int) -> int:
         """get_page_from_freelist. Below 0: none, or ``SUSPENDED``."""
         r = request
@@ -328,7 +324,8 @@ class PageAllocator:
 
     def _bulk(self, request: Request, flags: int, out: PFNS) -> int:
         r = request
-        if self._reclaims_nodes and not self._is_roomy(request, flags, len(out)):
+        first = self._preferred(request) if self._reclaims_nodes else None
+        if first is not None and not NodeReclaim.roomy(r, flags, first, self._buddy, len(out)):
             out[0] = self._try(request, flags)
             return int(out[0] >= 0)
         got: int = self._buddy.alloc_bulk(out, r.row, r.highest, r.nodemask, r.order, r.migratetype, flags, r.gfp)

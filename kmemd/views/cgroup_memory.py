@@ -18,7 +18,7 @@ from kmemd.mm.page_counter import PAGE_COUNTER_MAX, page_counter_memparse
 from kmemd.mm.units import PAGE_SIZE
 from kmemd.steps import Steps
 from kmemd.views.cgroup import cgroup_file, number, write_only
-from kmemd.views.tree import Sliced
+from kmemd.views.sliced import Sliced
 
 Show = Callable[[Kernel, MemCgroup], Any]
 Store = Callable[[Kernel, MemCgroup, str], Steps[None] | None]

@@ -17,7 +17,8 @@ from kmemd.mm.clock import HZ, INITIAL_JIFFIES, NSEC_PER_SEC
 from kmemd.mm.slab_common import KmemCache
 from kmemd.mm.slub_report import Track, caller_of
 from kmemd.views.bitmap import format_list
-from kmemd.views.tree import Sliced, debugfs
+from kmemd.views.sliced import Sliced
+from kmemd.views.tree import debugfs
 
 if TYPE_CHECKING:
     from kmemd.kernel import Kernel

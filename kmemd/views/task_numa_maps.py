@@ -12,10 +12,10 @@ from kmemd.core.pte import PFN_MASK, PFN_SHIFT
 from kmemd.kernel import Kernel
 from kmemd.mm.mm_types import VM_HUGETLB, Mm, Vma
 from kmemd.mm.sched import Task
+from kmemd.views.sliced import Sliced
 from kmemd.views.task_files import task_file
 from kmemd.views.task_maps import SPECIAL, is_heap, is_stack, mangle
 from kmemd.views.task_smaps import TABLES, page_size
-from kmemd.views.tree import Sliced
 
 HUGE_ROW_PAGES = 1
 

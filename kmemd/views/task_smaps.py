@@ -39,9 +39,9 @@ from kmemd.mm.mm_types import (
 from kmemd.mm.sched import Task
 from kmemd.mm.swapfile import slots_of
 from kmemd.mm.units import PAGE_SHIFT, PAGE_SIZE
+from kmemd.views.sliced import Sliced
 from kmemd.views.task_files import task_file
 from kmemd.views.task_maps import header, map_line
-from kmemd.views.tree import Sliced
 
 PSS_SHIFT = 12
 TABLES = 64

@@ -30,6 +30,7 @@ from typing import Any, Protocol
 from kmemd.errors import KernelError
 from kmemd.mm.units import PAGE_SIZE
 from kmemd.steps import Steps
+from kmemd.views.sliced import Sliced
 
 Text = str | bytes | Iterable[str]
 DIR_MODE = 0o555
@@ -494,16 +495,6 @@ class Namespace:
             assert entry.open is not None
             return entry.open(self.kernel, *node.parameters, caller)
         raise KernelError(errno.EISDIR, f"{node.path} is a directory")
-
-
-@dataclass(frozen=True)
-class Sliced:
-    """Text that takes long to make: after each part others may read, while the model stands still."""
-
-    parts: Iterator[str]
-
-    def __iter__(self) -> Iterator[str]:
-        return self.parts
 
 
 def render(text: Text) -> bytes:

@@ -6,7 +6,8 @@ import errno
 from collections.abc import Iterator
 
 from kmemd.errors import KernelError
-from kmemd.views.tree import Binary, Caller, Device, Directory, File, Link, Namespace, Node, Pattern, Sliced
+from kmemd.views.sliced import Sliced
+from kmemd.views.tree import Binary, Caller, Device, Directory, File, Link, Namespace, Node, Pattern
 
 
 class FakeClock:
