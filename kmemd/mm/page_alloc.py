@@ -75,8 +75,7 @@ ALL_NODES = (1 << 64) - 1
 WARN_INTERVAL_NS = 10 * NSEC_PER_SEC
 PFNS = npt.NDArray[np.int64]
 SLOW_BATCH = 31
-"""After a block from the slow path so many more are taken as its first attempt takes them, before kswapd's progress is
-looked at again: what it reclaims at a time (SWAP_CLUSTER_MAX)."""
+"""After a block from the slow path so many more are taken before kswapd is looked at again (SWAP_CLUSTER_MAX)."""
 
 CHECK_AT_FREE = sum(
     1 << bit
@@ -252,8 +251,7 @@ class PageAllocator:
             more = self._bulk(request, flags, out[got : got + some])
             got += more
             if more == some or (more and self._reclaims_nodes):
-                alone = more == 1 and self._reclaims_nodes
-                self.slow_paths += alone
+                self.slow_paths += (alone := more == 1 and self._reclaims_nodes)
                 self.suspended = got < n and (self._relief.took_one() if alone else self._relief.tired)
                 if self.suspended:
                     break
