@@ -41,6 +41,11 @@ def ctl(*lines: str) -> tuple[tuple[str, str], ...]:
 
 SMALL = ("p = spawn a", "m = mmap p 1G", "madvise p m 1G MADV_NOHUGEPAGE", "access p m 1G w")
 """A process with a GiB of small pages."""
+FILE = ("create /mnt/f 2G", "read_file /mnt/f")
+TMPFS = ("mount tmpfs /t type=tmpfs size=8G", "create /t/f", "write_file /t/f n=1G")
+NEAR = ("p = spawn a", "m = mmap p 3600M", "madvise p m 3600M MADV_NOHUGEPAGE")
+DROP, NODE_RECLAIM = "/proc/sys/vm/drop_caches", "/proc/sys/vm/zone_reclaim_mode"
+VALIDATE = "/sys/kernel/slab/kmalloc-64/validate"
 OBJECTS = ctl("p = kmalloc 64 n=1000000", "kfree p")
 CASES = (
     Case("default", "", OBJECTS),
@@ -74,26 +79,42 @@ CASES = (
     Case("laptop", "", ctl(*SMALL, "exec p other"), len(SMALL)),
     Case("four-node", "", ctl(*SMALL, "mbind p m 256M MPOL_BIND 2 flags=MPOL_MF_MOVE", "munmap p m 1G"), len(SMALL)),
     Case("laptop", "", ctl("p = spawn a", "m = mmap p 256M flags=MAP_SHARED|MAP_ANONYMOUS", "access p m 256M w"), 2),
+    Case("laptop", "", ctl(*FILE, "fincore /mnt/f", "truncate /mnt/f 1G", "unlink /mnt/f"), 1),
+    Case("laptop", "", ctl("create /mnt/f", "write_file /mnt/f n=1G", "sync"), 1),
+    Case("laptop", "", ctl(*TMPFS, "fallocate /t/f 1G 1G", "fallocate /t/f 0 1G mode=punch_hole", "umount /t"), 2),
+    Case("laptop", "", (*ctl("lookup /mnt/d n=100000"), (DROP, "2"))),
+    Case("two-node", "", ((NODE_RECLAIM, "7"), *ctl(*NEAR, "access p m 2500M w", *FILE)), 1 + len(NEAR)),
+    Case("laptop", "slub_debug=FZPU", (*ctl("p = kmalloc 64 n=100000"), (VALIDATE, "1")), 1),
 )
+READ = (
+    ("laptop", "slub_debug=FZPU", ("p = kmalloc 64 n=100000",), "/sys/kernel/debug/slab/kmalloc-64/alloc_traces"),
+    ("laptop", "", SMALL, "/proc/{pid}/smaps"),
+    ("laptop", "", SMALL, "/proc/{pid}/numa_maps"),
+)
+"""Files that take long to make: machine, options, what is done before, path."""
 
 
 def longest_ms(system: System, path: str, text: str) -> float:
     """Milliseconds of the longest slice of one write."""
     tree = system.tree
     file = tree.open(tree.lookup(path), Caller())
-    steps = file.write(text.encode() + b"\n")
-    longest = 0.0
-    gc.collect()
     try:
-        while True:
-            began = time.thread_time()
-            try:
-                next(steps)
-            except (KernelError, StopIteration):  # memory that ran out is an answer, too
-                return max(longest, time.thread_time() - began) * 1e3
-            longest = max(longest, time.thread_time() - began)
+        return longest_of(file.write(text.encode() + b"\n"))
     finally:
         file.close()
+
+
+def longest_of(steps: Iterator[object]) -> float:
+    """Milliseconds of the longest slice."""
+    longest = 0.0
+    gc.collect()
+    while True:
+        began = time.thread_time()
+        try:
+            next(steps)
+        except (KernelError, StopIteration):  # memory that ran out is an answer, too
+            return max(longest, time.thread_time() - began) * 1e3
+        longest = max(longest, time.thread_time() - began)
 
 
 def measured(case: Case) -> list[float]:
@@ -112,7 +133,24 @@ def figures(case: Case) -> Iterator[Figure]:
         yield Figure(f"{what} ({where})", min(times), "ms", GOAL_MS, at_most=True)
 
 
+def read_ms(machine: str, cmdline: str, lines: Sequence[str], path: str) -> float:
+    """Milliseconds of the longest slice of reading one file."""
+    system = System.boot(machine=machine, seed=1, cmdline=cmdline, clock="manual")
+    system.warm_up()
+    for line in lines:
+        system.command(line)
+    node = system.tree.lookup(path.format(pid=system.kernel.handles.get("p").pid))
+    file = system.tree.open(node, Caller())
+    try:
+        return longest_of(file.prepare(0) or iter(()))
+    finally:
+        file.close()
+
+
 def run(cases: Iterable[Case] = CASES) -> Iterator[Figure]:
     """The figures."""
     for case in cases:
         yield from figures(case)
+    for machine, cmdline, lines, path in READ:
+        best = min(read_ms(machine, cmdline, lines, path) for _ in range(ROUNDS))
+        yield Figure(f"cat {path.rpartition('/')[2]} ({machine} {cmdline})", best, "ms", GOAL_MS, at_most=True)

@@ -83,6 +83,7 @@ from kmemd.mm.vmscan import Vmscan
 from kmemd.mm.vmstat import VmStat
 from kmemd.mm.vmstat_sysctl import VmStatSysctl
 from kmemd.mm.watermarks import Watermarks
+from kmemd.steps import Steps, finish
 from kmemd.tunable import Tuned
 from kmemd.user_memory import UserMemory
 
@@ -595,12 +596,20 @@ class Kernel:
 
     def step(self) -> None:
         """Let kernel threads and timers that are due run."""
-        self.clock.run_due()
+        finish(self.step_steps())
+
+    def step_steps(self) -> Steps[None]:
+        """``step`` in slices."""
+        yield from self.clock.due_steps()
         self.do_exit.deliver()
 
     def advance(self, ns: int) -> None:
         """Let ``ns`` of idle time pass."""
-        self.clock.advance(ns)
+        finish(self.advance_steps(ns))
+
+    def advance_steps(self, ns: int) -> Steps[None]:
+        """``advance`` in slices."""
+        return self.clock.advance_steps(ns)
 
     def check(self) -> None:
         """Recompute every cached number from the truth. AssertionError on a difference."""

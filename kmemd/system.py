@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import Self
 
@@ -23,6 +24,8 @@ from kmemd.views.tree import Caller, Namespace, OpenFile
 
 CLOCKS = ("manual", "real")
 READ_SIZE = 1 << 20
+LOADED_LATE = ("numpy.ma", "numpy.random")
+"""Parts of numpy that it loads when they are first used, which takes 15 ms each."""
 
 assert views.__doc__  # importing the package is what declares the files
 
@@ -132,6 +135,8 @@ class System:
     def warm_up(self) -> None:
         """Make what is otherwise made on first use, so that no command takes longer than the next like it."""
         self.kernel.kallsyms.load()
+        for name in LOADED_LATE:
+            import_module(name)
 
     def advance(self, seconds: float) -> None:
         """Let idle model time pass; kernel threads and timers that are due run."""

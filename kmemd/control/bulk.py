@@ -52,7 +52,8 @@ class Gathered:
 class Batch:
     """``n`` items in chunks. The machine can hold no more than ``most``; ``reason`` says that it is full.
 
-    ``slow_paths()`` counts how often the page allocator could not simply take a block.
+    ``slow_paths()`` counts how often the page allocator could not simply take a block; ``again()`` says whether the
+    last call of ``allocate`` got less because reclaim takes longer than a slice.
     """
 
     n: int
@@ -60,6 +61,7 @@ class Batch:
     reason: str
     chunk: int = CHUNK
     slow_paths: Callable[[], int] = field(default=lambda: 0)
+    again: Callable[[], bool] = field(default=lambda: False)
 
 
 def gather(batch: Batch, dtype: type[np.generic], allocate: Callable[[int], Any]) -> Steps[Gathered]:
@@ -82,7 +84,7 @@ def gather(batch: Batch, dtype: type[np.generic], allocate: Callable[[int], Any]
             return Gathered(found[:got], error)
         found[got : got + len(items)] = items
         got += len(items)
-        if len(items) < size:
+        if len(items) < size and not batch.again():
             return Gathered(found[:got], KernelError(errno.ENOMEM, batch.reason))
         yield
     return Gathered(found[:got], None)

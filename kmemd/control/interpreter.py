@@ -76,7 +76,7 @@ class Interpreter:
             context.words[NOW + 1 :] = at_rest[NOW + 1 :]
         if reply.cpu is not None:
             context.cpu = reply.cpu
-        self._kernel.step()
+        yield from self._timers(time.monotonic() + SLICE_S)
         self._bind(command, reply)
         return reply.text(context.now - start)
 
@@ -123,11 +123,19 @@ class Interpreter:
                 return reply
             mine = words.copy()
             words[NOW + 1 :] = at_rest[NOW + 1 :]
-            self._kernel.step()
+            until = yield from self._timers(until)
             if time.monotonic() >= until:
                 yield
                 until = time.monotonic() + SLICE_S
             words[NOW + 1 :] = mine[NOW + 1 :]
+
+    def _timers(self, until: float) -> Generator[None, None, float]:
+        """Run the timers that are due, and let others in where the slice is over at ``until``. When the next one is."""
+        for _ in self._kernel.step_steps():
+            if time.monotonic() >= until:
+                yield
+                until = time.monotonic() + SLICE_S
+        return until
 
     def _bind(self, command: Command, reply: Reply) -> None:
         if command.name is not None and reply.handle is not None:

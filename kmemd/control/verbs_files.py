@@ -20,6 +20,7 @@ from kmemd.mm.blk_mq import ERRORS, DiskSpeed
 from kmemd.mm.clock import NSEC_PER_SEC
 from kmemd.mm.file_read import Reads
 from kmemd.mm.filemap import File
+from kmemd.mm.pace import Pace
 from kmemd.mm.swap_header import SIGNATURE_AT, check_header, make_header
 from kmemd.mm.units import KIB_PER_PAGE, PAGE_SHIFT, PAGE_SIZE
 
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from kmemd.kernel import Kernel
 
 NS_PER_US = NSEC_PER_SEC // 1_000_000
-PIECE = 8 << 20
-"""Bytes that are read or written before others may run."""
+PIECE = 2 << 20
+"""Bytes that are read or written before others may run, where memory is not short."""
 SHOWN = 64
 """Bytes that a reply shows at most."""
 ADVICE = ("NORMAL", "RANDOM", "SEQUENTIAL", "WILLNEED", "DONTNEED", "NOREUSE")
@@ -36,12 +37,16 @@ MODES = ("allocate", "punch_hole")
 SYNC_FLAGS = ("WAIT_BEFORE", "WRITE", "WAIT_AFTER")
 DISCARD_POLICIES = ("once", "pages", "both")
 DISK_OPERATIONS = ("read", "write", "off")
-NAMES = 256
+NAMES = 96
 """Names that are looked up before others may run."""
 
 
 def _described(file: File) -> dict[str, int | str]:
     return {"path": file.path, "inode": file.ino, "device": file.device, "size": file.size}
+
+
+def _pace(kernel: Kernel) -> Pace:
+    return Pace(lambda: kernel.page_alloc.slow_paths, PIECE >> PAGE_SHIFT)
 
 
 @verb
@@ -55,15 +60,15 @@ def create(kernel: Kernel, path: Text, size: Size = 0) -> Reply:
 
 
 @verb
-def truncate(kernel: Kernel, path: Text, size: Size) -> Reply:
+def truncate(kernel: Kernel, path: Text, size: Size) -> Slices:
     """Make a file shorter or longer. Its pages behind the new end go, mapped or not: who touches them gets SIGBUS."""
-    return Reply(_described(kernel.user.vfs.truncate(path, size)))
+    return Reply(_described((yield from kernel.user.vfs.truncate_steps(path, size))))
 
 
 @verb
-def unlink(kernel: Kernel, path: Text) -> Reply:
+def unlink(kernel: Kernel, path: Text) -> Slices:
     """Take a file's name away. The file lives as long as somebody maps it, and is shown as (deleted)."""
-    return Reply(_described(kernel.user.vfs.unlink(path)))
+    return Reply(_described((yield from kernel.user.vfs.unlink_steps(path))))
 
 
 @verb
@@ -90,9 +95,10 @@ def read_file(
         return (yield from _read_pattern(kernel, file, offset, length, n, pattern))
     n = length if n is None else n
     end = file.size if n is None else min(offset + n, file.size)
-    done = 0
+    done, pace = 0, _pace(kernel)
     while offset + done < end:
-        got = files.read(file, offset + done, min(PIECE, end - offset - done))
+        piece = min(PAGE_SIZE * pace.next(-(-(end - offset - done) // PAGE_SIZE)), end - offset - done)
+        got = files.read(file, offset + done, piece)
         done += got
         yield
         if not got:
@@ -133,9 +139,10 @@ def write_file(
     file = files.vfs.lookup(path)
     content = data.encode() if data is not None else b""
     count = n if n is not None else len(content)
-    done = 0
+    done, pace = 0, _pace(kernel)
     while done < count:
-        done += files.write(file, offset + done, min(PIECE, count - done), sync=bool(sync) and not content)
+        piece = min(PAGE_SIZE * pace.next(-(-(count - done) // PAGE_SIZE)), count - done)
+        done += files.write(file, offset + done, piece, sync=bool(sync) and not content)
         yield
     if content:
         files.io.store(file, offset, content)
@@ -309,7 +316,7 @@ def _sectors(text: str) -> tuple[int, int]:
 
 
 @verb
-def fallocate(kernel: Kernel, path: Text, offset: Size, length: Size, *, mode: Text = "allocate") -> Reply:
+def fallocate(kernel: Kernel, path: Text, offset: Size, length: Size, *, mode: Text = "allocate") -> Slices:
     """Give a range of a tmpfs file its pages, or take them away: mode=punch_hole. ext2 cannot (EOPNOTSUPP)."""
     if mode not in MODES:
         invalid(f"mode: allocate or punch_hole, not {quoted(mode)}{suggestion(mode, MODES)}")
@@ -318,18 +325,18 @@ def fallocate(kernel: Kernel, path: Text, offset: Size, length: Size, *, mode: T
     files = kernel.user.files
     file = files.vfs.lookup(path)
     if mode == "punch_hole":
-        files.punch_hole(file, offset, length)
+        yield from files.punch_hole(file, offset, length)
     else:
         files.vfs.check_write(file, offset + length)
-        files.fallocate(file, offset, length)
+        yield from files.fallocate(file, offset, length)
     return Reply(_described(file))
 
 
 @verb
-def fincore(kernel: Kernel, path: Text) -> Reply:
+def fincore(kernel: Kernel, path: Text) -> Slices:
     """Say how many of a file's pages are in memory, dirty, being written, and in swap."""
     file = kernel.user.vfs.lookup(path)
-    state = kernel.user.files.state(file)
+    state = yield from kernel.user.files.state(file)
     return Reply({**_described(file), **state})
 
 

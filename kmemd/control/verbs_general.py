@@ -21,7 +21,7 @@ def sleep(kernel: Kernel, duration: Duration) -> Slices:
     while kernel.clock.now < end:
         timer = kernel.clock.next_timer_ns  # one at a time, so that no slice has many scans in it
         until = end if timer is None else min(end, max(timer, kernel.clock.now + 1))
-        kernel.advance(until - kernel.clock.now)
+        yield from kernel.clock.advance_steps(until - kernel.clock.now)
         yield
     return Reply({"now": kernel.context.now})
 

@@ -14,6 +14,7 @@ from kmemd.control.words import Address, Count, Gfp, Node, Number, Order, Refere
 from kmemd.errors import KernelError
 from kmemd.mm.gfp import GFP_KERNEL, format_gfp
 from kmemd.mm.handles import Handle, Kind
+from kmemd.mm.patience import attempt
 from kmemd.mm.units import NUMA_NO_NODE, PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -36,13 +37,19 @@ def alloc_pages(
     got it fails with ENOMEM.
     """
 
-    def allocate(count: int) -> NDArray[np.int64] | list[int]:
-        if n == 1:
-            return [kernel.page_alloc.alloc_pages(gfp, order, node)]
+    again = False
+
+    def some(count: int) -> NDArray[np.int64]:
         return kernel.page_alloc.alloc_pages_bulk(gfp, order, count, node)
 
+    def allocate(count: int) -> NDArray[np.int64]:
+        nonlocal again
+        pfns, again = attempt(kernel.page_alloc, lambda: some(count))
+        return pfns
+
     reason = f"no free block of order {order} for {format_gfp(gfp)}"
-    batch = Batch(n, kernel.layout.max_pfn >> order, reason, _chunk(order), lambda: kernel.page_alloc.slow_paths)
+    slow_paths, chunk = lambda: kernel.page_alloc.slow_paths, _chunk(order)
+    batch = Batch(n, kernel.layout.max_pfn >> order, reason, chunk, slow_paths, lambda: again)
     got = yield from gather(batch, np.int64, allocate)
     partial = got.partial(n)
     handle = Handle(Kind.PAGES, pfns=got.items, order=order, size=PAGE_SIZE << order)

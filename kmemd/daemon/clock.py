@@ -39,7 +39,7 @@ def catch_up(kernel: Any, target_ns: int) -> Steps[int]:
         until, timer = min(target_ns, clock.now + SLICE_NS), clock.next_timer_ns
         if timer is not None:  # one at a time: a slice of a thread's work waits as a timer
             until = min(until, max(timer, clock.now + 1))
-        kernel.advance(until - clock.now)
+        yield from kernel.advance_steps(until - clock.now)
         yield
     return int(kernel.clock.now - start)
 

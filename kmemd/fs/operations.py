@@ -28,7 +28,7 @@ from kmemd.fs.handles import Handle, Handles, Listing, truncated
 from kmemd.fs.inodes import Inode, InodeTable
 from kmemd.fs.relatives import Capabilities, relatives
 from kmemd.fs.waiting import POLL_S, Change, Waiter, never_waits
-from kmemd.steps import Steps
+from kmemd.steps import Steps, finish
 from kmemd.views.tree import Caller, Directory, Namespace, write_at
 
 NAME_MAX = 255
@@ -70,6 +70,8 @@ class Operations(pyfuse3.Operations):
         self._inodes = InodeTable(namespace, owner_uid, owner_gid)
         self._handles = Handles()
         self._writer = trio.Lock()
+        self._rendering = 0
+        self._resumed = trio.lowlevel.ParkingLot()
         self._change = Change()
 
     # Names and attributes
@@ -130,10 +132,39 @@ class Operations(pyfuse3.Operations):
         """Bytes at an offset; waits only for a device file that has nothing yet."""
         try:
             handle = self._handles.file(fh)
+            prepare = getattr(handle.file, "prepare", None)
+            steps = prepare(off) if prepare is not None else None
+            if steps is not None:
+                await self._render(steps)
             data = handle.file.read(off, size)
             return data if data is not None else await self._wait_for_data(handle, off, size)
         except Exception as error:
             raise failure(error, "read") from None
+
+    async def _render(self, steps: Steps[None]) -> None:
+        """Make a view in slices. The model stands still: commands wait at the end of theirs.
+
+        A view that comes while a command waits is made at once, so that the command has its turn.
+        """
+        if self._resumed:
+            finish(steps)
+            return
+        self._rendering += 1
+        try:
+            began = time.perf_counter()
+            for _ in steps:
+                if time.perf_counter() - began >= self._slice_s:
+                    await trio.lowlevel.checkpoint()
+                    began = time.perf_counter()
+        finally:
+            self._rendering -= 1
+            if not self._rendering:
+                self._resumed.unpark_all()
+
+    async def _stands_still(self) -> None:
+        """Wait while a view is made."""
+        while self._rendering:
+            await self._resumed.park()
 
     async def _wait_for_data(self, handle: Handle, off: int, size: int) -> bytes:
         if handle.nonblocking or never_waits(handle.pid, handle.inode.node.path):
@@ -173,6 +204,11 @@ class Operations(pyfuse3.Operations):
             self._writer.acquire_nowait()
         except trio.WouldBlock:
             await self._writer.acquire()
+        try:
+            await self._stands_still()
+        except BaseException:
+            self._writer.release()
+            raise
 
     async def _run_slices(self, steps: Steps[int]) -> int:
         """Let others in where the work allows it and has run for a while; a turn of trio is not cheap."""
@@ -185,6 +221,7 @@ class Operations(pyfuse3.Operations):
             if time.perf_counter() - began >= self._slice_s:
                 self._tell_readers()
                 await trio.lowlevel.checkpoint()
+                await self._stands_still()
                 began = time.perf_counter()
 
     @handler

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from itertools import count
 
 from kmemd.core.context import Context
+from kmemd.steps import Steps, finish
 
 NSEC_PER_SEC = 1_000_000_000
 HZ = 250
@@ -53,15 +54,24 @@ class Clock:
 
     def run_due(self) -> None:
         """Run the timers that are due now."""
+        finish(self.due_steps())
+
+    def due_steps(self) -> Steps[None]:
+        """``run_due`` in slices, one for each timer."""
         while self._timers and self._timers[0][0] <= self.now:
             heapq.heappop(self._timers)[2]()
+            yield
 
     def advance(self, ns: int) -> None:
         """Let idle time pass, stopping at each timer on the way."""
+        finish(self.advance_steps(ns))
+
+    def advance_steps(self, ns: int) -> Steps[None]:
+        """``advance`` in slices, one for each timer."""
         end = self.now + ns
         while self._timers and self._timers[0][0] <= end:
             self._idle_until(self._timers[0][0])
-            self.run_due()
+            yield from self.due_steps()
         self._idle_until(end)
 
     def _idle_until(self, when_ns: int) -> None:

@@ -28,6 +28,8 @@ from kmemd.steps import Steps
 DENTRY_AGE_LIMIT = 45
 GFP_DENTRY = g.GFP_KERNEL | g.F.RECLAIMABLE | g.F.ACCOUNT
 SUPER_BATCH = 1024
+AT_ONCE = 256
+"""Names or inodes that go before others may run."""
 DIRECTORY_INODES = 1 << 14
 EXT2_INODE_BYTES = {8: 744, 4: 480}
 """sizeof(struct ext2_inode_info) by the size of a pointer."""
@@ -120,12 +122,12 @@ class Dcache:
         block = self.supers[mount.point]
         self._unregister(block.shrinker)
         while block.dentries:
-            for _ in range(min(len(block.dentries), SUPER_BATCH)):
+            for _ in range(min(len(block.dentries), AT_ONCE)):
                 self._kill(block, block.dentries.popitem()[1])
             self._free_dead()
             yield
         while block.by_path:
-            for _ in range(min(len(block.by_path), SUPER_BATCH)):
+            for _ in range(min(len(block.by_path), AT_ONCE)):
                 self._evict(block, block.by_path.popitem()[1])
             self._free_dead()
             yield
@@ -392,13 +394,18 @@ class Dcache:
         """What could go of a file system, scaled by the pressure (``super_cache_count``)."""
         return (len(block.lru.get(nid, ())) + block.inodes.count(nid)) * self._pressure() // 100
 
-    def scan(self, block: SuperBlock, nid: int, scan: int) -> int:
+    def scan(self, block: SuperBlock, nid: int, scan: int) -> Steps[int]:
         """Look at so many, dentries and inodes in proportion (``super_cache_scan``). How many went."""
         dentries, inodes = len(block.lru.get(nid, ())), block.inodes.count(nid)
         total = dentries + inodes + 1
-        freed = self._prune(block, nid, scan * dentries // total + 1)
-        freed += block.inodes.prune(nid, scan * inodes // total + 1)
-        self._free_dead()
+        freed = 0
+        for part in _parts(scan * dentries // total + 1):
+            freed += self._prune(block, nid, part)
+            yield
+        for part in _parts(scan * inodes // total + 1):
+            freed += block.inodes.prune(nid, part)
+            self._free_dead()
+            yield
         return freed
 
     def _prune(self, block: SuperBlock, nid: int, scan: int) -> int:
@@ -447,3 +454,9 @@ class Dcache:
         for block in blocks:
             for path, inode in block.by_path.items():
                 assert inode.count == held.get(id(inode), 0), f"{path}: the inode's count is off"
+
+
+def _parts(count: int) -> Iterator[int]:
+    """How many at a time."""
+    for start in range(0, count, AT_ONCE):
+        yield min(AT_ONCE, count - start)

@@ -426,9 +426,9 @@ class FileIo:
             offset, count = offset + size, count - size
         return b"".join(parts)
 
-    def dirty(self, file: File) -> int:
-        """How many pages are marked dirty."""
-        _, pfns = self._cache.find_get_pages(file)
+    def dirty(self, file: File, start: int, end: int) -> int:
+        """How many pages of a range are marked dirty."""
+        _, pfns = self._cache.find_get_pages(file, start, end)
         return int((self._pages.flags[pfns] & flag(PG_DIRTY) != 0).sum())
 
     # -- giving up pages ---------------------------------------------------------------------------------

@@ -23,10 +23,12 @@ from kmemd.mm.filemap import File, Indices, PageCache, PFNs, flag
 from kmemd.mm.io_clock import IoClock
 from kmemd.mm.trace_writeback import LONG_MAX, Control
 from kmemd.mm.vmstat import VmStat
-from kmemd.steps import Steps
+from kmemd.steps import Steps, finish
 
 WINDOW = 1 << 15
 """Pages of a file that are looked at together."""
+EFFORT, WRITTEN = 64, 4
+"""So many parts of a file are looked at before others may run; one of which something is written counts so often."""
 _DIRTY, _WRITEBACK, _ERROR = flag(PG_DIRTY), flag(PG_WRITEBACK), flag(PG_ERROR)
 
 
@@ -74,12 +76,23 @@ class FileWriter:
         ``control`` is what a flusher goes by; without it the range itself was asked for. With REQ_SYNC pages that are
         under way are waited for first, and then written again; without it they are left.
         """
+        return finish(self.write_steps(file, start, end, limit=limit, flags=flags, control=control))
+
+    def write_steps(
+        self, file: File, start: int, end: int, *, limit: int, flags: int, control: Control | None = None
+    ) -> Steps[int]:
+        """``write_range`` in slices."""
         done, step = 0, WINDOW if flags & REQ_SYNC or limit > WINDOW else max(limit, BIO_MAX_VECS)
         control = control or Control(start, end)
-        end = min(end, file.slots.end)
+        end, effort = min(end, file.slots.end), 0
         while start < end and file.nr_dirty and done < limit:
-            done += self._write_window(file, start, min(start + step, end), limit - done, flags, control)
+            wrote = self._write_window(file, start, min(start + step, end), limit - done, flags, control)
+            done += wrote
             start += step
+            effort += WRITTEN if wrote else 1
+            if effort >= EFFORT:
+                effort = 0
+                yield
         return done
 
     def _write_window(self, file: File, start: int, end: int, limit: int, flags: int, control: Control) -> int:
@@ -137,11 +150,10 @@ class FileWriter:
             trace_writeback.wait_for_page(self._vmstat.trace, file, max(min(waiting), start))
             self._io.sleep_until(file.wb.disk.drained_by())
 
-    def wait_steps(self, file: File) -> Steps[None]:
-        """``wait`` for all of a file, in slices."""
-        while file.in_flight:
-            first = min(part.first for part in file.in_flight)
-            trace_writeback.wait_for_page(self._vmstat.trace, file, first)
+    def wait_steps(self, file: File, start: int = 0, end: int = 1 << 62) -> Steps[None]:
+        """``wait`` in slices."""
+        while waiting := [part.first for part in file.in_flight if part.first < end and part.last > start]:
+            trace_writeback.wait_for_page(self._vmstat.trace, file, max(min(waiting), start))
             yield from self._io.sleep_steps(file.wb.disk.drained_by())
 
 

@@ -31,6 +31,8 @@ from kmemd.steps import Steps
 
 SLICE = 1 << 12
 """Pages that a long call handles before others may run."""
+STATE_PAGES = 1 << 15
+"""Pages that are looked at before others may run."""
 
 
 SYNC_FILE_RANGE_WAIT_BEFORE, SYNC_FILE_RANGE_WRITE, SYNC_FILE_RANGE_WAIT_AFTER = 1, 2, 4
@@ -92,26 +94,30 @@ class Files:
         self.cache.set_dirty(file, pfns)
         return file
 
-    def punch_hole(self, file: File, offset: int, length: int) -> None:
+    def punch_hole(self, file: File, offset: int, length: int) -> Steps[None]:
         """fallocate(2) with FALLOC_FL_PUNCH_HOLE: whole pages of a range of bytes go. EOPNOTSUPP on a disk."""
         self._has_fallocate(file)
-        self.shmem.punch_hole(file, offset, length)
+        yield from self.shmem.punch_hole(file, offset, length)
 
-    def fallocate(self, file: File, offset: int, length: int) -> None:
+    def fallocate(self, file: File, offset: int, length: int) -> Steps[None]:
         """fallocate(2). ENOMEM, ENOSPC; EOPNOTSUPP on a disk."""
         self._has_fallocate(file)
-        self.shmem.fallocate(file, offset, length)
+        yield from self.shmem.fallocate(file, offset, length)
 
     @staticmethod
     def _has_fallocate(file: File) -> None:
         if not file.is_shmem:
             raise KernelError(errno.EOPNOTSUPP, f"{file.path} is on ext2, whose files have no fallocate")
 
-    def state(self, file: File) -> dict[str, int]:
+    def state(self, file: File) -> Steps[dict[str, int]]:
         """How many pages of a file are where."""
+        dirty = 0
+        for at in range(0, file.slots.end, STATE_PAGES):
+            dirty += self.io.dirty(file, at, at + STATE_PAGES)
+            yield
         return {
             "pages": file.nrpages,
-            "dirty": int(self.io.dirty(file)),
+            "dirty": dirty,
             "writeback": file.nr_writeback,
             "swapped": file.swapped,
         }
@@ -195,7 +201,7 @@ class Files:
         if file.is_shmem or file.wb is None:
             return 0
         if flags & SYNC_FILE_RANGE_WAIT_BEFORE:
-            self.io.writer.wait(file, start, end)
+            yield from self.io.writer.wait_steps(file, start, end)
             self.io.check_error(file, self._accounts.opener)
         if flags & SYNC_FILE_RANGE_WRITE:
             whole = flags & SYNC_FILE_RANGE_WRITE_AND_WAIT == SYNC_FILE_RANGE_WRITE_AND_WAIT
@@ -204,7 +210,7 @@ class Files:
                 pages += self.io.writer.write_range(file, at, stop, flags=REQ_SYNC if whole else 0)
                 yield
         if flags & SYNC_FILE_RANGE_WAIT_AFTER:
-            self.io.writer.wait(file, start, end)
+            yield from self.io.writer.wait_steps(file, start, end)
             self.io.check_error(file, self._accounts.opener)
         return pages
 

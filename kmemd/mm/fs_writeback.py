@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from kmemd.core import trace_ids as ev
@@ -22,6 +23,7 @@ from kmemd.mm.dirty_throttle import BANDWIDTH_INTERVAL, TICK_NS, DirtyThrottle
 from kmemd.mm.file_write import FileWriter
 from kmemd.mm.filemap import File
 from kmemd.mm.io_clock import IoClock
+from kmemd.steps import Steps
 
 MIN_WRITEBACK_PAGES = 4096 >> 2
 DIRTY_SCOPE = 8
@@ -293,7 +295,7 @@ class Flushers:
         done, part, wrote = 0, 1, 1
         while done < chunk and wrote >= part:
             part = min(chunk - done, SYNC_PAGES)
-            wrote = self._write_some(wb, file, part, work)
+            wrote = yield from self._write_some(wb, file, part, work)
             done += wrote
             if wrote:
                 yield self._io.now + self._busy(wrote)
@@ -308,7 +310,7 @@ class Flushers:
             task.stime_ns += cost
         return cost
 
-    def _write_some(self, wb: BdiWriteback, file: File, limit: int, work: Work) -> int:
+    def _write_some(self, wb: BdiWriteback, file: File, limit: int, work: Work) -> Waits:
         """__writeback_single_inode: pages from where the last turn ended, then the inode itself."""
         flags = REQ_BACKGROUND if work.background or work.kupdate else 0
         wb.estimate_start(self._io.jiffies)
@@ -316,9 +318,10 @@ class Flushers:
         since = wb.b_io.get(file, self._io.jiffies)
         events.single_inode(trace, ev.WRITEBACK_SINGLE_INODE_START, wb, file, since, limit, 0)
         control = events.Control(0, LONG_MAX, kupdate=work.kupdate, background=work.background, cyclic=True)
-        wrote = writer.write_range(file, first, LONG_MAX, limit=limit, flags=flags, control=control)
+        steps = partial(writer.write_steps, file, flags=flags, control=control)
+        wrote = yield from self._at_once(steps(start=first, end=LONG_MAX, limit=limit))
         if wrote < limit and first:
-            wrote += writer.write_range(file, 0, first, limit=limit - wrote, flags=flags, control=control)
+            wrote += yield from self._at_once(steps(start=0, end=first, limit=limit - wrote))
         file.writeback_index = max((part.last for part in file.in_flight), default=0) if wrote >= limit else 0
         if self._io.jiffies > wb.bw_time_stamp + BANDWIDTH_INTERVAL:
             self._throttle().update_bandwidth(wb)
@@ -329,6 +332,15 @@ class Flushers:
             events.write_inode(trace, ev.WRITEBACK_WRITE_INODE, wb, file)
         events.single_inode(trace, ev.WRITEBACK_SINGLE_INODE, wb, file, since, limit, wrote)
         return wrote
+
+    def _at_once(self, steps: Steps[int]) -> Waits:
+        """Work in which no time of the flusher's passes, and between whose slices others may look."""
+        while True:
+            try:
+                next(steps)
+            except StopIteration as stop:
+                return int(stop.value)
+            yield self._io.now
 
     def _requeue(self, wb: BdiWriteback, file: File, used_up: bool) -> int:
         """requeue_inode: where an inode goes after its turn; 1 when it is clean."""

@@ -52,18 +52,22 @@ class IoClock:
     def call_at(self, when: int, function: Callable[[int], None]) -> None:
         """Run ``function(when)`` once, at ``when`` or as soon after as anybody looks."""
         heapq.heappush(self._events, (when, next(self._order), function))
-        self._clock.call_at(when, self.run_due)
+        self._clock.call_at(when, self._run_next)
 
     def run_due(self) -> None:
         """Run the events that are due now, and those that they make due."""
-        if self._running:
+        while not self._running and self._events and self._events[0][0] <= self.now:
+            self._run_next()
+
+    def _run_next(self) -> None:
+        """Run one event that is due, if there is one: others may get in between two of them."""
+        if self._running or not self._events or self._events[0][0] > self.now:
             return
         self._running = True
         try:
-            while self._events and self._events[0][0] <= self.now:
-                when, _, function = heapq.heappop(self._events)
-                with self._elsewhere():
-                    function(when)
+            when, _, function = heapq.heappop(self._events)
+            with self._elsewhere():
+                function(when)
         finally:
             self._running = False
 

@@ -162,24 +162,32 @@ class MemcgStat:
 
     def _read(self, numbers: list[int]) -> Numbers:
         """Bytes of each item, by node, of some numbers of ``PageMap.memcg`` together."""
-        key = (self._memcg.now, self._memcg.changes, self._vmstat.node_stat.tobytes())
-        if key != self._key:
-            self._key = key
-            self._read_pages()
+        for _ in self.refresh():
+            pass
         middle = self._table.shape[1] // 2
         found: Numbers = self._table[:, [middle + number for number in numbers]].sum(axis=1) << PAGE_SHIFT
         return found
 
-    def _read_pages(self) -> None:
-        """One pass over all sections that hold charged pages."""
+    def refresh(self) -> Iterator[str]:
+        """Make the table that gauges are read from anew if something changed, in parts between which nothing may: each
+        gives no text."""
+        key = (self._memcg.now, self._memcg.changes, self._vmstat.node_stat.tobytes())
+        if key == self._key:
+            return
         middle = max(len(self._memcg.groups), len(self._memcg.kernel.objcgs))
-        self._table = np.zeros((self.nodes, 2 * middle + 1, NR_ITEMS), dtype=np.int64)
         assert middle <= MAX_MEMCGS
+        table = np.zeros((self.nodes, 2 * middle + 1, NR_ITEMS), dtype=np.int64)
         for section in np.flatnonzero(self._sections).tolist():
-            first, last, charged = section << SECTION_SHIFT, section + 1 << SECTION_SHIFT, 0
-            for start, end, nid in self._ranges:
-                if start < last and first < end:
-                    self._pass.begin(self._table[nid], middle)
-                    charged += self._pass.add(max(first, start), min(last, end))
-            if not charged:
+            if not self._read_section(section, table, middle):
                 self._sections[section] = False
+            yield ""
+        self._table, self._key = table, key
+
+    def _read_section(self, section: int, table: Numbers, middle: int) -> int:
+        """Add the pages of a section to the table; how many of them are charged."""
+        first, last, charged = section << SECTION_SHIFT, section + 1 << SECTION_SHIFT, 0
+        for start, end, nid in self._ranges:
+            if start < last and first < end:
+                self._pass.begin(table[nid], middle)
+                charged += self._pass.add(max(first, start), min(last, end))
+        return charged

@@ -42,6 +42,7 @@ from kmemd.mm.mm_types import (
     Vma,
 )
 from kmemd.mm.page_alloc import PageAllocator
+from kmemd.mm.patience import PATIENCE
 from kmemd.mm.pgtable import PageTables
 from kmemd.mm.rmap import Rmap
 from kmemd.mm.signals import BUS_ADRERR, SEGV_ACCERR, SEGV_MAPERR, SI_KERNEL, SIGBUS, SIGKILL, SIGSEGV, Signal
@@ -56,8 +57,8 @@ FAULT_FRAMES = (
     *("__folio_alloc", "vma_alloc_folio", "__handle_mm_fault", "handle_mm_fault"),
     *("exc_page_fault", "asm_exc_page_fault"),
 )
-PATIENCE, SLOW_PAGES = 8, 64
-"""A slice of accesses is over after so many slow faults and steps of reclaim; pages are asked for in parts."""
+SLOW_PAGES = 64
+"""Pages are asked for in parts of so many by who has patience."""
 FAULT_EVENTS = {"pgfault": stats.PGFAULT, "pgmajfault": stats.PGMAJFAULT, "thp_fault_alloc": stats.THP_FAULT_ALLOC}
 """What a program's faults count for its control group, too, by the name in memory.stat."""
 ROOMY = 4

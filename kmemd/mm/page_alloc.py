@@ -75,8 +75,7 @@ ALL_NODES = (1 << 64) - 1
 WARN_INTERVAL_NS = 10 * NSEC_PER_SEC
 PFNS = npt.NDArray[np.int64]
 SLOW_BATCH = 31
-"""After a block from the slow path so many more are taken as its first attempt takes them, before kswapd's progress is
-looked at again: what it reclaims at a time (SWAP_CLUSTER_MAX)."""
+"""After a block from the slow path so many more are taken before kswapd is looked at again (SWAP_CLUSTER_MAX)."""
 
 CHECK_AT_FREE = sum(
     1 << bit
@@ -252,13 +251,18 @@ class PageAllocator:
             more = self._bulk(request, flags, out[got : got + some])
             got += more
             if more == some or (more and self._reclaims_nodes):
+                self.slow_paths += (alone := more == 1 and self._reclaims_nodes)
+                self.suspended = got < n and (self._relief.took_one() if alone else self._relief.tired)
+                if self.suspended:
+                    break
                 continue
             pfn = self._slow_path(request)
             if pfn < 0:
                 break
             out[got] = pfn
             got += 1
-            if self._relief.is_oom_victim():
+            self.suspended = got < n and self._relief.tired
+            if self._relief.is_oom_victim() or self.suspended:
                 break
             if got < n and not self._reclaims_nodes:
                 got += self._bulk(request, self._slow_flags(request), out[got : got + SLOW_BATCH])
@@ -299,31 +303,27 @@ class PageAllocator:
     def _reclaims_nodes(self) -> bool:
         return self._node_reclaim is not None and self._node_reclaim.enabled
 
-    def _reclaim_near(self, request: Request, flags: int) -> None:
-        """Zones that the walk would pass over for want of pages let their node reclaim first (vm.zone_reclaim_mode)."""
+    def _reclaim_near(self, request: Request, flags: int) -> bool:
+        """vm.zone_reclaim_mode, before a walk. False: it takes longer than the caller's slice."""
         assert self._node_reclaim is not None
-        preferred = self._preferred(request)
-        if preferred is None or flags & ALLOC_NO_WATERMARKS:
-            return
-        for zone in self._eligible(request):
-            mark = (zone.watermark_min, zone.watermark_low, zone.watermark_high)[flags & 3] + zone.boost
-            if self._buddy.watermark_ok(zone.index, request.order, mark, request.highest, flags):
-                return
-            if self._node_reclaim.allows(preferred.nid, zone.nid):
-                self._node_reclaim(zone.nid, request.gfp, request.order, self.numa_node_id())
+        if flags & ALLOC_NO_WATERMARKS:
+            return True
+        who = self._context.pid, self.numa_node_id()
+        return self._node_reclaim.before_walk(request, flags, self._eligible(request), self._buddy, who)
 
     def _try(self, request: Request, flags: int) -> int:
-        """get_page_from_freelist."""
+        """get_page_from_freelist. Below 0: none, or ``SUSPENDED``."""
         r = request
-        if self._reclaims_nodes:
-            self._reclaim_near(request, flags)
+        if self._reclaims_nodes and not self._reclaim_near(request, flags):
+            return SUSPENDED
         pfn: int = self._buddy.alloc_pages(r.row, r.highest, r.nodemask, r.order, r.migratetype, flags, r.gfp)
         self._wake_boosted(request)
         return pfn
 
     def _bulk(self, request: Request, flags: int, out: PFNS) -> int:
         r = request
-        if self._reclaims_nodes:
+        first = self._preferred(request) if self._reclaims_nodes else None
+        if first is not None and not NodeReclaim.roomy(r, flags, first, self._buddy, len(out)):
             out[0] = self._try(request, flags)
             return int(out[0] >= 0)
         got: int = self._buddy.alloc_bulk(out, r.row, r.highest, r.nodemask, r.order, r.migratetype, flags, r.gfp)
@@ -349,7 +349,8 @@ class PageAllocator:
         self._wake_kswapds(request, flags)
         self._relief.drop_boosts()
         pfn = self._try(request, flags)
-        if pfn >= 0:
+        self.suspended = pfn == SUSPENDED
+        if pfn >= 0 or self.suspended:
             return pfn
         pfn = self._compact_first(request, flags)
         pid, no_progress = self._rounds
@@ -421,8 +422,8 @@ class PageAllocator:
         if reserve or not flags & ALLOC_CPUSET:
             request.nodemask = ALL_NODES
         pfn = self._try(request, flags)
-        if pfn >= 0 or not gfp & g.F.DIRECT_RECLAIM:
-            return (pfn if pfn >= 0 else -2), flags, no_progress
+        if pfn >= 0 or pfn == SUSPENDED or not gfp & g.F.DIRECT_RECLAIM:
+            return (-2 if pfn == -1 else pfn), flags, no_progress
         pfn, progress = self._direct_reclaim(request, flags)
         if pfn == SUSPENDED:
             return pfn, flags, no_progress
@@ -499,7 +500,7 @@ class PageAllocator:
         """__alloc_pages_may_oom: a PFN, -1 after a kill, or -2."""
         gfp = request.gfp
         pfn = self._try(request, ALLOC_WMARK_HIGH | ALLOC_CPUSET)
-        if pfn >= 0:
+        if pfn >= 0 or pfn == SUSPENDED:
             return pfn
         lowmem = request.highest < self._normal
         if request.order > PAGE_ALLOC_COSTLY_ORDER or gfp & (g.F.RETRY_MAYFAIL | g.F.THISNODE) or lowmem:

@@ -54,6 +54,13 @@ class Relief(Protocol):
         """Others work while a request for ``n`` blocks still lacks ``left``: how many come before they are looked at
         again."""
 
+    @property
+    def tired(self) -> bool:
+        """Whether the rest of a request waits for the caller's next slice."""
+
+    def took_one(self) -> bool:
+        """A page was asked for alone, after a look at the nodes; ``tired``."""
+
     def wakeup_kswapd(self, nid: int, order: int, highest: int, gfp: int = 0) -> None:
         """Wake a node's kswapd. ``gfp`` is what the request may do."""
 

@@ -20,11 +20,14 @@ from kmemd.mm.direct_compact import DirectCompaction
 from kmemd.mm.mmzone import Node
 from kmemd.mm.oom_kill import OomKill
 from kmemd.mm.page_request import MAX_RECLAIM_RETRIES, SUSPENDED, Request
+from kmemd.mm.patience import KILL_STEPS
 from kmemd.mm.vmscan_balance import SWAP_CLUSTER_MAX, ScanControl
 from kmemd.mm.vmscan_kswapd import Kswapd
 from kmemd.mm.vmscan_reclaim import Pauses, Reclaim
 from kmemd.mm.vmstat import VmStat
 
+TAKEN_ALONE = 8
+"""So many pages that are taken one by one are as much work as a step of reclaim."""
 THROTTLE_NS = 200_000
 """How often a throttled task looks whether kswapd has made progress."""
 
@@ -60,6 +63,8 @@ class MemoryPressure:
         self.may_suspend = False
         self._needed_over = 0, 0
         self._suspended: tuple[int, Pauses[int]] | None = None
+        self._alone = 0
+        self._suspended_near: tuple[tuple[int, int, int], Pauses[int]] | None = None
 
     def attach(self, reclaim: Reclaim, kswapd: Kswapd, wait: Callable[[int], int]) -> None:
         """There are pages to reclaim from now on."""
@@ -186,7 +191,7 @@ class MemoryPressure:
     def _drive(self, steps: Pauses[int]) -> int | None:
         """Reclaim in the executing task, which does the waiting, as long as it has patience: None when that ends."""
         assert self._kswapds is not None
-        while not self.may_suspend or self.patience is None or self.patience > 0:
+        while not self.tired:
             self._reclaiming = True
             try:
                 pause = next(steps)
@@ -199,6 +204,18 @@ class MemoryPressure:
                 self._kswapds.catch_up()
             self._used_up(1)
         return None
+
+    def took_one(self) -> bool:
+        """A page was asked for alone, after a look at the nodes; ``tired``."""
+        self._alone += 1
+        if self._alone % TAKEN_ALONE == 0:
+            self._used_up(1)
+        return self.tired
+
+    @property
+    def tired(self) -> bool:
+        """Whether the rest of a request waits for the caller's next slice."""
+        return self.may_suspend and self.patience is not None and self.patience <= 0
 
     def _used_up(self, steps: int) -> None:
         """Some of the caller's patience is gone."""
@@ -214,14 +231,19 @@ class MemoryPressure:
         return self._within_reclaim
 
     def node_reclaim(self, nid: int, order: int) -> int:
-        """Reclaim within a node before a farther one is asked: how many pages were reclaimed."""
+        """Reclaim within a node before a farther one is asked: how many pages were reclaimed, or ``SUSPENDED``."""
         if self._within_reclaim or self._reclaim is None:
             return 0
-        self._reclaiming = True
-        try:
-            return self._reclaim.of_node(nid, g.GFP_HIGHUSER_MOVABLE, order)
-        finally:
-            self._reclaiming = False
+        key = self._executing(), nid, order
+        steps = self._suspended_near[1] if self._suspended_near is not None and self._suspended_near[0] == key else None
+        self._suspended_near = None
+        if steps is None:
+            steps = self._reclaim.of_node_steps(nid, g.GFP_HIGHUSER_MOVABLE, order)
+        freed = self._drive(steps)
+        if freed is None:
+            self._suspended_near = key, steps
+            return SUSPENDED
+        return freed
 
     def _throttle(self, nodes: list[Node], gfp: int) -> None:
         """Who would use up half of the last reserves waits for kswapd (``throttle_direct_reclaim``), who may not
@@ -263,7 +285,10 @@ class MemoryPressure:
 
     def out_of_memory(self, request: Request) -> bool:
         """Whether a task was killed, or is about to end, so that the request may be tried again."""
-        return self._oom_kill.out_of_memory(request)
+        killed = self._oom_kill.out_of_memory(request)
+        if killed:
+            self._used_up(KILL_STEPS)
+        return killed
 
     def is_oom_victim(self) -> bool:
         """Whether the executing task was killed for want of memory."""

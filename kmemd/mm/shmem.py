@@ -33,6 +33,8 @@ SHMEM_INO_BATCH = 1024
 SHM_DEVICE = "00:01"
 WRITE_PAGES = 256
 """Pages that write(2) fills at once, and holds meanwhile."""
+SLICE, FALLOCATED = 1 << 11, 256
+"""Pages that are dropped, and made, before others may run."""
 UNUSE_CHUNK = 32
 """Pages that swapoff brings back before others may run."""
 _UPTODATE, _REFERENCED = flag(PG_UPTODATE), flag(PG_REFERENCED)
@@ -327,19 +329,40 @@ class Shmem:
         if size < old:
             self.truncate(file, file.pages)
 
-    def punch_hole(self, file: File, offset: int, length: int) -> None:
+    def punch_hole(self, file: File, offset: int, length: int) -> Steps[None]:
         """Drop the whole pages of a range of bytes (``shmem_fallocate`` with FALLOC_FL_PUNCH_HOLE, MADV_REMOVE)."""
         start = (offset + PAGE_SIZE - 1) >> PAGE_SHIFT
-        end = (offset + length) >> PAGE_SHIFT
-        if start < end:
-            self.truncate(file, start, end)
+        end = min((offset + length) >> PAGE_SHIFT, file.slots.end)
+        for at in range(start, end, SLICE):
+            self.truncate(file, at, min(at + SLICE, end))
+            yield
 
-    def fallocate(self, file: File, offset: int, length: int) -> None:
+    def fallocate(self, file: File, offset: int, length: int) -> Steps[None]:
         """Give a range its pages (``shmem_fallocate``). ENOMEM and ENOSPC undo it."""
         start, end = offset >> PAGE_SHIFT, (offset + length + PAGE_SIZE - 1) >> PAGE_SHIFT
-        missing = self._cache.missing(file, start, end)
-        missing = missing[[file.slots.get(index) == 0 for index in missing.tolist()]] if file.swapped else missing
-        if len(missing):
-            pfns = self.add_pages(file, missing)
-            self._cache.set_dirty(file, pfns)
+        added: list[Indices] = []
+        try:
+            for at in range(start, end, FALLOCATED):
+                added.append(self._lacking(file, at, min(at + FALLOCATED, end)))
+                if len(added[-1]):
+                    self._cache.set_dirty(file, self.add_pages(file, added[-1]))
+                yield
+        except KernelError:
+            for indices in added:
+                yield from self._undo(file, indices)
+            raise
         file.size = max(file.size, offset + length)
+
+    def _lacking(self, file: File, start: int, end: int) -> Indices:
+        """Pages of a range that are neither in memory nor in swap."""
+        missing = self._cache.missing(file, start, end)
+        if file.swapped:
+            missing = missing[[file.slots.get(index) == 0 for index in missing.tolist()]]
+        return missing
+
+    def _undo(self, file: File, indices: Indices) -> Steps[None]:
+        """Take pages away that fallocate has given (``shmem_undo_range``)."""
+        for run in np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1):
+            if len(run):
+                self.truncate(file, int(run[0]), int(run[-1]) + 1)
+                yield

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from kmemd.core import stats
 from kmemd.mm import trace_points
 from kmemd.mm.vmstat import VmStat
-from kmemd.steps import Steps, finish
+from kmemd.steps import Steps
 
 DEFAULT_SEEKS = 2
 SHRINK_BATCH = 128
@@ -23,11 +23,12 @@ SHRINK_STOP = -1
 @dataclass(slots=True)
 class Shrinker:
     """One cache. ``count(nid)`` says how many objects could go, ``scan(nid, n)`` looks at ``n`` and says how many
-    went, or ``SHRINK_STOP``. ``seeks`` is what an object costs to make again, 0 for nothing."""
+    went, or ``SHRINK_STOP``, in slices where that takes long. ``seeks`` is what an object costs to make again, 0 for
+    nothing."""
 
     name: str
     count: Callable[[int], int]
-    scan: Callable[[int, int], int]
+    scan: Callable[[int, int], int | Steps[int]]
     seeks: int = DEFAULT_SEEKS
     batch: int = SHRINK_BATCH
     deferred: dict[int, int] = field(default_factory=dict)
@@ -47,7 +48,7 @@ class Shrinkers:
         self,
         name: str,
         count: Callable[[int], int],
-        scan: Callable[[int, int], int],
+        scan: Callable[[int, int], int | Steps[int]],
         seeks: int = DEFAULT_SEEKS,
         batch: int = SHRINK_BATCH,
     ) -> Shrinker:
@@ -56,13 +57,21 @@ class Shrinkers:
         self._all.append(shrinker)
         return shrinker
 
+    def taken(self) -> int:
+        """What ``reclaimed`` was; it is 0 then."""
+        pages, self.reclaimed = self.reclaimed, 0
+        return pages
+
     def unregister(self, shrinker: Shrinker) -> None:
         """It is gone."""
         self._all.remove(shrinker)
 
-    def shrink_slab(self, nid: int, priority: int) -> int:
+    def shrink_slab(self, nid: int, priority: int) -> Steps[int]:
         """Have all caches of a node give up some of their objects; how many did."""
-        return sum(self._do_shrink_slab(shrinker, nid, priority) for shrinker in list(self._all))
+        freed = 0
+        for shrinker in list(self._all):
+            freed += yield from self._shrink_steps(shrinker, nid, priority)
+        return freed
 
     def drop_slab(self, nids: list[int]) -> Steps[None]:
         """Shrink until hardly anything goes any more (``drop_slab``, for drop_caches)."""
@@ -73,9 +82,6 @@ class Shrinkers:
                 for shrinker in list(self._all):
                     freed += yield from self._shrink_steps(shrinker, nid, 0)
                 shift += 1
-
-    def _do_shrink_slab(self, shrinker: Shrinker, nid: int, priority: int) -> int:
-        return finish(self._shrink_steps(shrinker, nid, priority))
 
     def _shrink_steps(self, shrinker: Shrinker, nid: int, priority: int) -> Steps[int]:
         """``do_shrink_slab``, a batch at a time."""
@@ -92,6 +98,8 @@ class Shrinkers:
         while left >= shrinker.batch or left >= freeable:
             part = min(shrinker.batch, left)
             gone = shrinker.scan(nid, part) if part else SHRINK_STOP
+            if not isinstance(gone, int):
+                gone = yield from gone
             if gone == SHRINK_STOP:
                 break
             freed += gone

@@ -42,7 +42,7 @@ EXT2, TMPFS = "ext2", "tmpfs"
 POPULATED_INODES = 1 << 14
 """Inode numbers from which on directories that are only said to be full have theirs."""
 SLICE = 1 << 11
-"""Pages that umount writes before others may run."""
+"""Pages that are written or dropped before others may run."""
 FIRST_FREE_MINOR = 8
 """Behind those of what boot mounts."""
 
@@ -242,7 +242,9 @@ class Vfs:
         self.mounts.remove(mount)
         self.added.remove(mount)
         for file in list(mount.files.values()):
-            if not mount.is_shmem:
+            if mount.is_shmem:
+                yield from self._drop_steps(file, 0)
+            else:
                 for start in range(0, file.pages, SLICE):
                     self._io.writeback(file, start, start + SLICE)
                     yield
@@ -386,6 +388,26 @@ class Vfs:
                 file.mount.fs.allocated(changed)
             self.storage.flushers.mark_inode_dirty(file)
         return file
+
+    def truncate_steps(self, path: str, size: int) -> Steps[File]:
+        """``truncate`` in slices: most of what goes, goes first."""
+        file = self.lookup(path)
+        if file.kind is not FileKind.DEVICE and size < file.size and not self.is_swapfile(file):
+            yield from self._drop_steps(file, (size + PAGE_SIZE - 1) >> PAGE_SHIFT)
+        return self.truncate(path, size)
+
+    def unlink_steps(self, path: str) -> Steps[File]:
+        """``unlink`` in slices: most of the pages of a file that nothing holds go first."""
+        file = self.lookup(path)
+        if not file.maps and not file.users and not self.is_swapfile(file):
+            yield from self._drop_steps(file, 0)
+        return self.unlink(path)
+
+    def _drop_steps(self, file: File, start: int) -> Steps[None]:
+        drop = self._shmem.truncate if file.is_shmem else self._io.truncate_pages
+        for at in range(start, file.slots.end, SLICE):
+            drop(file, at, at + SLICE)
+            yield
 
     def unlink(self, path: str) -> File:
         """unlink(2): the file goes when nothing maps it any more. ENOENT, EISDIR, EPERM for a swap file."""

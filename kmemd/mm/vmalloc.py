@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from typing import Protocol
 
@@ -31,6 +32,7 @@ from kmemd.mm.leak_observer import LeakObserver, NullObserver
 from kmemd.mm.mmzone import Zone
 from kmemd.mm.pace import Pace, pieces, room
 from kmemd.mm.page_alloc import PageAllocator
+from kmemd.mm.patience import attempt
 from kmemd.mm.preempt import Preempt
 from kmemd.mm.printk import KERN_ERR, KERN_WARNING, Printk
 from kmemd.mm.stackdepot import StackDepot
@@ -297,7 +299,8 @@ class Vmalloc:
             while got < end:
                 want = pace.next(end - got)
                 self._context.stack = stack
-                found = self._page_alloc.alloc_pages_bulk(gfp, area.order, want, node)
+                take = partial(self._page_alloc.alloc_pages_bulk, gfp, area.order, want, node)
+                found, again = attempt(self._page_alloc, take)
                 blocks[got : got + len(found)] = found
                 got += len(found)
                 area.blocks = blocks[:got]
@@ -305,7 +308,7 @@ class Vmalloc:
                 if gfp & g.F.ACCOUNT and request.function:
                     self._charged(found, area.order, 1)
                     area.charged = True
-                if len(found) < want:
+                if len(found) < want and not again:
                     break
                 if got < end:
                     yield

@@ -37,6 +37,8 @@ STEP_NS = 1_000
 """What a step costs at least: looking at watermarks, lists and cgroups."""
 MOST_NS = 200_000
 """A tick lets kswapd catch up by so much at most; the next one goes on."""
+TICK_STEPS = 4
+"""Steps of a tick between which others get in."""
 SLEEP, NAP = -1, -2
 """What kswapd yields besides the waits of reclaim: it sleeps until somebody wakes it, the second at most 100 ms."""
 
@@ -153,9 +155,12 @@ class Kswapd:
             if thread.sleep != SLEEP and thread.at < now + self._alone:
                 self._run(thread, now, NSEC_PER_SEC)
 
-    def _run(self, thread: Thread, now: int, most_ns: int) -> None:
-        """Let it work until ``now``, and for ``most_ns`` at most; on the only CPU, from now on until its turn ends."""
-        words, worked = self._context.words, 0
+    def _run(self, thread: Thread, now: int, most_ns: int, most_steps: int = 1 << 30) -> int:
+        """Let it work until ``now``, and for ``most_ns`` at most; on the only CPU, from now on until its turn ends.
+
+        How many ns are left when that took more than ``most_steps``.
+        """
+        words, worked, end = self._context.words, 0, self.steps + most_steps
         before = words.copy()
         if self._alone:
             most_ns = min(most_ns, now - thread.turn_ended, TURN_NS)
@@ -163,8 +168,9 @@ class Kswapd:
         self.running = True
         try:
             self._switch(thread)
-            while thread.sleep != SLEEP and thread.at < now and worked < most_ns:
+            while thread.sleep != SLEEP and thread.at < now and worked < most_ns and self.steps < end:
                 worked += self._step(thread)
+            left = most_ns - worked if thread.sleep != SLEEP and thread.at < now else 0
         finally:
             self.running = False
             words[NOW + 1 :] = before[NOW + 1 :]
@@ -172,6 +178,7 @@ class Kswapd:
         if self._alone:
             words[NOW] += worked
             thread.turn_ended = self._context.now
+        return left
 
     def _switch(self, thread: Thread) -> None:
         """Execute as kswapd, on a CPU that is not the allocating one's if there is another."""
@@ -220,13 +227,18 @@ class Kswapd:
             thread.due = when
             self._clock.call_at(when, lambda: self._tick(thread, when))
 
-    def _tick(self, thread: Thread, when: int) -> None:
+    def _tick(self, thread: Thread, when: int, most_ns: int = MOST_NS) -> None:
+        """Its timer: it catches up, a few steps at a time, between which others may get in."""
         if thread.due != when:
             return
-        thread.due = None
+        thread.due, left = None, 0
         if not self.running and thread.sleep != SLEEP and thread.at <= self._context.now:
-            self._run(thread, self._context.now + 1, MOST_NS)
-        self._arm(thread)
+            left = self._run(thread, self._context.now + 1, most_ns, TICK_STEPS if not self._alone else 1 << 30)
+        if left > 0 and not self._alone:
+            thread.due = when
+            self._clock.call_at(self._context.now, lambda: self._tick(thread, when, left))
+        else:
+            self._arm(thread)
 
     # -- what it does ------------------------------------------------------------------------------------
 

@@ -168,9 +168,11 @@ class Reclaim:
                 memcgs.low_event(memcg)
             yield from self.shrink_lruvec(memcg, node.nid, sc)
             if memcg == 0:
-                self.shrinkers.reclaimed = 0
-                self.shrinkers.shrink_slab(node.nid, sc.priority)
-                sc.nr_reclaimed += self.shrinkers.reclaimed
+                self.shrinkers.taken()
+                for _ in self.shrinkers.shrink_slab(node.nid, sc.priority):
+                    sc.nr_reclaimed += self.shrinkers.taken()
+                    yield 0
+                    self.shrinkers.taken()  # what others' reclaim did meanwhile
             yield 0
 
     def _throttle(self, node: Node, sc: ScanControl) -> Pauses[None]:
@@ -303,7 +305,7 @@ class Reclaim:
         self._vmstat.trace.emit(ev.MM_VMSCAN_MEMCG_RECLAIM_END, freed)
         return freed
 
-    def of_node(self, nid: int, gfp: int, order: int) -> int:
+    def of_node_steps(self, nid: int, gfp: int, order: int) -> Pauses[int]:
         """Reclaim within a node before another one is asked (``__node_reclaim``). Pages reclaimed."""
         mode = self._mode()
         sc = ScanControl(
@@ -316,7 +318,7 @@ class Reclaim:
         )
         self._vmstat.trace.emit(ev.MM_VMSCAN_NODE_RECLAIM_BEGIN, nid, order, gfp)
         while sc.priority >= 0 and sc.nr_reclaimed < 1 << order:
-            self.finish(self.shrink_node(self._nodes[nid], sc))
+            yield from self.shrink_node(self._nodes[nid], sc)
             sc.priority -= 1
         self._vmstat.trace.emit(ev.MM_VMSCAN_NODE_RECLAIM_END, sc.nr_reclaimed)
         return sc.nr_reclaimed

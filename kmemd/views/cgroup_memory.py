@@ -18,6 +18,7 @@ from kmemd.mm.page_counter import PAGE_COUNTER_MAX, page_counter_memparse
 from kmemd.mm.units import PAGE_SIZE
 from kmemd.steps import Steps
 from kmemd.views.cgroup import cgroup_file, number, write_only
+from kmemd.views.sliced import Sliced
 
 Show = Callable[[Kernel, MemCgroup], Any]
 Store = Callable[[Kernel, MemCgroup, str], Steps[None] | None]
@@ -121,15 +122,21 @@ def events_local(kernel: Kernel, memcg: MemCgroup) -> Iterator[str]:
 
 
 @memory_file("stat", on_root=True)
-def stat(kernel: Kernel, memcg: MemCgroup) -> Iterator[str]:
+def stat(kernel: Kernel, memcg: MemCgroup) -> Sliced:
     """What the memory is, and what became of it."""
-    return (f"{line}\n" for line in kernel.memcg_stat.lines(memcg))
+    return Sliced(_from_pages(kernel, kernel.memcg_stat.lines(memcg)))
 
 
 @memory_file("numa_stat", on_root=True)
-def numa_stat(kernel: Kernel, memcg: MemCgroup) -> Iterator[str]:
+def numa_stat(kernel: Kernel, memcg: MemCgroup) -> Sliced:
     """The same for each node."""
-    return (f"{line}\n" for line in kernel.memcg_stat.numa_lines(memcg))
+    return Sliced(_from_pages(kernel, kernel.memcg_stat.numa_lines(memcg)))
+
+
+def _from_pages(kernel: Kernel, lines: Iterator[str]) -> Iterator[str]:
+    yield from kernel.memcg_stat.refresh()
+    for line in lines:
+        yield f"{line}\n"
 
 
 def _set_oom_group(kernel: Kernel, memcg: MemCgroup, text: str) -> None:

@@ -17,6 +17,7 @@ from kmemd.mm.clock import HZ, INITIAL_JIFFIES, NSEC_PER_SEC
 from kmemd.mm.slab_common import KmemCache
 from kmemd.mm.slub_report import Track, caller_of
 from kmemd.views.bitmap import format_list
+from kmemd.views.sliced import Sliced
 from kmemd.views.tree import debugfs
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class Location:
         """Count an object (``add_location``)."""
         self.count += 1
         self.total_age += age
-        self.ages = [min([*self.ages, age]), max([*self.ages, age])]
+        low, high = self.ages or (age, age)
+        self.ages = [age if age < low else low, age if age > high else high]
         self.pids.add(track.pid)
         self.cpus.add(track.cpu)
         self.nodes.add(nid)
@@ -63,36 +65,47 @@ def _caches(kernel: Kernel) -> list[str]:
 
 
 @debugfs.file(f"{_BASE}/alloc_traces", mode=0o400)
-def alloc_traces(kernel: Kernel, traced: str) -> Iterator[str]:
+def alloc_traces(kernel: Kernel, traced: str) -> Sliced:
     """Who allocated the objects in use."""
-    return _show(kernel, kernel.slub.cache(traced), kernel.slub.reports.allocated, waste=True)
+    return Sliced(_show(kernel, kernel.slub.cache(traced), kernel.slub.reports.allocated, waste=True))
 
 
 @debugfs.file(f"{_BASE}/free_traces", mode=0o400)
-def free_traces(kernel: Kernel, traced: str) -> Iterator[str]:
+def free_traces(kernel: Kernel, traced: str) -> Sliced:
     """Who freed the objects in use before they were allocated again."""
-    return _show(kernel, kernel.slub.cache(traced), kernel.slub.reports.freed, waste=False)
+    return Sliced(_show(kernel, kernel.slub.cache(traced), kernel.slub.reports.freed, waste=False))
 
 
-def _locations(kernel: Kernel, cache: KmemCache, tracks: dict[int, Track], *, waste: bool) -> list[Location]:
+def _slabs(kernel: Kernel, cache: KmemCache) -> Iterator[tuple[int, int]]:
+    """The slabs of a cache that are on lists, with their nodes."""
     slub = kernel.slub
-    found: dict[tuple[int, int], Location] = {}
     for nid in slub.slab_nodes:
-        if not slub.node_count(cache, nid, NR_SLABS):
-            continue
-        for slab in [*slub.lists.partial(cache.index, nid), *slub.lists.full(cache.index, nid)]:
-            for index in slub.lists.used(slab):
-                track = tracks.get(slub.lists.address(slab, index), _NEVER)
-                over = cache.object_size - track.size if waste and track is not _NEVER else 0
-                location = found.setdefault((track.handle, over), Location(track.handle, over))
-                age = (kernel.context.now - track.when_ns) * HZ // NSEC_PER_SEC
-                location.add(track, age, nid)
-    return sorted(found.values(), key=lambda location: (-location.count, location.handle, location.waste))
+        if slub.node_count(cache, nid, NR_SLABS):
+            for slab in [*slub.lists.partial(cache.index, nid), *slub.lists.full(cache.index, nid)]:
+                yield nid, slab
+
+
+def _locate(
+    kernel: Kernel, cache: KmemCache, tracks: dict[int, Track], found: dict[tuple[int, int], Location], *, waste: bool
+) -> Iterator[str]:
+    """Sort the objects in use into entries, slab by slab: each gives no text."""
+    lists, now = kernel.slub.lists, kernel.context.now
+    for nid, slab in _slabs(kernel, cache):
+        for index in lists.used(slab):
+            track = tracks.get(lists.address(slab, index), _NEVER)
+            over = cache.object_size - track.size if waste and track is not _NEVER else 0
+            location = found.get((track.handle, over))
+            if location is None:
+                location = found[track.handle, over] = Location(track.handle, over)
+            location.add(track, (now - track.when_ns) * HZ // NSEC_PER_SEC, nid)
+        yield ""
 
 
 def _show(kernel: Kernel, cache: KmemCache, tracks: dict[int, Track], *, waste: bool) -> Iterator[str]:
     """The entries, most objects first (``slab_debugfs_show``)."""
-    locations = _locations(kernel, cache, tracks, waste=waste)
+    found: dict[tuple[int, int], Location] = {}
+    yield from _locate(kernel, cache, tracks, found, waste=waste)
+    locations = sorted(found.values(), key=lambda location: (-location.count, location.handle, location.waste))
     if not locations:
         yield "No data\n"
     for location in locations:

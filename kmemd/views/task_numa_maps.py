@@ -12,9 +12,10 @@ from kmemd.core.pte import PFN_MASK, PFN_SHIFT
 from kmemd.kernel import Kernel
 from kmemd.mm.mm_types import VM_HUGETLB, Mm, Vma
 from kmemd.mm.sched import Task
+from kmemd.views.sliced import Sliced
 from kmemd.views.task_files import task_file
 from kmemd.views.task_maps import SPECIAL, is_heap, is_stack, mangle
-from kmemd.views.task_smaps import page_size
+from kmemd.views.task_smaps import TABLES, page_size
 
 HUGE_ROW_PAGES = 1
 
@@ -24,12 +25,19 @@ def _is_numa(kernel: Kernel, *_ids: int) -> bool:
 
 
 @task_file("numa_maps", private=True, exists=_is_numa)
-def numa_maps(kernel: Kernel, task: Task) -> Iterator[str]:
+def numa_maps(kernel: Kernel, task: Task) -> Sliced:
     """A line for each mapping."""
-    for vma in task.mm.vmas if task.mm is not None else ():
-        assert task.mm is not None
-        words = [f"{vma.start:08x}", kernel.mempolicy.shown(vma, task), *_kind(task.mm, vma)]
-        yield " ".join([*words, *_figures(kernel, task.mm, vma)]) + "\n"
+    return Sliced(_mappings(kernel, task, task.mm) if task.mm is not None else iter(()))
+
+
+def _mappings(kernel: Kernel, task: Task, mm: Mm) -> Iterator[str]:
+    for vma in mm.vmas:
+        words = [f"{vma.start:08x}", kernel.mempolicy.shown(vma, task), *_kind(mm, vma)]
+        if vma.name not in SPECIAL or vma.file is not None:  # nothing for the kernel's own pages
+            totals = np.zeros(core.NUMA_ITEMS + max(node.nid for node in kernel.nodes) + 1, dtype=np.int64)
+            yield from _count(kernel, mm, vma, totals)
+            words += _figures(vma, totals)
+        yield " ".join(words) + "\n"
 
 
 def _kind(mm: Mm, vma: Vma) -> Iterator[str]:
@@ -43,19 +51,22 @@ def _kind(mm: Mm, vma: Vma) -> Iterator[str]:
         yield "huge"
 
 
-def _figures(kernel: Kernel, mm: Mm, vma: Vma) -> Iterator[str]:
-    """Pages of each kind; a huge page of a hugetlb mapping counts as one. Nothing for the kernel's own pages."""
-    if vma.name in SPECIAL and vma.file is None:
-        return
-    huge = bool(vma.flags & VM_HUGETLB)
+def _count(kernel: Kernel, mm: Mm, vma: Vma, totals: npt.NDArray[np.int64]) -> Iterator[str]:
+    """Count the pages of a mapping, in parts that each give no text."""
     rows = kernel.mmu.extents(mm.id, vma.vpn, vma.vpn + vma.pages)
-    if huge:
+    if vma.flags & VM_HUGETLB:
         rows = rows[rows[:, 3] > 0]
         rows[:, 1] = HUGE_ROW_PAGES
     elif (rows[:, 3] > 0).any():
         rows = rows[~_huge_zero(kernel, rows)]
-    totals = np.zeros(core.NUMA_ITEMS + max(node.nid for node in kernel.nodes) + 1, dtype=np.int64)
-    kernel.ptes.numa(rows, totals)
+    for start in range(0, len(rows), TABLES):
+        kernel.ptes.numa(np.ascontiguousarray(rows[start : start + TABLES]), totals)
+        yield ""
+
+
+def _figures(vma: Vma, totals: npt.NDArray[np.int64]) -> Iterator[str]:
+    """Pages of each kind; a huge page of a hugetlb mapping counts as one."""
+    huge = bool(vma.flags & VM_HUGETLB)
     pages, anon, dirty = (int(totals[item]) for item in (core.NUMA_PAGES, core.NUMA_ANON, core.NUMA_DIRTY))
     if not pages:
         return

@@ -39,10 +39,13 @@ from kmemd.mm.mm_types import (
 from kmemd.mm.sched import Task
 from kmemd.mm.swapfile import slots_of
 from kmemd.mm.units import PAGE_SHIFT, PAGE_SIZE
+from kmemd.views.sliced import Sliced
 from kmemd.views.task_files import task_file
 from kmemd.views.task_maps import header, map_line
 
 PSS_SHIFT = 12
+TABLES = 64
+"""Rows of entries, a table each at most, that are looked at before others may read."""
 HERE = PRESENT | PROTNONE
 
 VM_FLAG_NAMES = {
@@ -98,14 +101,16 @@ class Figures:
         return _LINES[fields] % tuple([sums[name] >> _SHIFTS[name] for name in fields])
 
 
-def gather(kernel: Kernel, mm: Mm, vma: Vma, figures: Figures) -> None:
-    """Add a mapping to the figures."""
+def gather(kernel: Kernel, mm: Mm, vma: Vma, figures: Figures) -> Iterator[str]:
+    """Add a mapping to the figures, in parts that each give no text."""
     rows = kernel.mmu.extents(mm.id, vma.vpn, vma.vpn + vma.pages)
     if vma.flags & VM_HUGETLB:
         _gather_hugetlb(kernel, rows, figures)
         return
     array = np.zeros(core.SCAN_ITEMS, dtype=np.int64)
-    kernel.ptes.scan(rows, array)
+    for start in range(0, len(rows), TABLES):
+        kernel.ptes.scan(np.ascontiguousarray(rows[start : start + TABLES]), array)
+        yield ""
     totals = array.tolist()
     for name, item in SCANNED:
         figures.sums[name] += totals[item]
@@ -183,13 +188,15 @@ def page_size(vma: Vma) -> int:
 
 
 @task_file("smaps", private=True)
-def smaps(kernel: Kernel, task: Task) -> Iterator[str]:
+def smaps(kernel: Kernel, task: Task) -> Sliced:
     """Each mapping with what of it is resident."""
-    mm = task.mm
-    for vma in mm.vmas if mm is not None else ():
-        assert mm is not None
+    return Sliced(_mappings(kernel, task.mm) if task.mm is not None else iter(()))
+
+
+def _mappings(kernel: Kernel, mm: Mm) -> Iterator[str]:
+    for vma in mm.vmas:
         figures = Figures()
-        gather(kernel, mm, vma, figures)
+        yield from gather(kernel, mm, vma, figures)
         yield map_line(kernel.machine.arch, mm, vma)
         size = page_size(vma) >> 10
         yield _SIZES % (vma.end - vma.start >> 10, size, size)
@@ -199,17 +206,17 @@ def smaps(kernel: Kernel, task: Task) -> Iterator[str]:
 
 
 @task_file("smaps_rollup", private=True)
-def smaps_rollup(kernel: Kernel, task: Task) -> Iterator[str]:
+def smaps_rollup(kernel: Kernel, task: Task) -> Sliced:
     """The sums over all mappings. ESRCH for tasks without an address space."""
     if task.is_kthread:
         raise KernelError(errno.ESRCH, f"{task.comm} has no address space")
-    return _rollup(kernel, task.mm) if task.mm is not None else iter(())
+    return Sliced(_rollup(kernel, task.mm) if task.mm is not None else iter(()))
 
 
 def _rollup(kernel: Kernel, mm: Mm) -> Iterator[str]:
     figures = Figures()
     for vma in mm.vmas:
-        gather(kernel, mm, vma, figures)
+        yield from gather(kernel, mm, vma, figures)
     bounds = (mm.vmas[0].start, mm.vmas[-1].end) if mm.vmas else (0, 0)
     yield header(kernel.machine.arch, *bounds, "---p", "[rollup]")
     yield figures.lines(ROLLUP_FIELDS)

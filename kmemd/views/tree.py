@@ -30,6 +30,7 @@ from typing import Any, Protocol
 from kmemd.errors import KernelError
 from kmemd.mm.units import PAGE_SIZE
 from kmemd.steps import Steps
+from kmemd.views.sliced import Sliced
 
 Text = str | bytes | Iterable[str]
 DIR_MODE = 0o555
@@ -523,15 +524,37 @@ class _OpenText:
         self._file = declared
         self._caller = caller
         self._snapshot: bytes | None = None
+        self._fresh = False
         self._position = 0
 
     def read(self, offset: int, size: int) -> bytes:
+        if (offset == 0 and not self._fresh) or self._snapshot is None:
+            self._snapshot = render(self._show())
+        self._fresh = False
+        return self._snapshot[offset : offset + size]
+
+    def prepare(self, offset: int) -> Steps[None] | None:
+        """What is to be done in slices before a read from ``offset`` on; None when a read takes no time."""
+        if offset and self._snapshot is not None:
+            return None
+        text = self._show()
+        if isinstance(text, Sliced):
+            return self._collect(text)
+        self._snapshot, self._fresh = render(text), True
+        return None
+
+    def _collect(self, text: Sliced) -> Steps[None]:
+        parts: list[str] = []
+        for part in text:
+            parts.append(part)
+            yield
+        self._snapshot, self._fresh = "".join(parts).encode(), True
+
+    def _show(self) -> Text:
         if self._file.show is None:
             raise KernelError(refusal(self._node.path), f"{self._node.path} cannot be read")
-        if offset == 0 or self._snapshot is None:
-            extra = {"caller": self._caller} if self._file.takes_caller else {}
-            self._snapshot = render(self._file.show(self._kernel, *self._node.parameters, **extra))
-        return self._snapshot[offset : offset + size]
+        extra = {"caller": self._caller} if self._file.takes_caller else {}
+        return self._file.show(self._kernel, *self._node.parameters, **extra)
 
     def write(self, data: bytes) -> Steps[int]:
         if self._file.write is None:

@@ -45,13 +45,13 @@ def test_generic_keys_last_for_one_line(system: System) -> None:
     before = context.words.copy()
     pid = words(system.command("t = spawn worker"))["pid"]
     seen: list[tuple[int, int, str, tuple[str, ...]]] = []
-    alloc = system.kernel.page_alloc.alloc_pages
+    alloc = system.kernel.page_alloc.alloc_pages_bulk
 
     def spy(*args):
         seen.append((context.cpu, context.pid, context.comm, system.kernel.depot.frames(context.site)[:2]))
         return alloc(*args)
 
-    system.kernel.page_alloc.alloc_pages = spy
+    system.kernel.page_alloc.alloc_pages_bulk = spy
     system.command("alloc_pages cpu=1 pid=t by=leaky_probe+0x2a[leaky_drv]")
     system.command(f"alloc_pages cpu=1 pid={pid} comm=other")
     assert seen[0] == (1, int(pid), "worker", ("leaky_probe+0x2a[leaky_drv]", "really_probe"))

@@ -17,9 +17,10 @@ class Kernel:
         self.clock = SimpleNamespace(now=now, next_timer_ns=None)
         self.advances: list[int] = []
 
-    def advance(self, ns: int) -> None:
+    def advance_steps(self, ns: int) -> Steps[None]:
         self.advances.append(ns)
         self.clock.now += ns
+        yield
 
 
 class Runner:
@@ -71,8 +72,8 @@ async def test_a_timer_that_fails_does_not_stop_the_clock(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Failing(Kernel):
-        def advance(self, ns: int) -> None:
-            super().advance(ns)
+        def advance_steps(self, ns: int) -> Steps[None]:
+            yield from super().advance_steps(ns)
             if len(self.advances) < 4:
                 raise RuntimeError("a bug of the model")
 

@@ -6,6 +6,7 @@ import errno
 from collections.abc import Iterator
 
 from kmemd.errors import KernelError
+from kmemd.views.sliced import Sliced
 from kmemd.views.tree import Binary, Caller, Device, Directory, File, Link, Namespace, Node, Pattern
 
 
@@ -29,8 +30,9 @@ class FakeKernel:
         self.closed = 0
         self.pair = (0, 0)
 
-    def advance(self, ns: int) -> None:
+    def advance_steps(self, ns: int) -> Iterator[None]:
         self.clock.now += ns
+        yield
 
 
 class Kmsg:
@@ -132,6 +134,11 @@ def _numbers(kernel: FakeKernel) -> Iterator[str]:
         yield f"{number}\n"
 
 
+def _long(kernel: FakeKernel) -> Sliced:
+    """``pair`` again and again, with a place for others after each."""
+    return Sliced("{} {}\n".format(*kernel.pair) for _ in range(20))
+
+
 def directory(mode: int = 0o555, patterns: list[Pattern] | None = None, **names) -> Directory:
     return Directory(mode, names=names, patterns=patterns or [])
 
@@ -155,6 +162,7 @@ def tree() -> Directory:
             numbers=File(0o444, show=_numbers),
             uptime=File(0o444, show=lambda kernel: f"{kernel.clock.now}\n"),
             pair=File(0o444, show=lambda kernel: "{} {}\n".format(*kernel.pair)),
+            long=File(0o444, show=_long),
             crash=File(0o444, show=_crash),
             secret=File(0o400, show=lambda kernel: "root only\n"),
             pages=Binary(

@@ -218,6 +218,45 @@ async def test_readers_get_in_between_slices_and_see_whole_states(fs: Mounted) -
     assert all(len(set(pair.split())) == 1 for pair in seen)
 
 
+async def test_a_view_made_in_slices_lets_readers_in_while_the_model_stands_still(fs: Mounted) -> None:
+    fh = await fs.open("/kmemd/ctl", os.O_WRONLY)
+    views: list[bytes] = []
+    reads = 0
+
+    async def look() -> None:
+        views.append(await fs.read("/proc/long"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fs.ops.write, fh, 0, b"work 100\n")
+        while not fs.kernel.commands:
+            await trio.lowlevel.checkpoint()
+        nursery.start_soon(look)
+        while not views:
+            reads += bool(await fs.read("/proc/version"))
+            await trio.lowlevel.checkpoint()
+    assert reads > 10
+    assert len(set(views[0].splitlines())) == 1, "the command went on while the view was made"
+    assert fs.kernel.pair == (99, 99)
+
+
+async def test_a_view_does_not_keep_a_command_waiting_for_ever(fs: Mounted) -> None:
+    fh = await fs.open("/kmemd/ctl", os.O_WRONLY)
+    done = False
+
+    async def look() -> None:
+        while not done:
+            await fs.read("/proc/long")
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(look)
+        with trio.fail_after(20):
+            await fs.ops.write(fh, 0, b"work 100\n")
+        done = True
+    assert fs.kernel.pair == (99, 99)
+
+
 async def test_writers_queue_in_order(fs: Mounted) -> None:
     handles = [await fs.open("/kmemd/ctl", os.O_WRONLY) for _ in range(4)]
     async with trio.open_nursery() as nursery:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ import pytest
 
 from kmemd import System
 from kmemd.errors import KernelError
+from kmemd.mm.patience import PATIENCE
+from kmemd.mm.vmscan_balance import ScanControl
+from kmemd.mm.vmscan_reclaim import Pauses
 from kmemd.system import SystemCallError
 from kmemd.views.tree import Caller
 
@@ -132,3 +136,76 @@ def test_a_process_that_may_not_end_keeps_its_memory(system: System) -> None:
 def test_init_can_run_another_program(system: System) -> None:
     system.command("exec 1 init")
     system.check()
+
+
+PRESSURE = (
+    "access p m 96M r",
+    "a = alloc_pages n=2000000",
+    "v = vmalloc 3G",
+    "free_pages a",
+    "create /mnt/f 64M",
+    "read_file /mnt/f",
+    "create /tmp/t",
+    "write_file /tmp/t n=32M",
+    "fallocate /tmp/t 32M 32M",
+    "fallocate /tmp/t 0 16M mode=punch_hole",
+    "truncate /tmp/t 1M",
+    "lookup /mnt/d n=3000",
+    "sync",
+    "fincore /mnt/f",
+    "truncate /mnt/f 1M",
+    "unlink /mnt/f",
+    "sleep 3",
+)
+SHOWN = ("/proc/vmstat", "/proc/meminfo", "/proc/buddyinfo", "/proc/zoneinfo", "/proc/slabinfo", "/dev/kmsg")
+
+
+def life(monkeypatch: pytest.MonkeyPatch, slice_s: float, mode: int, checked: int = 0) -> tuple[list[bytes], int]:
+    """What files show after a machine was filled, and how many slices that took; at some of them all is checked."""
+    monkeypatch.setattr("kmemd.control.interpreter.SLICE_S", slice_s)
+    system = System.boot("two-node", seed=1)
+    slices = 0
+    system.write("/proc/sys/vm/zone_reclaim_mode", str(mode))
+    for line in ("p = spawn worker", f"m = mmap p {SIZE}", f"madvise p m {SIZE} MADV_NOHUGEPAGE", *PRESSURE):
+        file = system.tree.open(system.tree.lookup("/kmemd/ctl"), Caller())
+        with contextlib.suppress(KernelError):
+            for _ in file.write(f"{line}\n".encode()):
+                slices += 1
+                if checked and slices % checked == 0:
+                    system.check()
+        file.close()
+    for _ in system.tree.open(system.tree.lookup("/proc/sys/vm/drop_caches"), Caller()).write(b"3\n"):
+        slices += 1
+    system.check()
+    return [system.read(path) for path in SHOWN], slices
+
+
+@pytest.mark.parametrize("mode", [0, 7])
+def test_where_others_get_in_changes_nothing(monkeypatch: pytest.MonkeyPatch, mode: int) -> None:
+    rarely, few = life(monkeypatch, 1e9, mode)
+    always, many = life(monkeypatch, 0.0, mode, checked=2500)
+    assert many > 20 * few
+    for path, one, other in zip(SHOWN, rarely, always, strict=True):
+        assert one == other, path
+
+
+def test_reclaim_for_one_request_ends_with_the_slice(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Filling the machine by one command is never more than a few steps of reclaim between two places for others."""
+    kernel, seen = system.kernel, 0
+    taken: list[int] = []
+    reclaim = kernel.vmscan.reclaim
+    shrink = reclaim.shrink_lruvec
+
+    def counted(memcg: int, nid: int, sc: ScanControl) -> Pauses[None]:
+        for pause in shrink(memcg, nid, sc):
+            taken.append(kernel.context.now)
+            yield pause
+        taken.append(kernel.context.now)
+
+    monkeypatch.setattr(reclaim, "shrink_lruvec", counted)
+    most = 0
+    with contextlib.suppress(KernelError):
+        for _ in steps(system, "a = alloc_pages n=2000000", monkeypatch):
+            most, seen = max(most, len(taken) - seen), len(taken)
+    assert len(taken) > 20 * PATIENCE
+    assert most <= 3 * PATIENCE

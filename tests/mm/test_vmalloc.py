@@ -25,7 +25,10 @@ class Pages:
 
     def __init__(self, limit=100_000):
         self.limit, self.next, self.out, self.calls = limit, 1000, {}, []
-        self.slow_paths = 0
+        self.slow_paths, self.patience, self.suspended = 0, None, False
+
+    def may_suspend(self, allowed):
+        self.suspended = False
 
     def alloc_pages_bulk(self, gfp, order, n, nid=-1):
         self.calls.append((gfp, order, n, nid))
