@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kmemd.core.mmu import Mmu
-from kmemd.core.rmap import MappedPages
 from kmemd.core.pages import PG_IDLE, PG_LRU, PG_YOUNG, PageMap
+from kmemd.core.rmap import MappedPages
 from kmemd.mm.rmap import Rmap
 
 Numbers = npt.NDArray[np.int64]
