@@ -186,6 +186,7 @@ class Kernel:
             self.user_mode,
             self.layout.kernel_offset,
             lambda: self.kernel_sysctl.panic,
+            lambda: (self.kernel_sysctl.panic_on_warn, self.kernel_sysctl.warn_limit),
         )
         self.preempt = Preempt(self.context, self.tasks, self.printk, self.dump_stack)
         self.highmem = Highmem(self.layout, self.context, self.preempt, self.dump_stack, cpus=self.machine.cpus)
@@ -600,16 +601,19 @@ class Kernel:
 
     def step_steps(self) -> Steps[None]:
         """``step`` in slices."""
+        if self.dump_stack.halt.reason:
+            return
         yield from self.clock.due_steps()
         self.do_exit.deliver()
 
     def advance(self, ns: int) -> None:
-        """Let ``ns`` of idle time pass."""
+        """Let ``ns`` of idle time pass; none passes after a panic."""
         finish(self.advance_steps(ns))
 
     def advance_steps(self, ns: int) -> Steps[None]:
         """``advance`` in slices."""
-        return self.clock.advance_steps(ns)
+        if not self.dump_stack.halt.reason:
+            yield from self.clock.advance_steps(ns)
 
     def check(self) -> None:
         """Recompute every cached number from the truth. AssertionError on a difference."""

@@ -52,6 +52,7 @@ class Interpreter:
             command = parse(line, VERBS, GENERIC, self._kernel)
             if command is None:
                 return None
+            self._kernel.dump_stack.halt.refuse()
             return (yield from self._command(command))
         except KernelError as error:
             self.failed(line, error)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kmemd.core.context import Context
-from kmemd.mm.panic import TAINT_DIE, TAINT_WARN, Taint
+from kmemd.mm.panic import TAINT_DIE, TAINT_WARN, Halt, Taint
 from kmemd.mm.printk import KERN_CRIT, KERN_EMERG, KERN_WARNING, Printk
 from kmemd.mm.stackdepot import StackDepot
 from kmemd.mm.user_regs import UserMode
@@ -34,6 +34,7 @@ class DumpStack:
         user: UserMode | None = None,
         kernel_offset: str = "disabled",
         panic_timeout: Callable[[], int] = lambda: 0,
+        on_warning: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
         self._context = context
         self._depot = depot
@@ -44,7 +45,9 @@ class DumpStack:
         self._user = user
         self._kernel_offset = kernel_offset
         self._panic_timeout = panic_timeout
-        self._oopses = 0
+        self._on_warning = on_warning
+        self._oopses = self._warnings = 0
+        self.halt = Halt()
 
     def __call__(self, inner: tuple[str, ...] = (), level: int = KERN_WARNING) -> None:
         """Log the CPU, the task and the call trace: ``inner`` frames called from the context's call site."""
@@ -63,15 +66,27 @@ class DumpStack:
         self._printk.log(KERN_WARNING, f"WARNING: CPU: {at.cpu} PID: {at.pid} at {place}")
         self._printk.log(KERN_WARNING, "Modules linked in:")
         self._show_regs(frames, KERN_WARNING)
+        self.check_panic_on_warn("kernel")
         self._printk.log(KERN_WARNING, "---[ end trace 0000000000000000 ]---")
         self.taint.add(TAINT_WARN)
 
-    def panic(self, message: str, inner: tuple[str, ...] = ()) -> None:
-        """Log what the kernel says when it gives up (kernel/panic.c ``panic``). The model lives on."""
+    def check_panic_on_warn(self, origin: str) -> None:
+        """Panic after a warning, where kernel.panic_on_warn or kernel.warn_limit want it."""
+        panics, limit = self._on_warning()
+        self._warnings += 1
+        if panics:
+            self.panic(f"{origin}: panic_on_warn set ...", halts=True)
+        elif limit and self._warnings >= limit:
+            self.panic(f"{origin}: system warned too often (kernel.warn_limit is {limit})", halts=True)
+
+    def panic(self, message: str, inner: tuple[str, ...] = (), *, halts: bool = False) -> None:
+        """Log what the kernel says when it gives up (kernel/panic.c ``panic``). The model lives on, or ``halts``."""
         self._printk.log(KERN_EMERG, f"Kernel panic - not syncing: {message}")
         if not self.taint.mask >> TAINT_DIE & 1:
             self(("panic", *inner), KERN_WARNING)
         self._printk.log(KERN_EMERG, f"Kernel Offset: {self._kernel_offset}")
+        if halts:
+            self.halt.reason = self.halt.reason or message
         timeout = self._panic_timeout()
         if timeout > 0:
             self._printk.log(KERN_EMERG, f"Rebooting in {timeout} seconds..")

@@ -148,7 +148,7 @@ class KernelSysctl(Tuned):
         self.sysctl_writes_strict = WRITES_STRICT
         self.panic = _int_parameter(cmdline, "panic", 0)
         self.panic_on_oops = int(cmdline.get("oops") == "panic")
-        self.panic_on_warn = 0
+        self.panic_on_warn = _int_parameter(cmdline, "panic_on_warn", 0)
         self.panic_print = 0
         self.oops_limit = 10_000
         self.warn_limit = 0

@@ -306,6 +306,7 @@ class Kfence:
         say("")
         say(self._dump_stack.who)
         say(RULE)
+        self._dump_stack.check_panic_on_warn("KFENCE")
         self._dump_stack.taint.add(TAINT_BAD_PAGE)
 
     def _say(self, text: str) -> None:

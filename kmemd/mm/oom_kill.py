@@ -183,7 +183,7 @@ class OomKill(Tuned):
         if self.panic_on_oom and (self.panic_on_oom == 2 or control.constraint == CONSTRAINT_NONE):
             kind = "compulsory" if self.panic_on_oom == 2 else "system-wide"
             self._header(control)
-            self._report.panic(f"Out of memory: {kind} panic_on_oom is enabled")
+            self._report.panic(f"Out of memory: {kind} panic_on_oom is enabled", halts=True)
             return False
         asker = control.memcg is None and self.oom_kill_allocating_task
         if asker and current is not None and self._may_kill(current, control):

@@ -213,9 +213,9 @@ class OomReport:
         """There is no task to kill."""
         self._printk.log(KERN_WARNING, "Out of memory and no killable processes...")
 
-    def panic(self, message: str, frames: tuple[str, ...] = ()) -> None:
+    def panic(self, message: str, frames: tuple[str, ...] = (), *, halts: bool = False) -> None:
         """The kernel gives up."""
-        self._dump_stack.panic(message, (*frames, *ALLOCATOR_FRAMES))
+        self._dump_stack.panic(message, (*frames, *ALLOCATOR_FRAMES), halts=halts)
 
 
 def _callers(control: OomControl) -> tuple[str, ...]:

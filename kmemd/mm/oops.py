@@ -181,11 +181,11 @@ class Oops:
         """Panic where the settings want it, else end the task."""
         on_oops, limit = self._panics()
         if on_oops:
-            self._dump_stack.panic("Fatal exception")
+            self._dump_stack.panic("Fatal exception", halts=True)
             return
         self._printk.log(KERN_INFO, f"note: {self._context.comm}[{self._context.pid}] exited with irqs disabled")
         if limit and self.count >= limit:
-            self._dump_stack.panic(f"Oopsed too often (kernel.oops_limit is {limit})")
+            self._dump_stack.panic(f"Oopsed too often (kernel.oops_limit is {limit})", halts=True)
             return
         self._die()
 

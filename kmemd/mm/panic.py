@@ -1,13 +1,32 @@
-"""What has gone wrong since boot: the taint of the kernel (kernel/panic.c ``add_taint``, ``print_tainted``).
+"""What has gone wrong since boot: the taint of the kernel, and its end (kernel/panic.c ``add_taint``, ``panic``).
 
-Left out: the panic itself; panic_on_oops, panic_on_warn and oops_limit are kept and change nothing.
+A panic that settings or people ask for (panic_on_oops, panic_on_warn, their limits, panic_on_oom, SysRq c) halts the
+machine: time stands still, nothing acts, and all files can be read, as of a crash dump. Others, that nobody is left to
+kill or that init would end, are logged, and the model lives on. Left out: reboots.
 """
 
 from __future__ import annotations
 
+import errno
+
+from kmemd.errors import KernelError
+
 TAINT_BAD_PAGE, TAINT_DIE, TAINT_WARN = 5, 7, 9
 LETTERS = "PFSRMBUDAWCIOELKXTN"
 NOT_PROPRIETARY = "G"
+
+
+class Halt:
+    """Whether the machine has panicked for good. ``reason``: the message of the panic, "" before."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+
+    def refuse(self) -> None:
+        """EHOSTDOWN for whoever wants something done after the end."""
+        if self.reason:
+            said = f"the kernel has panicked ({self.reason}): its files can be read, but nothing acts"
+            raise KernelError(errno.EHOSTDOWN, f"{said}; mount the machine anew")
 
 
 class Taint:

@@ -109,7 +109,7 @@ class SysRq:
         yield
 
     def _crash(self, key: str) -> Steps[None]:
-        self._dump_stack.panic("sysrq triggered crash", CRASH_FRAMES)
+        self._dump_stack.panic("sysrq triggered crash", CRASH_FRAMES, halts=True)
         yield
 
     def _terminate(self, key: str) -> Steps[None]:

@@ -53,6 +53,7 @@ def _mkdir(kernel: Kernel, *parent_and_name: Any) -> None:
     entry = directory.names.get(name)
     if entry is not None and (entry.exists is None or entry.exists(kernel, *above)):
         raise KernelError(errno.EEXIST, f"{parent.path} has a file {name}")
+    kernel.dump_stack.halt.refuse()
     kernel.cgroups.mkdir(parent, name)
 
 
@@ -62,6 +63,7 @@ def _rmdir(kernel: Kernel, *parent_and_name: Any) -> None:
     if name not in parent.children:
         number = errno.ENOTDIR if name in (GROUP if above else TOP).names else errno.ENOENT
         raise KernelError(number, f"{parent.path} has no group {name}")
+    kernel.dump_stack.halt.refuse()
     kernel.cgroups.rmdir(parent.children[name])
 
 

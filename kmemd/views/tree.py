@@ -559,6 +559,7 @@ class _OpenText:
     def write(self, data: bytes) -> Steps[int]:
         if self._file.write is None:
             raise KernelError(refusal(self._node.path), f"{self._node.path} cannot be written")
+        self._kernel.dump_stack.halt.refuse()
         extra: dict[str, Any] = {"position": self._position} if self._file.takes_position else {}
         if self._file.takes_writer:
             extra["caller"] = self._caller
