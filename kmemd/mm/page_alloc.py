@@ -252,7 +252,7 @@ class PageAllocator:
             got += more
             if more == some or (more and self._reclaims_nodes):
                 self.slow_paths += (alone := more == 1 and self._reclaims_nodes)
-                self.suspended = got < n and (self._relief.took_one() if alone else self._relief.tired)
+                self.suspended = got < n and (self._relief.took_one() if alone else self._relief.enough)
                 if self.suspended:
                     break
                 continue
@@ -261,7 +261,7 @@ class PageAllocator:
                 break
             out[got] = pfn
             got += 1
-            self.suspended = got < n and self._relief.tired
+            self.suspended = got < n and self._relief.enough
             if self._relief.is_oom_victim() or self.suspended:
                 break
             if got < n and not self._reclaims_nodes:
@@ -590,9 +590,9 @@ class PageAllocator:
         """The blocks of the next requests were needed one after the other in ``ns``, which ended ``after`` ns ago."""
         self._relief.needed_over(ns, after)
 
-    def may_suspend(self, allowed: bool) -> None:
-        """Whether requests from now on may be ``suspended``."""
-        self._relief.may_suspend = allowed
+    def may_suspend(self, allowed: bool, *, in_parts: bool = False) -> None:
+        """Whether requests from now on may be ``suspended``, ``in_parts`` between two blocks, too."""
+        self._relief.may_suspend, self._relief.in_parts = allowed, in_parts
         self.suspended = False
 
     def drain_all_pages(self) -> None:

@@ -54,9 +54,11 @@ class Relief(Protocol):
         """Others work while a request for ``n`` blocks still lacks ``left``: how many come before they are looked at
         again."""
 
+    in_parts: bool
+
     @property
-    def tired(self) -> bool:
-        """Whether the rest of a request waits for the caller's next slice."""
+    def enough(self) -> bool:
+        """Whether the other blocks of a request wait for the caller's next slice; with ``in_parts`` only."""
 
     def took_one(self) -> bool:
         """A page was asked for alone, after a look at the nodes; ``tired``."""

@@ -23,13 +23,13 @@ class Allocator(Protocol):
     patience: int | None
     suspended: bool
 
-    def may_suspend(self, allowed: bool) -> None: ...
+    def may_suspend(self, allowed: bool, *, in_parts: bool = False) -> None: ...
 
 
 def attempt(page_alloc: Allocator, allocate: Callable[[], T]) -> tuple[T, bool]:
     """What ``allocate`` returns after as much reclaim as a slice has room for, and whether it is to be called again."""
     before, page_alloc.patience = page_alloc.patience, PATIENCE
-    page_alloc.may_suspend(True)
+    page_alloc.may_suspend(True, in_parts=True)
     try:
         found = allocate()
         return found, page_alloc.suspended

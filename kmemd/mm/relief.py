@@ -60,7 +60,7 @@ class MemoryPressure:
         self._wait: Callable[[int], int] = lambda ns: 0
         self._reclaiming = False
         self.patience: int | None = None
-        self.may_suspend = False
+        self.may_suspend = self.in_parts = False
         self._needed_over = 0, 0
         self._suspended: tuple[int, Pauses[int]] | None = None
         self._alone = 0
@@ -211,6 +211,11 @@ class MemoryPressure:
         if self._alone % TAKEN_ALONE == 0:
             self._used_up(1)
         return self.tired
+
+    @property
+    def enough(self) -> bool:
+        """Whether the other blocks of a request wait for the caller's next slice."""
+        return self.in_parts and self.tired
 
     @property
     def tired(self) -> bool:

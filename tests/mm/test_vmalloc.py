@@ -27,7 +27,7 @@ class Pages:
         self.limit, self.next, self.out, self.calls = limit, 1000, {}, []
         self.slow_paths, self.patience, self.suspended = 0, None, False
 
-    def may_suspend(self, allowed):
+    def may_suspend(self, allowed, *, in_parts=False):
         self.suspended = False
 
     def alloc_pages_bulk(self, gfp, order, n, nid=-1):
