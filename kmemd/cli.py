@@ -168,6 +168,9 @@ def _add_showing(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     tree.add_argument("path", metavar="PATH", nargs="?", default="/", help="only what is below")
     conformance = _command(commands, "conformance", _conformance, "compare the model with captures of a real kernel")
     conformance.add_argument("directory", metavar="DIR", help="a folder laid out like the captures")
+    conformance.add_argument(
+        "folders", metavar="FOLDER", nargs="*", help="compare these of its folders, e.g. reclaim compaction"
+    )
     conformance.add_argument("--json", metavar="FILE", help="write the results there as well")
     perf = _command(commands, "perf", _perf, "count and sample events, draw flame graphs", "See kmemd-perf(1).")
     perf_options.add(perf, _add_machine_options)
@@ -367,7 +370,10 @@ def _conformance(options: argparse.Namespace) -> int:
         raise CommandError(f"{directory} is not a folder")
     from kmemd.conformance import runner
 
-    return runner.main(directory, Path(options.json) if options.json else None)
+    try:
+        return runner.main(directory, Path(options.json) if options.json else None, options.folders)
+    except FileNotFoundError as error:
+        raise CommandError(str(error)) from None
 
 
 def _perf(options: argparse.Namespace) -> int:

@@ -187,6 +187,7 @@ class Kernel:
             self.layout.kernel_offset,
             lambda: self.kernel_sysctl.panic,
             lambda: (self.kernel_sysctl.panic_on_warn, self.kernel_sysctl.warn_limit),
+            self.kallsyms.linked_in,
         )
         self.preempt = Preempt(self.context, self.tasks, self.printk, self.dump_stack)
         self.highmem = Highmem(self.layout, self.context, self.preempt, self.dump_stack, cpus=self.machine.cpus)

@@ -259,6 +259,10 @@ def make_oops(kernel: Kernel) -> Oops:
         if task is not None and not task.is_kthread and task.pid != INIT_PID:
             task.killed = SIGSEGV
 
+    def uid() -> int:
+        task = kernel.tasks.current()
+        return 0 if task is None else task.uid
+
     return Oops(
         kernel.init_mm,
         kernel.context,
@@ -270,6 +274,7 @@ def make_oops(kernel: Kernel) -> Oops:
         pgd,
         lambda: (bool(kernel.kernel_sysctl.panic_on_oops), kernel.kernel_sysctl.oops_limit),
         die,
+        uid,
         smep="smep" in features and not kernel.cmdline.has("nosmep"),
         smap="smap" in features and not kernel.cmdline.has("nosmap"),
     )

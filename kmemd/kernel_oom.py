@@ -51,9 +51,14 @@ def make_oom_kill(kernel: Kernel, executing: Callable[[], Task | None]) -> OomKi
 
 def make_oom_adj(kernel: Kernel) -> OomAdj:
     """Who may set which oom_score_adj."""
+
+    def warn_once(text: str) -> None:
+        if kernel.printk.once("oom_adj"):
+            kernel.printk.log(KERN_WARNING, text)
+
     return OomAdj(
         kernel.tasks.in_order_of_fork,
-        lambda text: kernel.printk.log(KERN_WARNING, text),
+        warn_once,
         lambda: (kernel.context.comm, kernel.context.pid),
         lambda pid, comm, value: kernel.context.trace.emit(ev.OOM_SCORE_ADJ_UPDATE, pid, comm, value),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,9 +98,14 @@ def _holds(folder: Path, marks: tuple[str, ...]) -> bool:
     return any(True for mark in marks for _ in folder.glob(mark))
 
 
-def run_tree(root: Path) -> Iterator[Tally]:
-    """The tallies of every folder that is there. FileNotFoundError where none is."""
-    found = [name for name in FOLDERS if (root / name).is_dir()]
+def run_tree(root: Path, chosen: Sequence[str] = ()) -> Iterator[Tally]:
+    """The tallies of every folder that is there, or of the chosen ones. FileNotFoundError where one or all lack."""
+    found = [name for name in FOLDERS if (root / name).is_dir() and (not chosen or name in chosen)]
+    for name in chosen:
+        if name not in FOLDERS:
+            raise FileNotFoundError(f"{name}: nothing compares such a folder: they are {', '.join(FOLDERS)}")
+        if name not in found:
+            raise FileNotFoundError(f"{root / name}: no such folder")
     if not found:
         raise FileNotFoundError(f"{root}: none of the folders {', '.join(FOLDERS)} is there")
     for name in found:
@@ -123,13 +128,13 @@ def report(tally: Tally, most: int = 20) -> Iterator[str]:
         yield f"    paths that do not exist: {', '.join(sorted(set(tally.absent)))}"
 
 
-def main(root: Path, json_file: Path | None = None) -> int:
-    """Compare, print, write ``json_file``; 0 when every case passed."""
+def main(root: Path, json_file: Path | None = None, chosen: Sequence[str] = ()) -> int:
+    """Compare every folder or the chosen ones, print, write ``json_file``; 0 when every case passed."""
     tallies = []
-    for tally in run_tree(root):
+    for tally in run_tree(root, chosen):
         tallies.append(tally)
         print("\n".join(report(tally)), flush=True)
-    for name in not_compared(root):
+    for name in not_compared(root) if not chosen else ():
         print(f"{name:<12} not compared")
     if json_file is not None:
         json_file.write_text(json.dumps([tally.as_json() for tally in tallies], indent=1) + "\n")

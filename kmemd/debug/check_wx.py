@@ -38,7 +38,6 @@ class CheckWx:
         self._dump_stack = dump_stack
         self._symbolize = symbolize
         self._nx = nx and mm.long
-        self._warned = False
 
     def boot(self) -> None:
         """What boot looks at: the kernel's tables, and the kernel's part of those of programs that are isolated."""
@@ -53,11 +52,10 @@ class CheckWx:
 
     def _check(self, leaves: list[Leaf]) -> bool:
         found = insecure(leaves)
-        if found and not self._warned:
-            self._warned = True
+        if found:
             text = f"x86/mm: Found insecure W+X mapping at address {self._symbolize(found[0].start)}"
             frames = ("note_page", LEVEL_FRAMES[found[0].size], *FRAMES)
-            self._dump_stack.warn(frames, text, where=WHERE)
+            self._dump_stack.warn_once("note_wx", frames, text, WHERE)
         pages = sum(leaf.end - leaf.start for leaf in found) // PAGE_SIZE
         what = f"FAILED, {pages} W+X pages found." if found else "passed, no W+X pages found."
         self._printk.log(KERN_INFO, f"x86/mm: Checked W+X mappings: {what}")

@@ -119,6 +119,7 @@ class Kallsyms:
         self._order: list[Symbol] = []
         self._starts: list[int] = []
         self._modules: dict[str, tuple[int, int]] = {}
+        self._last_unloaded = ""
         self._next = layout.text_base
         self._next_module = layout.modules_start
         self._reserve = reserve or self._behind
@@ -169,6 +170,7 @@ class Kallsyms:
     def drop_module(self, module: str) -> None:
         """A module's functions are gone. Stacks that were shown keep their names."""
         self._modules.pop(module, None)
+        self._last_unloaded = module
         for key in [key for key in self._symbols if key[1] == module]:
             del self._symbols[key]
 
@@ -235,6 +237,11 @@ class Kallsyms:
     def modules(self) -> list[str]:
         """The modules whose functions were used, in the order of loading."""
         return [module for module in self._modules if module]
+
+    def linked_in(self) -> str:
+        """How reports list the modules: the newest first, then who was unloaded last (``print_modules``)."""
+        gone = f" [last unloaded: {self._last_unloaded}]" if self._last_unloaded else ""
+        return "".join(["Modules linked in:", *(f" {name}" for name in reversed(self.modules())), gone])
 
     def sections(self) -> Iterator[Symbol]:
         """The marks between sections, ``_text`` to ``_end``."""

@@ -16,6 +16,11 @@ ATTR_BUFFER = 23
 """Bytes of a write that a simple attribute looks at."""
 
 
+def simple_number(text: str) -> int:
+    """An unsigned number of any base, of 64 bits (``simple_attr_write``). EINVAL, ERANGE."""
+    return kstrtox.kstrtoull(kstrtox.strip(kstrtox.c_string(kstrtox.to_bytes(text)[:ATTR_BUFFER])), 0)
+
+
 class SimpleAttr:
     """A number of any base, cut to the width of what it is kept in, and within the row's bounds."""
 

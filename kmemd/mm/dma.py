@@ -104,7 +104,6 @@ class Dma:
         self.swiotlb = swiotlb
         self.blocks: dict[int, Block] = {}
         self.mappings: list[Mapping] = []
-        self._warned: set[str] = set()
 
     # -- masks -----------------------------------------------------------------------------------------------
 
@@ -235,9 +234,7 @@ class Dma:
         return mapping
 
     def _warn_once(self, kind: str, where: str, frames: tuple[str, ...], text: str = "") -> None:
-        if kind not in self._warned:
-            self._warned.add(kind)
-            self._dump_stack.warn(frames, text, where=where)
+        self._dump_stack.warn_once(f"dma {kind}", frames, text, where)
 
     # -- looking ---------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """The kernel's complaints: stack dumps, warnings, oopses (lib/dump_stack.c, kernel/panic.c).
 
-Left out: the list of modules; registers and code bytes, but for those of a program that is in an access of memory.
+Left out: registers and code bytes, but for those of a program that is in an access of memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ class DumpStack:
     """Prints where the kernel is. ``symbolize`` turns a frame's name into ``name+0x../0x..``.
 
     ``user`` knows the registers of the executing program: they close the trace of a page fault. ``kernel_offset``
-    says how far KASLR moved the kernel, ``panic_timeout()`` is the setting kernel.panic.
+    says how far KASLR moved the kernel, ``panic_timeout()`` is the setting kernel.panic, ``modules()`` the line that
+    lists the modules.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class DumpStack:
         kernel_offset: str = "disabled",
         panic_timeout: Callable[[], int] = lambda: 0,
         on_warning: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        modules: Callable[[], str] = lambda: "Modules linked in:",
     ) -> None:
         self._context = context
         self._depot = depot
@@ -48,6 +50,7 @@ class DumpStack:
         self._on_warning = on_warning
         self._oopses = self._warnings = 0
         self.halt = Halt()
+        self.modules = modules
 
     def __call__(self, inner: tuple[str, ...] = (), level: int = KERN_WARNING) -> None:
         """Log the CPU, the task and the call trace: ``inner`` frames called from the context's call site."""
@@ -64,7 +67,7 @@ class DumpStack:
         if text:
             self._printk.log(level, text)
         self._printk.log(KERN_WARNING, f"WARNING: CPU: {at.cpu} PID: {at.pid} at {place}")
-        self._printk.log(KERN_WARNING, "Modules linked in:")
+        self._printk.log(KERN_WARNING, self.modules())
         self._show_regs(frames, KERN_WARNING)
         self.check_panic_on_warn("kernel")
         self._printk.log(KERN_WARNING, "---[ end trace 0000000000000000 ]---")
@@ -78,6 +81,11 @@ class DumpStack:
             self.panic(f"{origin}: panic_on_warn set ...", halts=True)
         elif limit and self._warnings >= limit:
             self.panic(f"{origin}: system warned too often (kernel.warn_limit is {limit})", halts=True)
+
+    def warn_once(self, place: str, frames: tuple[str, ...], text: str = "", where: str = "") -> None:
+        """``WARN_ONCE``: ``warn``, if this place has not warned since clear_warn_once."""
+        if self._printk.once(place):
+            self.warn(frames, text, where=where)
 
     def panic(self, message: str, inner: tuple[str, ...] = (), *, halts: bool = False) -> None:
         """Log what the kernel says when it gives up (kernel/panic.c ``panic``). The model lives on, or ``halts``."""
@@ -100,7 +108,7 @@ class DumpStack:
         self._printk.log(KERN_CRIT, f"kernel BUG at {where}!")
         self._printk.log(KERN_WARNING, f"invalid opcode: 0000 [#{self._oopses}] SMP")
         self._show_regs(frames, KERN_WARNING)
-        self._printk.log(KERN_WARNING, "Modules linked in:\n---[ end trace 0000000000000000 ]---")
+        self._printk.log(KERN_WARNING, f"{self.modules()}\n---[ end trace 0000000000000000 ]---")
         self.taint.add(TAINT_DIE)
 
     def show_user_regs(self, level: int = KERN_WARNING) -> None:

@@ -92,8 +92,11 @@ class FaultAttr(Tuned):
         """A setting changed, or a task's fail-nth."""
         self.armed = self.probability > 0 or any(task.fail_nth for task in self._tasks)
 
-    def should_fail(self, size: int, gfp: int) -> bool:
-        """Whether an allocation of ``size`` is to fail (``should_fail_ex``)."""
+    def should_fail(self, size: int, gfp: int, callers: tuple[str, ...] = ()) -> bool:
+        """Whether an allocation of ``size`` is to fail (``should_fail_ex``).
+
+        ``callers`` are the functions of the allocator that ask, innermost first.
+        """
         task = self._tasks.current()
         if task is not None and task.fail_nth:
             task.fail_nth -= 1
@@ -103,7 +106,7 @@ class FaultAttr(Tuned):
         elif not self._chosen(size, make_it_fail=task is not None and bool(task.make_it_fail)):
             return False
         if not gfp & F.NOWARN:
-            self._fail_dump()
+            self._fail_dump(callers)
         if self.times > 0:
             self.times -= 1
         return True
@@ -121,7 +124,7 @@ class FaultAttr(Tuned):
                 return False
         return self.probability > self._rng.randrange(PERCENT)
 
-    def _fail_dump(self) -> None:
+    def _fail_dump(self, callers: tuple[str, ...]) -> None:
         if self.verbose > 0 and self._limit("fail_dump"):
             self._printk.log(
                 KERN_NOTICE,
@@ -129,7 +132,7 @@ class FaultAttr(Tuned):
                 f"probability {self.probability}, space {self.space}, times {self.times}",
             )
             if self.verbose > 1:
-                self._dump_stack(self.FRAMES)
+                self._dump_stack((*self.FRAMES, *callers))
 
 
 class FailPageAlloc(FaultAttr):
@@ -166,9 +169,12 @@ class FailSlab(FaultAttr):
     )
     ignore_gfp_wait, cache_filter = True, False
 
-    def room(self, flags: int, size: int, gfp: int, n: int) -> int:
-        """How many of ``n`` objects of a cache with ``flags`` may be allocated before one is to fail."""
+    def room(self, flags: int, size: int, gfp: int, n: int, callers: tuple[str, ...] = ()) -> int:
+        """How many of ``n`` objects of a cache with ``flags`` may be allocated before one is to fail.
+
+        ``callers`` are the functions of the allocator that ask, innermost first.
+        """
         spared = F.DIRECT_RECLAIM if self.ignore_gfp_wait else 0
         if gfp & (F.NOFAIL | spared) or (self.cache_filter and not flags & SLAB_FAILSLAB):
             return n
-        return next((done for done in range(n) if self.should_fail(size, gfp)), n)
+        return next((done for done in range(n) if self.should_fail(size, gfp, callers)), n)

@@ -1,7 +1,8 @@
 """The physical memory map of a PC (arch/x86/kernel/e820.c) and its resource tree (kernel/resource.c).
 
 Models QEMU's ``pc`` machine, as the captured machines were: memory below the PCI hole and, from 4 GiB, above it, and
-the devices of the captures. It leaves out ports and other firmware.
+the devices of the captures. It leaves out ports of ACPI and plug and play, and other
+firmware.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class E820Entry:
 
 @dataclass(frozen=True)
 class Resource:
-    """One line of ``/proc/iomem``: first and last byte, and how deep it is nested."""
+    """One line of ``/proc/iomem`` or ``/proc/ioports``: first and last byte, and how deep it is nested."""
 
     start: int
     last: int
@@ -132,6 +133,51 @@ def iomem_resources(arch: str, e820: Sequence[E820Entry]) -> tuple[Resource, ...
         tree.append(resource)
         tree += _children(arch, resource)
     return tuple(tree)
+
+
+_PORTS = (
+    Resource(0x0000, 0x001F, "dma1"),
+    Resource(0x0020, 0x0021, "pic1"),
+    Resource(0x0040, 0x0043, "timer0"),
+    Resource(0x0050, 0x0053, "timer1"),
+    Resource(0x0060, 0x0060, "keyboard"),
+    Resource(0x0064, 0x0064, "keyboard"),
+    Resource(0x0080, 0x008F, "dma page reg"),
+    Resource(0x00A0, 0x00A1, "pic2"),
+    Resource(0x00C0, 0x00DF, "dma2"),
+    Resource(0x00F0, 0x00FF, "fpu"),
+)
+"""What the kernel reserves on every PC (arch/x86/kernel/setup.c ``standard_io_resources``)."""
+_DEVICE_PORTS = (
+    Resource(0x0170, 0x0177, "0000:00:01.1", 1),
+    Resource(0x01F0, 0x01F7, "0000:00:01.1", 1),
+    Resource(0x0376, 0x0376, "0000:00:01.1", 1),
+    Resource(0x03F6, 0x03F6, "0000:00:01.1", 1),
+    Resource(0x03F8, 0x03FF, "serial", 1),
+)
+_PCI_PORTS = (
+    Resource(0xC000, 0xC07F, "0000:00:04.0", 1),
+    Resource(0xC080, 0xC0FF, "0000:00:05.0", 1),
+    Resource(0xC100, 0xC13F, "0000:00:03.0", 1),
+    Resource(0xC140, 0xC14F, "0000:00:01.1", 1),
+)
+
+
+def ioport_resources() -> tuple[Resource, ...]:
+    """The tree of ports, depth first, in order of port: those of the PC and of the captures' PCI devices."""
+    below = [*(Resource(port.start, port.last, port.name, 1) for port in _PORTS), *_DEVICE_PORTS]
+    return (
+        Resource(0x0000, 0x0CF7, "PCI Bus 0000:00"),
+        *below,
+        Resource(0x0CF8, 0x0CFF, "PCI conf1"),
+        Resource(0x0D00, 0xFFFF, "PCI Bus 0000:00"),
+        *_PCI_PORTS,
+    )
+
+
+def standard_ports() -> tuple[Resource, ...]:
+    """What is known of the ports of a machine that nobody described."""
+    return _PORTS
 
 
 def _hpet(arch: str) -> Resource:

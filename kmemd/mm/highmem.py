@@ -99,7 +99,6 @@ class Highmem:
         self.sleeps = 0
         self._waiters: list[Waiter] = []
         self._on_cpu: dict[int, Thread] = {}
-        self._warned: set[str] = set()
 
     # -- addresses -------------------------------------------------------------------------------------------
 
@@ -345,9 +344,7 @@ class Highmem:
         self.local_flushes += 1
 
     def _warn_once(self, where: str, function: str) -> None:
-        if where not in self._warned:
-            self._warned.add(where)
-            self._dump_stack.warn((function,), where=where)
+        self._dump_stack.warn_once(where, (function,), where=where)
 
     # -- looking ---------------------------------------------------------------------------------------------
 

@@ -54,7 +54,6 @@ class Ioremap:
         self._frame_text = frame_text
         self._show_pointer = show_pointer
         self._phys_bits = phys_bits
-        self._warned: set[str] = set()
 
     def ioremap(self, phys: int, size: int, function: str = "ioremap") -> int:
         """The address of device memory, with the offset of ``phys`` in its page kept.
@@ -99,9 +98,8 @@ class Ioremap:
             raise KernelError(errno.EINVAL, f"{phys:#x}-{last:#x} is memory")
 
     def _warn_once(self, kind: str, text: str) -> None:
-        if kind not in self._warned:
-            self._warned.add(kind)
-            self._dump_stack.warn((CALLER,), text, where="arch/x86/mm/ioremap.c:" + ("211" if text else "201"))
+        where = "arch/x86/mm/ioremap.c:" + ("211" if text else "201")
+        self._dump_stack.warn_once(f"ioremap {kind}", (CALLER,), text, where)
 
     def iounmap(self, address: int) -> None:
         """Give back what ``ioremap`` returned. EFAULT, and the kernel's report, when there is no area."""

@@ -173,7 +173,6 @@ class AddressSpaces:
         self._backing = backing
         self.printk = printk
         self._ratelimit = ratelimit
-        self._data_warned = False
 
     # -- limits and sums ---------------------------------------------------------------------------------
 
@@ -207,8 +206,7 @@ class AddressSpaces:
         soft, hard = self.rlimits.get(task, RLIMIT_DATA)
         if soft == 0 and mm.data_vm + pages <= hard >> PAGE_SHIFT:
             return True
-        if not self._data_warned:
-            self._data_warned = True
+        if self.printk.once("may_expand_vm"):
             size = (mm.data_vm + pages) << PAGE_SHIFT
             rest = f"VmData {size} exceed data ulimit {soft}. Update limits or use boot option ignore_rlimit_data."
             self.printk.log(KERN_WARNING, f"mmap: {task.comm} ({task.pid}): {rest}")

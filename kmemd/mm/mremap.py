@@ -28,7 +28,6 @@ class Mremap:
 
     def __init__(self, spaces: AddressSpaces) -> None:
         self._spaces = spaces
-        self._warned = False
 
     def mremap(self, task: Caller, address: int, old: int, new: int, flags: int, to: int = 0) -> Mapped:
         """Resize or move ``old`` bytes at ``address`` to ``new`` bytes. EINVAL, EFAULT, EAGAIN, ENOMEM."""
@@ -71,8 +70,7 @@ class Mremap:
         return old, new
 
     def _warn_once(self, task: Caller) -> None:
-        if not self._warned:
-            self._warned = True
+        if self._spaces.printk.once("vma_to_resize"):
             self._spaces.printk.log(KERN_WARNING, f"{task.comm} ({task.pid}): {DUPLICATION}")
 
     def _resizable(self, task: Caller, address: int, old: int, new: int, flags: int) -> Vma:

@@ -40,15 +40,14 @@ class OomAdj:
     def __init__(
         self,
         tasks: Callable[[], Iterable[Adjustable]],
-        warn: Callable[[str], None],
+        warn_once: Callable[[str], None],
         writer: Callable[[], tuple[str, int]],
         updated: Callable[[int, str, int], None] = lambda pid, comm, value: None,
     ) -> None:
         self._updated = updated
         self._tasks = tasks
-        self._warn = warn
+        self._warn_once = warn_once
         self._writer = writer
-        self._warned = False
 
     def write_score_adj(self, task: Adjustable, text: str, *, capable: bool) -> int:
         """Set oom_score_adj, -1000..1000; below what root last set only with CAP_SYS_RESOURCE. EINVAL, ERANGE, EACCES.
@@ -72,11 +71,9 @@ class OomAdj:
         score = OOM_SCORE_ADJ_MAX if value == OOM_ADJUST_MAX else _divide(value * OOM_SCORE_ADJ_MAX, -OOM_DISABLE)
         if score < task.oom_score_adj and not capable:
             raise KernelError(errno.EACCES, "a lower oom_adj needs CAP_SYS_RESOURCE")
-        if not self._warned:
-            self._warned = True
-            comm, pid = self._writer()
-            old, new = f"/proc/{task.pid}/oom_adj", f"/proc/{task.pid}/oom_score_adj"
-            self._warn(f"{comm} ({pid}): {old} is deprecated, please use {new} instead.")
+        comm, pid = self._writer()
+        old, new = f"/proc/{task.pid}/oom_adj", f"/proc/{task.pid}/oom_score_adj"
+        self._warn_once(f"{comm} ({pid}): {old} is deprecated, please use {new} instead.")
         self._set(task, score, None)
         return taken
 

@@ -57,7 +57,7 @@ class KernelAccess:
 
 class Oops:
     """Faults of one kernel. ``stack()`` is the address of the executing task's kernel stack, ``pgd()`` that of its
-    page tables; ``die(frames)`` ends the task.
+    page tables; ``die()`` ends the task, ``uid()`` is its user.
 
     ``count`` is how many there were, which ``kernel.oops_limit`` bounds.
     """
@@ -74,6 +74,7 @@ class Oops:
         pgd: Callable[[], int],
         panics: Callable[[], tuple[bool, int]],
         die: Callable[[], None],
+        uid: Callable[[], int],
         *,
         smep: bool = False,
         smap: bool = False,
@@ -85,7 +86,7 @@ class Oops:
         self._dump_stack = dump_stack
         self._symbolize = symbolize
         self._stack, self._pgd = stack, pgd
-        self._panics, self._die = panics, die
+        self._panics, self._die, self._uid = panics, die, uid
         self.smep, self.smap = smep, smap
         self.count = 0
         self._cr2 = 0
@@ -125,9 +126,10 @@ class Oops:
         self._cr2 = access.address
         leaf = self._mm.lookup(access.address) if user is None else user
         if access.execute and leaf is not None and leaf.flags & NX:
-            self._printk.log(KERN_CRIT, "kernel tried to execute NX-protected page - exploit attempt? (uid: 0)")
+            what = "kernel tried to execute NX-protected page - exploit attempt?"
+            self._printk.log(KERN_CRIT, f"{what} (uid: {self._uid()})")
         elif access.execute and user is not None and self.smep:
-            self._printk.log(KERN_CRIT, "unable to execute userspace code (SMEP?) (uid: 0)")
+            self._printk.log(KERN_CRIT, f"unable to execute userspace code (SMEP?) (uid: {self._uid()})")
         null = "kernel NULL pointer dereference, address" if access.address < PAGE_SIZE else ""
         what = null or "unable to handle page fault for address"
         self._printk.log(KERN_ALERT, f"BUG: {what}: {access.address:0{self._width}x}")
@@ -166,7 +168,7 @@ class Oops:
         frames = self._frames(access)
         self._printk.log(KERN_WARNING, f"{title} [#{self._dump_stack.next_oops()}] SMP")
         self._printk.log(KERN_WARNING, self._dump_stack.who)
-        for line in (*regs, "Call Trace:", " <TASK>", *frames, " </TASK>", "Modules linked in:"):
+        for line in (*regs, "Call Trace:", " <TASK>", *frames, " </TASK>", self._dump_stack.modules()):
             self._printk.log(KERN_WARNING, line)
         if title.startswith("Oops"):
             self._printk.log(KERN_WARNING, f"CR2: {access.address:0{self._width}x}")

@@ -149,7 +149,7 @@ class Preempt:
         count = thread.preempt_count + PREEMPT_DISABLE_OFFSET & COUNT_MASK
         log = self._printk.log
         log(KERN_ERR, f"BUG: scheduling while atomic: {thread.comm}/{thread.pid}/0x{count:08x}")
-        log(KERN_WARNING, "Modules linked in:")
+        log(KERN_WARNING, self._dump_stack.modules())
         self._dump_stack(("__schedule_bug", "__schedule", "schedule", *frames))
         self._dump_stack.taint.add(TAINT_WARN)
         thread.preempt_count = 0

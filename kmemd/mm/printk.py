@@ -31,12 +31,14 @@ class Printk:
     """A bounded ring of records; the oldest are overwritten, as with CONFIG_LOG_BUF_SHIFT."""
 
     CAPACITY = 16384
+    """Records."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._records: deque[Record] = deque(maxlen=self.CAPACITY)
         self.next_seq = 0
         self.syslog_seq = 0
+        self._once: set[str] = set()
 
     def log(self, level: int, text: str) -> None:
         """Append ``text``, one record per line."""
@@ -52,6 +54,16 @@ class Printk:
         """Append one record, whatever ``text`` holds (``devkmsg_emit``)."""
         self._records.append(Record(self.next_seq, level, self._context.now, text, facility))
         self.next_seq += 1
+
+    def once(self, place: str) -> bool:
+        """Whether a place that speaks a single time has not spoken yet (``DO_ONCE_LITE``)."""
+        first = place not in self._once
+        self._once.add(place)
+        return first
+
+    def clear_once(self) -> None:
+        """All of them may speak again (``clear_warn_once_set``)."""
+        self._once.clear()
 
     @property
     def first_seq(self) -> int:

@@ -43,7 +43,6 @@ class SetMemory(Tuned):
     def __init__(self, mm: InitMm, dump_stack: DumpStack) -> None:
         self._mm = mm
         self._dump_stack = dump_stack
-        self._warned = False
         self.kernel_wx, self.user_wx = WARN, ALLOW
 
     def change(self, function: str, address: int, pages: int) -> None:
@@ -75,12 +74,10 @@ class SetMemory(Tuned):
     def _both(self, function: str, leaf: Leaf, new: int) -> None:
         """A page would be writable and executable."""
         page, old = leaf.start, leaf.flags
-        if not self._warned:
-            self._warned = True
-            span = f"range: 0x{page:016x} - 0x{page + PAGE_SIZE - 1:016x}"
-            pfn = max(leaf.phys, 0) >> PAGE_SHIFT
-            text = f"CPA detected W^X violation: {old & ~PFN_MASK:016x} -> {new & ~PFN_MASK:016x} {span} PFN {pfn:x}"
-            self._dump_stack.warn((*FRAMES, function), text)
+        span = f"range: 0x{page:016x} - 0x{page + PAGE_SIZE - 1:016x}"
+        pfn = max(leaf.phys, 0) >> PAGE_SHIFT
+        text = f"CPA detected W^X violation: {old & ~PFN_MASK:016x} -> {new & ~PFN_MASK:016x} {span} PFN {pfn:x}"
+        self._dump_stack.warn_once("verify_rwx", (*FRAMES, function), text)
         if self.kernel_wx == REFUSE:
             raise KernelError(errno.EACCES, f"{page:#x} would be writable and executable, and kernel_wx is {REFUSE}")
 

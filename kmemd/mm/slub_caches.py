@@ -49,6 +49,7 @@ PAGE_FRAMES = ("allocate_slab", "new_slab", "___slab_alloc")
 FREE_FRAMES = ("__free_slab", "discard_slab")
 CACHE_FRAMES = ("kmem_cache_alloc",)
 CACHE_FREE_FRAMES = ("kmem_cache_free",)
+PRE_ALLOC = "slab_pre_alloc_hook.constprop.0"
 MOST_PAGES = 256
 """Pages taken from the page allocator at once."""
 
@@ -362,7 +363,7 @@ class SlabCaches:
         if self._preempt is not None and self._preempt.atomic:
             self._preempt.might_alloc(gfp, frames[0])
         if self.fail is not None and self.fail.armed:
-            asked, n = n, self.fail.room(cache.flags, cache.object_size, gfp, n)
+            asked, n = n, self.fail.room(cache.flags, cache.object_size, gfp, n, (PRE_ALLOC, *frames))
             if asked and not n:
                 raise KernelError(errno.ENOMEM, f"{self.fail.NAME} wants this object of {cache.name} to fail")
         guarded = self.kfence.alloc(cache, size, gfp) if n and self.kfence is not None and self.kfence.due else 0

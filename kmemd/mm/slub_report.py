@@ -83,8 +83,6 @@ class SlubReports:
         self._printk = printk
         self._tools = tools
         self._word = word
-        self._warned: set[tuple[str, str]] = set()
-        self._said_pointer = False
         self.allocated: dict[int, Track] = {}
         self.freed: dict[int, Track] = {}
 
@@ -126,9 +124,7 @@ class SlubReports:
 
     def warn_once(self, frames: tuple[str, ...], text: str = "") -> None:
         """``WARN_ONCE`` in ``frames[0]``: said a single time."""
-        if (frames[0], text) not in self._warned:
-            self._warned.add((frames[0], text))
-            self._tools.dump_stack.warn(frames, text)
+        self._tools.dump_stack.warn_once(f"{frames[0]}: {text}", frames, text)
 
     def duplicate_directory(self, directory: str) -> None:
         """sysfs has such a directory already (``sysfs_warn_dup``)."""
@@ -191,8 +187,7 @@ class SlubReports:
             self.warn_once(("kmem_cache_free",), text)
             return KernelError(errno.EINVAL, f"{address:#x} is in no slab")
         self.warn_once(("free_large_kmalloc", "kfree"))
-        if not self._said_pointer:
-            self._said_pointer = True
+        if self._printk.once("free_large_kmalloc pointer"):
             self.say(f"object pointer: {self.pointer(address)}", KERN_WARNING)
         return KernelError(errno.EINVAL, f"{address:#x} was not allocated by kmalloc")
 

@@ -9,15 +9,15 @@ import numpy as np
 
 from kmemd.errors import KernelError
 from kmemd.kernel import Kernel
-from kmemd.mm import kstrtox
 from kmemd.mm.cma import CmaArea
+from kmemd.mm.debugfs_handlers import simple_number
 from kmemd.steps import Steps
 from kmemd.views.tree import debugfs, sysfs
 
 SYSFS = "kernel/mm/cma"
 AREA = f"{SYSFS}/{{area}}"
 DEBUG = "cma"
-DEBUG_AREA = f"{DEBUG}/cma-{{area}}"
+DEBUG_AREA = f"{DEBUG}/{{area}}"
 
 
 def _any(kernel: Kernel) -> bool:
@@ -26,7 +26,7 @@ def _any(kernel: Kernel) -> bool:
 
 
 sysfs.dir(SYSFS, exists=_any)
-debugfs.dir(DEBUG, exists=_any)
+debugfs.dir(DEBUG)
 
 
 @sysfs.keys(AREA, fixed=True)
@@ -93,8 +93,8 @@ def bitmap(kernel: Kernel, area: str) -> str:
 
 
 def _pages(text: str) -> int:
-    """A number of pages, as a signed one. EINVAL."""
-    return kstrtox.kstrtoint(kstrtox.to_bytes(text), 0)
+    """A number of pages, whose lower half counts. EINVAL, ERANGE."""
+    return simple_number(text) & 0xFFFF_FFFF
 
 
 @debugfs.write_only(f"{DEBUG_AREA}/alloc")

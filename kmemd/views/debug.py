@@ -1,17 +1,15 @@
-"""``/sys/kernel/debug/page_owner`` and ``/sys/kernel/debug/kmemleak`` (mm/page_owner.c, mm/kmemleak.c).
+"""``/sys/kernel/debug``: page_owner, kmemleak, clear_warn_once (mm/page_owner.c, mm/kmemleak.c, kernel/panic.c).
 
-Both are made while they are read: a full machine's page_owner is some hundred megabytes.
+The first two are made while they are read: a full machine's page_owner is some hundred megabytes.
 """
 
 from __future__ import annotations
 
 from kmemd.kernel import Kernel
-from kmemd.mm.kstrtox import c_string, kstrtobool, kstrtoull, strip, to_bytes
+from kmemd.mm.debugfs_handlers import simple_number
+from kmemd.mm.kstrtox import kstrtobool, to_bytes
 from kmemd.views.stream import StreamFile
 from kmemd.views.tree import Caller, debugfs, sysfs
-
-NUMBER_BUFFER = 23
-"""Characters that a number written to a debugfs attribute is cut to."""
 
 
 def _enabled(kernel: Kernel) -> bool:
@@ -41,8 +39,15 @@ def count_threshold(kernel: Kernel) -> str:
 
 @count_threshold.store
 def count_threshold_store(kernel: Kernel, text: str) -> None:
-    """A number (``simple_attr_write``). EINVAL, ERANGE."""
-    kernel.page_owner.count_threshold = kstrtoull(strip(c_string(to_bytes(text)[:NUMBER_BUFFER])), 0)
+    """A number. EINVAL, ERANGE."""
+    kernel.page_owner.count_threshold = simple_number(text)
+
+
+@debugfs.write_only("clear_warn_once")
+def clear_warn_once(kernel: Kernel, text: str) -> None:
+    """Any number: warnings that are given once may be given again (kernel/panic.c). EINVAL, ERANGE."""
+    simple_number(text)
+    kernel.printk.clear_once()
 
 
 @debugfs.device("kmemleak", mode=0o644)

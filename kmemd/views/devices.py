@@ -1,8 +1,8 @@
 """``/proc/devices``, ``consoles``, ``locks``, ``cgroups`` and ``sys/fs/file-nr``: tables that programs open at start.
 
-fs/proc/{devices,consoles}.c, fs/locks.c, kernel/cgroup/cgroup-v1.c, fs/file_table.c. The model has one serial port and
-no video terminal, as the captured machines, and the disks that it swaps to. Left out: file locks, control groups but
-the root, drivers of anything else.
+fs/proc/{devices,consoles}.c, kernel/exec_domain.c, fs/locks.c, kernel/cgroup/cgroup-v1.c, fs/file_table.c. The model
+has one serial port and no video terminal, as the captured machines, and the disks that it swaps to. Left out: file locks,
+control groups but the root, drivers of anything else.
 """
 
 from __future__ import annotations
@@ -38,6 +38,12 @@ def consoles(kernel: Kernel) -> str:
     if named and not any(SERIAL_PORT.fullmatch(value.split(",")[0]) for value in named):
         return ""
     return f"{'ttyS0':<21}-W- (EC p a)    4:64\n"
+
+
+@proc.file("execdomains")
+def execdomains(kernel: Kernel) -> str:
+    """Whose programs run: Linux' own (kernel/exec_domain.c)."""
+    return f"0-0\t{'Linux':<16}\t[kernel]\n"
 
 
 @proc.file("locks")

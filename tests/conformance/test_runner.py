@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kmemd.cli import main
 from kmemd.conformance import runner
 from kmemd.conformance.case import Case
 
@@ -39,6 +40,25 @@ def test_a_failure_is_counted_and_named(tmp_path: Path) -> None:
 def test_a_folder_without_captures_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         list(runner.run_tree(tmp_path))
+
+
+def test_chosen_folders_alone_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(CAPTURES / "buddy", tmp_path / "buddy")
+    (tmp_path / "writes").mkdir()
+    assert [tally.folder for tally in runner.run_tree(tmp_path, ["buddy"])] == ["buddy"]
+    assert main(["conformance", str(tmp_path), "buddy"]) == 0
+    assert "writes" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("folder", "reason"), [("budy", "they are boot, watermarks, "), ("slab", "no such folder")])
+def test_a_folder_that_cannot_be_compared_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: str, reason: str
+) -> None:
+    (tmp_path / "buddy").mkdir()
+    assert main(["conformance", str(tmp_path), folder]) == 1
+    error = capsys.readouterr().err
+    assert folder in error
+    assert reason in error
 
 
 def entries(tree: Path, out: Path) -> dict[tuple[str, str], dict[str, object]]:

@@ -159,7 +159,7 @@ def test_a_gigantic_page_where_programs_had_pages() -> None:
 
 
 def test_files_of_an_area(system: System) -> None:
-    debug = "/sys/kernel/debug/cma/cma-reserved"
+    debug = "/sys/kernel/debug/cma/reserved"
     names = ("base_pfn", "count", "order_per_bit", "used", "maxchunk")
     area = system.kernel.cma.areas[0]
 
@@ -172,7 +172,10 @@ def test_files_of_an_area(system: System) -> None:
     assert system.read(f"{debug}/bitmap").split()[:5] == [b"4294967295"] * 3 + [b"15", b"0"]
     with pytest.raises(OSError, match="ENOMEM"):
         system.write(f"{debug}/alloc", "100000")
-    system.write(f"{debug}/free", "30")
+    for bad in ("-1", "x", ""):
+        with pytest.raises(OSError, match="EINVAL"):
+            system.write(f"{debug}/alloc", bad or " ")
+    system.write(f"{debug}/free", "0x1e\n")
     assert shown()[3] == 70
     system.check()
     system.write(f"{debug}/free", "1000")
@@ -186,6 +189,7 @@ def test_without_cma_there_are_no_files() -> None:
     system = System.boot(machine(256), cmdline=NEVER)
     with pytest.raises(OSError, match="ENOENT"):
         system.read("/sys/kernel/mm/cma/reserved/alloc_pages_success")
+    assert list(system.tree.children(system.tree.lookup("/sys/kernel/debug/cma"))) == []
 
 
 def test_devices_get_their_blocks_from_the_area(system: System) -> None:

@@ -16,7 +16,11 @@ class Harness:
         self.arrays = Arrays()
         self.tasks: list[Task] = []
         self.log: list[str] = []
-        self.adj = OomAdj(lambda: self.tasks, self.log.append, lambda: ("sh", 7))
+        self.adj = OomAdj(lambda: self.tasks, self.warn_once, lambda: ("sh", 7))
+
+    def warn_once(self, text: str) -> None:
+        if not self.log:
+            self.log.append(text)
 
     def task(self, pid: int, **more: object) -> Task:
         task = Task(pid, mm=self.arrays.mm(1), **more)  # type: ignore[arg-type]

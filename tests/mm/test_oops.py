@@ -194,6 +194,20 @@ def test_smep_keeps_the_kernel_from_user_code() -> None:
     system.check()
 
 
+def test_a_report_names_the_tasks_user_and_the_modules(system: System) -> None:
+    pid = pid_of(system.command("spawn w image=tiny uid=1000"))
+    system.command("init_module first text=8K")
+    system.command("init_module second text=8K")
+    system.command("init_module gone text=8K")
+    system.command("delete_module gone")
+    system.command("a = kmalloc 64")
+    _, said = fails(system, f"call a pid={pid} by=bad_call[first]")
+    assert said[0].endswith("exploit attempt? (uid: 1000)")
+    shown = [line.split()[0] for line in system.read("/proc/modules").decode().splitlines()]
+    assert shown == ["second", "first"]
+    assert "Modules linked in: second first [last unloaded: gone]" in said
+
+
 def test_smap_keeps_the_kernel_from_user_data() -> None:
     system, pid, address = guarded("smap")
     number, said = fails(system, f"READ_ONCE {address} pid={pid}")

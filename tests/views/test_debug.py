@@ -53,6 +53,27 @@ def test_the_captured_writes():
     assert system.read(LEAKS) == b""
 
 
+def test_warnings_come_once_until_they_are_cleared():
+    system = System.boot(cmdline="nokaslr")
+    clear = "/sys/kernel/debug/clear_warn_once"
+    warning = "kmalloc 64M"
+
+    def warnings():
+        first = system.kernel.printk.next_seq
+        with pytest.raises(OSError, match="ENOMEM"):
+            system.command(warning)
+        return sum(record.text.startswith("WARNING: ") for record in system.kernel.printk.since(first))
+
+    assert (warnings(), warnings()) == (1, 0)
+    for bad in ("x", "-1"):
+        with pytest.raises(OSError, match="EINVAL"):
+            system.write(clear, bad)
+    assert warnings() == 0
+    assert system.write(clear, "1\n") == 2
+    assert (warnings(), warnings()) == (1, 0)
+    assert system.tree.lookup(clear).entry.mode == 0o200
+
+
 def test_a_stream_is_a_window_on_text_that_is_made_once():
     made = []
 

@@ -12,7 +12,7 @@ from kmemd.machine import Machine, SwapDevice
 from kmemd.mm.file_table import FileTable
 
 LISTING = Path(__file__).parents[1] / "captures" / "linux-6.1" / "boot" / "ls-proc.txt"
-NAMES = ("cgroups", "consoles", "devices", "interrupts", "locks", "softirqs")
+NAMES = ("cgroups", "consoles", "devices", "execdomains", "interrupts", "ioports", "locks", "softirqs")
 
 
 def text(system, path):
@@ -34,6 +34,10 @@ def test_devices_are_those_of_the_machine(system):
     character, block = text(system, "/proc/devices").split("\n\n")
     assert character == "Character devices:\n  1 mem\n  4 ttyS\n  5 /dev/tty\n  5 /dev/console"
     assert block == "Block devices:\n254 virtblk\n259 blkext\n"
+
+
+def test_the_only_domain_is_linux(system):
+    assert text(system, "/proc/execdomains") == "0-0\tLinux           \t[kernel]\n"
 
 
 @pytest.mark.parametrize(("disks", "count"), [((), 0), (("/dev/sda3", "/dev/sdb1"), 16), (("/dev/nvme0n1p2",), 0)])

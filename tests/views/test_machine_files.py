@@ -1,5 +1,6 @@
 """iomem, cpuinfo, stat, uptime and the like."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,28 @@ def test_iomem_has_addresses_for_root_alone(system):
     assert "00100000-bffd9fff : System RAM\n  01000000-016011c7 : Kernel code\n" in root
     assert other.splitlines()[1] == "00000000-00000000 : System RAM"
     assert len(other.splitlines()) == len(root.splitlines())
+
+
+PORT = re.compile(r"BAR \d \[io  0x([0-9a-f]+)(?:-0x([0-9a-f]+))?\]")
+
+
+@pytest.mark.parametrize("name", ["x86_64-2G-2cpu", "i386-2G-highmem-2cpu"])
+def test_ioports_are_those_that_the_captured_boots_tell_of(system, name):
+    captured = {(first, last or first) for first, last in PORT.findall((BOOT / name / "dmesg").read_text())}
+    lines = read(system, "/proc/ioports").splitlines()
+    shown = {tuple(line.split()[0].split("-")) for line in lines if "0000:00:0" in line}
+    assert shown == captured
+    assert lines[:2] == ["0000-0cf7 : PCI Bus 0000:00", "  0000-001f : dma1"]
+    starts = [int(line.split("-")[0], 16) for line in lines]
+    assert starts == sorted(starts)
+
+
+def test_ioports_have_numbers_for_root_alone_and_a_twin_only_those_of_every_pc(system):
+    lines = read(system, "/proc/ioports", Caller(5, 1000)).splitlines()
+    assert {line.split()[0] for line in lines} == {"0000-0000"}
+    twin = System.boot(Machine.from_capture(BOOT / "x86_64-256M-1cpu"))
+    assert "0020-0021 : pic1" in read(twin, "/proc/ioports").splitlines()
+    assert "PCI" not in read(twin, "/proc/ioports")
 
 
 @pytest.mark.parametrize("name", ["x86_64-256M-1cpu", "x86_64-2node-4G-4cpu", "i386-2G-highmem-2cpu"])
