@@ -381,8 +381,9 @@ class Kernel:
         """What is built on pages, and the instruments that watch it (mm_init, fork_init)."""
         self.kmemleak = kernel_memory.make_kmemleak(self)
         self.page_poison = self.page_alloc.poison = kernel_guards.make_page_poison(self)
-        self.slub = kernel_memory.make_slub(self)
         self.percpu = kernel_memory.make_percpu(self)
+        self.slub = kernel_memory.make_slub(self)
+        kernel_memory.setup_percpu(self)
         self.page_owner = PageOwner(
             self.owner,
             self.pages,

@@ -41,4 +41,5 @@ def check(kernel: Kernel) -> None:
     kernel.watermarks.check()
     kernel.accounting.check()
     kernel.cma.check()
+    kernel.percpu.check()
     check_buddy(kernel.buddy, kernel.zones)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kmemd.boot.areas import percpu_groups
+from kmemd.boot.areas import PERCPU_ATOM, PERCPU_UNIT, percpu_groups
 from kmemd.core import stats
 from kmemd.debug.alloc_stacks import AllocStacks
 from kmemd.debug.check_wx import CheckWx
@@ -23,7 +23,7 @@ from kmemd.mm.ioremap import FUNCTIONS
 from kmemd.mm.layout import PHYSICAL_START, X86_64
 from kmemd.mm.module import BpfPrograms, CodeMemory, Modules, pack_size
 from kmemd.mm.oops import KernelAccess, Oops
-from kmemd.mm.percpu import POPULATED_BY_BOOT, Percpu
+from kmemd.mm.percpu import POPULATED_BY_BOOT, Percpu, Units
 from kmemd.mm.pti import check_boottime_disable
 from kmemd.mm.signals import SIGSEGV
 from kmemd.mm.slub import Slub
@@ -88,6 +88,7 @@ def make_slub(kernel: Kernel) -> Slub:
             init_on_alloc=kernel.page_poison.init_on_alloc,
             init_on_free=kernel.page_poison.init_on_free,
         ),
+        kernel.percpu,
     )
 
 
@@ -168,13 +169,25 @@ def make_vmalloc(kernel: Kernel) -> Vmalloc:
 
 
 def make_percpu(kernel: Kernel) -> Percpu:
-    """Per-CPU memory: a twin's is in what its free lists lack."""
-    machine, capture = kernel.machine, kernel.machine.capture
-    if capture is not None and machine.is_twin:
-        return Percpu(capture.meminfo.get("Percpu", 0) // KIB_PER_PAGE)
-    percpu = Percpu()
-    percpu.boot(machine.arch, machine.cpu_nodes, kernel.page_alloc, kernel.context, kernel.depot)
-    return percpu
+    """Per-CPU memory, as far as it is there before the page allocator is (setup_per_cpu_areas)."""
+    machine, atom = kernel.machine, PERCPU_ATOM[kernel.machine.arch]
+    units = Units(percpu_groups(kernel)[0], atom, max(atom, PERCPU_UNIT[machine.arch]))
+    return Percpu(machine.arch, machine.cpu_nodes, units, kernel.page_alloc, kernel.context, kernel.depot)
+
+
+def setup_percpu(kernel: Kernel) -> None:
+    """Pages of further chunks, which a twin has already; data of zones, nodes and the memory controller."""
+    machine, capture, percpu = kernel.machine, kernel.machine.capture, kernel.percpu
+    taken = capture.meminfo.get("Percpu", 0) // KIB_PER_PAGE if capture is not None and machine.is_twin else None
+    percpu.boot(taken)
+    percpu.setup_pageset(
+        sum(zone.populated for zone in kernel.zones),
+        len(kernel.nodes),
+        kernel.layout.pointer_size,
+        machine.cpu_model.clflush,
+        numa=machine.numa,
+    )
+    kernel.memcg.kernel.use(percpu)
 
 
 def make_init_mm(kernel: Kernel) -> InitMm:

@@ -111,7 +111,14 @@ class MemControl(MemcgTree):
         if not self._free_ids and len(self.groups) > MEM_CGROUP_ID_MAX:
             raise KernelError(errno.ENOSPC, f"there are {MEM_CGROUP_ID_MAX} memory cgroups")
         percpu = self.kernel.charge_percpu(parent)
-        number = self._free_ids.pop() if self._free_ids else len(self.groups)
+        number = self._free_ids[-1] if self._free_ids else len(self.groups)
+        try:
+            self.kernel.alloc_percpu(number)
+        except KernelError:
+            self.kernel.uncharge_percpu(percpu)
+            raise
+        if self._free_ids:
+            self._free_ids.pop()
         memcg = MemCgroup(number, cgroup, parent, self.kernel.nodes)
         memcg.percpu_of = percpu
         if number == len(self.groups):

@@ -23,6 +23,7 @@ from kmemd.mm.gfp import GFP_KERNEL
 from kmemd.mm.memcontrol_group import COUNTED, MemCgroup, ObjCgroup
 from kmemd.mm.memcontrol_stock import MEMCG_CHARGE_BATCH, Charge, Stock
 from kmemd.mm.mmzone import Zone
+from kmemd.mm.percpu import Area, Percpu
 from kmemd.mm.units import PAGE_SHIFT, PAGE_SIZE
 
 PFNs = npt.NDArray[np.int64]
@@ -69,6 +70,8 @@ class KernelMemory:
         self._pointer, self._cpus, self.enabled = pointer, cpus, enabled
         self._words: npt.NDArray[np.int32] | None = None
         self.objcgs: list[ObjCgroup | None] = []
+        self._percpu: Percpu | None = None
+        self._areas: dict[int, list[Area]] = {}
         self.active = False
         self.objects = 0
 
@@ -99,7 +102,12 @@ class KernelMemory:
 
     def freed(self, memcg: MemCgroup) -> None:
         """The last of a removed group is gone, its per-CPU data as well (``mem_cgroup_free``)."""
+        self._free_percpu(memcg.id)
         objcg, memcg.percpu_of = memcg.percpu_of, None
+        self.uncharge_percpu(objcg)
+
+    def uncharge_percpu(self, objcg: ObjCgroup | None) -> None:
+        """Undo ``charge_percpu``."""
         if objcg is not None:
             objcg.memcg.percpu -= self._percpu_bytes()
             self.uncharge_bytes(objcg.id, self._percpu_bytes())
@@ -152,14 +160,36 @@ class KernelMemory:
             objcg.account(-pages)
             self._stock.refill(objcg.memcg, pages)
 
-    def _percpu_bytes(self) -> int:
-        """What the per-CPU counters of a group take, with a pointer for each smallest unit (pcpu_obj_full_size)."""
+    def use(self, percpu: Percpu) -> None:
+        """From now on the counters of groups are in per-CPU memory, the root's as well. ENOMEM."""
+        self._percpu = percpu
+        self.alloc_percpu(0)
+
+    def alloc_percpu(self, number: int) -> None:
+        """A group's counters, and those of each node. ENOMEM, with nothing taken."""
+        if self._percpu is None:
+            return
+        areas = self._areas[number] = list[Area]()
+        try:
+            areas.extend(self._percpu.alloc(size, self._pointer) for size in self._percpu_sizes())
+        except KernelError:
+            self._free_percpu(number)
+            raise
+
+    def _free_percpu(self, number: int) -> None:
+        for area in self._areas.pop(number, ()):
+            if self._percpu is not None:
+                self._percpu.free(area)
+
+    def _percpu_sizes(self) -> tuple[int, ...]:
+        """struct lruvec_stats_percpu of each node, struct memcg_vmstats_percpu."""
         items, word = stats.NR_VM_NODE_STAT_ITEMS, self._pointer
         counters = (2 * (items + MEMCG_OWN_ITEMS + EVENT_ITEMS) + 1 + MEM_CGROUP_NTARGETS) * word
-        return sum(
-            size * self._cpus + size // PCPU_MIN_ALLOC_SIZE * word
-            for size in (counters, *[2 * items * word] * self.nodes)
-        )
+        return (counters, *[2 * items * word] * self.nodes)
+
+    def _percpu_bytes(self) -> int:
+        """What the per-CPU counters of a group take, with a pointer for each smallest unit (pcpu_obj_full_size)."""
+        return sum(size * self._cpus + size // PCPU_MIN_ALLOC_SIZE * self._pointer for size in self._percpu_sizes())
 
     def charge_percpu(self, parent: MemCgroup | None) -> ObjCgroup | None:
         """The counters of a new group are its parent's memory; who pays for them. ENOMEM."""

@@ -23,6 +23,7 @@ from kmemd.mm.gfp import GFP_KERNEL, GFP_NOWAIT, F, format_gfp
 from kmemd.mm.leak_observer import Addresses, LeakObserver
 from kmemd.mm.page_supply import PageSupply
 from kmemd.mm.params import CommandLine
+from kmemd.mm.percpu import Percpu
 from kmemd.mm.preempt import Preempt
 from kmemd.mm.printk import KERN_INFO, Printk
 from kmemd.mm.slab_common import (
@@ -80,11 +81,13 @@ class Slub(SlabCaches):
         preempt: Preempt | None = None,
         memcg: SlabCharging | None = None,
         hardening: Hardening | None = None,
+        percpu: Percpu | None = None,
     ) -> None:
         super().__init__(
             *(page_alloc, pages, node_stat, context, depot, printk, tools, machine, cmdline, observer, preempt),
             memcg,
             hardening,
+            percpu,
         )
         self._large: dict[int, int] = {}
         self._kmalloc: dict[tuple[int, int], KmemCache] = {}
@@ -102,6 +105,8 @@ class Slub(SlabCaches):
         caches = self._boot_cache("kmem_cache", CACHE_STRUCT_BYTES[self.machine.word] + pointers)
         self.kmem_cache = caches
         caches.node_structs = [self._internal(nodes, nid) for nid in self.slab_nodes]
+        self._alloc_cpus(nodes)
+        self._alloc_cpus(caches)
         for cache in (caches, nodes):
             cache.struct = self._internal(caches, NUMA_NO_NODE)
             self.core.flush(cache.index, self._context.cpu)

@@ -28,6 +28,7 @@ from kmemd.mm.kfence import Kfence
 from kmemd.mm.leak_observer import FILL_POISON, FILL_ZERO, Addresses, LeakObserver, NullObserver
 from kmemd.mm.page_supply import PageSupply
 from kmemd.mm.params import CommandLine
+from kmemd.mm.percpu import Area, Percpu
 from kmemd.mm.preempt import Preempt
 from kmemd.mm.printk import KERN_ERR, Printk
 from kmemd.mm.slab_common import KmemCache, Merging, check_geometry_request
@@ -49,6 +50,8 @@ PAGE_FRAMES = ("allocate_slab", "new_slab", "___slab_alloc")
 FREE_FRAMES = ("__free_slab", "discard_slab")
 CACHE_FRAMES = ("kmem_cache_alloc",)
 CACHE_FREE_FRAMES = ("kmem_cache_free",)
+CPU_POINTERS, STAT_ITEMS = 4, 26
+"""Words of struct kmem_cache_cpu, and its counters of 32 bits behind them (NR_SLUB_STAT_ITEMS)."""
 PRE_ALLOC = "slab_pre_alloc_hook.constprop.0"
 MOST_PAGES = 256
 """Pages taken from the page allocator at once."""
@@ -76,8 +79,10 @@ class SlabCaches:
         preempt: Preempt | None = None,
         memcg: SlabCharging | None = None,
         hardening: Hardening | None = None,
+        percpu: Percpu | None = None,
     ) -> None:
         self._memcg = memcg
+        self._percpu, self._cpu_areas = percpu, dict[int, Area]()
         self._page_alloc = page_alloc
         self.node_stat = node_stat
         self._context = context
@@ -230,9 +235,16 @@ class SlabCaches:
             cache.struct = self._internal(self.kmem_cache, NUMA_NO_NODE)
             for nid in self.slab_nodes:
                 cache.node_structs.append(self._internal(self.kmem_cache_node, nid))
+            self._alloc_cpus(cache)
         except KernelError:
             self._release(cache)
             raise
+
+    def _alloc_cpus(self, cache: KmemCache) -> None:
+        """struct kmem_cache_cpu of a cache (``alloc_kmem_cache_cpus``). ENOMEM."""
+        if self._percpu is not None:
+            word = self.machine.word
+            self._cpu_areas[cache.index] = self._percpu.alloc(CPU_POINTERS * word + STAT_ITEMS * 4, 2 * word)
 
     def _internal(self, cache: KmemCache, nid: int) -> int:
         """An object for the allocator itself, which kmemleak is not told of: its lists point to it."""
@@ -310,6 +322,9 @@ class SlabCaches:
     def _release(self, cache: KmemCache) -> None:
         """Free what describes a cache (``slab_kmem_cache_release``)."""
         assert self.kmem_cache is not None
+        area = self._cpu_areas.pop(cache.index, None)
+        if area is not None and self._percpu is not None:
+            self._percpu.free(area)
         addresses = [*cache.node_structs, *([cache.struct] if cache.struct else [])]
         self._free(np.array(addresses, dtype=np.uint64), -1, CACHE_FREE_FRAMES, False)
         self.core.reset_cache(cache.index)

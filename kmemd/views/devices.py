@@ -1,8 +1,8 @@
 """``/proc/devices``, ``consoles``, ``locks``, ``cgroups`` and ``sys/fs/file-nr``: tables that programs open at start.
 
 fs/proc/{devices,consoles}.c, kernel/exec_domain.c, fs/locks.c, kernel/cgroup/cgroup-v1.c, fs/file_table.c. The model
-has one serial port and no video terminal, as the captured machines, and the disks that it swaps to. Left out: file locks,
-control groups but the root, drivers of anything else.
+has one serial port and no video terminal, as the captured machines, and the disks that it swaps to. Left out: file
+locks, control groups but the root, drivers of anything else.
 """
 
 from __future__ import annotations

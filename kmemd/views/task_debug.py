@@ -93,7 +93,8 @@ def sched(kernel: Kernel, task: Task) -> Iterator[str]:
     for name, ns in (("exec_start", task.start_ns), ("vruntime", runtime), ("sum_exec_runtime", runtime)):
         yield f"{'se.' + name:<45}:{ns // 1000000:14d}.{ns % 1000000:06d}\n"
     weight = round(NICE_0_WEIGHT * WEIGHT_STEP**-task.nice) << WEIGHT_BITS[kernel.machine.arch]
-    numbers = {"se.nr_migrations": 0, "nr_switches": 0, "nr_voluntary_switches": 0, "nr_involuntary_switches": 0}
+    numbers = {"se.nr_migrations": 0, "nr_switches": task.nvcsw}
+    numbers |= {"nr_voluntary_switches": task.nvcsw, "nr_involuntary_switches": 0}
     numbers |= {"se.load.weight": weight, "policy": 0, "prio": DEFAULT_PRIO + task.nice, "clock-delta": 0}
     for name, number in numbers.items():
         yield f"{name:<45}:{number:21d}\n"

@@ -1,6 +1,7 @@
 """The task table."""
 
 import errno
+import re
 
 import pytest
 
@@ -81,5 +82,8 @@ def test_sleeps_are_switches() -> None:
     box.run("sleep 1", "access p m 8M r", "madvise p m 8M MADV_PAGEOUT")
     before = switches(box)
     major = int(box.run("access p m 8M r")["major"])
-    assert box.kernel.tasks.find(int(pid)).nvcsw >= major > 0
+    slept = box.kernel.tasks.find(int(pid)).nvcsw
+    assert slept >= major > 0
+    shown = dict(re.findall(r"(\w+) +: +(\d+)\n", box.system.read(f"/proc/{pid}/sched").decode()))
+    assert (shown["nr_switches"], shown["nr_voluntary_switches"]) == (str(slept), str(slept))
     assert switches(box) - before >= 2 * major
