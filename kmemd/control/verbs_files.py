@@ -180,6 +180,10 @@ def readahead(kernel: Kernel, path: Text, offset: Size, length: Size) -> Reply:
     return Reply({"path": path, "pages": files.force_readahead(file, offset >> PAGE_SHIFT, end)})
 
 
+WHOLE = 1 << 62
+"""Where a range ends that has no end, in pages."""
+
+
 @verb
 def fsync(kernel: Kernel, path: Text) -> Slices:
     """Write a file's dirty pages and its inode to its disk and wait.
@@ -189,8 +193,9 @@ def fsync(kernel: Kernel, path: Text) -> Slices:
     files = kernel.user.files
     file = files.vfs.lookup(path)
     done = 0
-    for start in range(0, max(file.pages, 1), PIECE >> PAGE_SHIFT):
-        done += files.io.writeback(file, start, start + (PIECE >> PAGE_SHIFT))
+    part, pages = PIECE >> PAGE_SHIFT, max(file.pages, 1)
+    for start in range(0, pages, part):
+        done += files.io.writeback(file, start, start + part if start + part < pages else WHOLE)
         yield
     files.fsync(file)
     return Reply({"path": path, "pages": done})

@@ -69,7 +69,7 @@ def test_write_back_of_a_file_is_told() -> None:
     assert events.index("sb_mark_inode_writeback") < events.index("sb_clear_inode_writeback")
     assert events.count("folio_wait_writeback") >= 1
     pages = [line for line in fs.lines() if ": wbc_writepage: " in line]
-    pages = [line for line in pages if "end=0x7fffff " in line]
+    pages = [line for line in pages if "end=0x7fffffffffffffff " in line]
     assert len(pages) == 64
     assert "mode=1 kupd=0 bgrd=0 reclm=0 cyclic=0" in pages[0]
     left = [int(re.findall(r"towrt=(-?\d+)", line)[0]) for line in pages]
