@@ -7,6 +7,7 @@ the page. The best of some runs is taken, for the host does other things, too.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import tempfile
@@ -86,6 +87,26 @@ def swap() -> tuple[float, float]:
     return written, (event(system, "pswpin") - before) / (time.perf_counter() - began)
 
 
+def swapoff(hog_mib: int, other_mib: int = 0) -> float:
+    """Pages brought back a second by swapoff, after a program has filled memory and swap, and another one, if any, has
+    pushed it out and left. Without the other one memory runs out in its midst, and a task is killed.
+    """
+    system = System.boot(machine="default", seed=1, cmdline=CMDLINE, clock="manual")
+    system.write("/proc/sys/vm/overcommit_memory", "1")
+    pids = []
+    for size in filter(None, (hog_mib, other_mib)):
+        pids.append(int(re.findall(r"pid=(\d+)", system.command("spawn hog"))[0]))
+        start = re.findall(r"addr=(\w+)", system.command(f"mmap {pids[-1]} {size * MIB}"))[0]
+        system.command(f"access {pids[-1]} {start} {size * MIB} w")
+    if other_mib:
+        system.command(f"exit {pids[-1]}")
+        system.advance(5)
+    before, began = event(system, "pswpin"), time.perf_counter()
+    with contextlib.suppress(OSError):
+        system.command("swapoff /dev/vdb")
+    return (event(system, "pswpin") - before) / (time.perf_counter() - began)
+
+
 def run() -> Iterator[Figure]:
     """The figures of reclaim."""
     real = real_pages_per_second()
@@ -96,3 +117,5 @@ def run() -> Iterator[Figure]:
     written, read = swap()
     yield Figure("anonymous pages swapped out", written / 1e3, "k pages/s")
     yield Figure("anonymous pages swapped in by faults", read / 1e3, "k pages/s")
+    yield Figure("pages swapped in by swapoff, memory left", swapoff(600, 2000) / 1e3, "k pages/s")
+    yield Figure("pages swapped in by swapoff until memory runs out", swapoff(2500) / 1e3, "k pages/s")

@@ -249,7 +249,7 @@ class Kernel:
             self.context,
             self.printk,
             lambda nid: hugetlb_lines(self.hugetlb.pools, nid),
-            lambda: (self.swap.free_pages, self.swap.total_pages),
+            lambda: (self.swap.nr_swap_pages, self.swap.total_swap_pages),
         )
         self._init_oom()
         self._init_cgroups()
@@ -506,7 +506,7 @@ class Kernel:
             free_kb_at_init(self.totalram_pages() * KIB_PER_PAGE, machine.cpus, tables_kb),
             self.totalram_pages,
             self.hugetlb.total_pages,
-            lambda: self.swap.total_pages,
+            lambda: self.swap.total_swap_pages,
             long_bits=bits,
         )
         self.file_table = FileTable(self.totalram_pages() * KIB_PER_PAGE, tables_kb, long_bits=bits)

@@ -39,7 +39,7 @@ def make_oom_kill(kernel: Kernel, executing: Callable[[], Task | None]) -> OomKi
         kernel.nodes,
         kernel.tasks.in_order_of_fork,
         executing,
-        lambda: (kernel.totalram_pages(), kernel.swap.total_pages),
+        lambda: (kernel.totalram_pages(), kernel.swap.total_swap_pages),
         kernel.mm_counters,
         kernel.vmstat,
         report,

@@ -37,7 +37,7 @@ class PageReclaim:
         vmstat, swap = kernel.vmstat, kernel.swap
         self.lruvecs = LruVecs(user.lru, vmstat)
         self.lruvecs.memcgs = kernel.memcg
-        balance = Balance(self.lruvecs, vmstat, lambda: kernel.vmscan.swappiness, lambda: swap.free_pages)
+        balance = Balance(self.lruvecs, vmstat, lambda: kernel.vmscan.swappiness, lambda: swap.nr_swap_pages)
         self.workingset = Workingset(kernel.pages, vmstat, self.lruvecs, counts.nids, balance.swap_left)
         user.pageout.workingset = user.swap_state.workingset = self.workingset
         user.page_cache.refault = self.workingset.refault
@@ -82,7 +82,7 @@ class PageReclaim:
             self.shrinkers,
             self.workingset,
             self._wait_some,
-            lambda: swap.total_pages,
+            lambda: swap.total_swap_pages,
             lambda: kernel.vmscan.zone_reclaim_mode,
         )
         self.replacement = PageReplacement(kernel, user, self, balance, counts)

@@ -274,6 +274,89 @@ class SwapFaults(PageArrays):
         self._node_stat[nid, self._nr_pages] -= 1
         self._node_stat[nid, self._nr_cache] -= 1
 
+    # -- swapoff -------------------------------------------------------------------------------------------
+
+    def unuse(
+        self,
+        vpns: cython.longlong[::1],
+        at: tuple,
+        inside: tuple,
+        window: cython.longlong,
+        anon: tuple,
+        bits: cython.ulonglong,
+        freed: cython.longlong[::1],
+    ) -> tuple:
+        """Map pages of the cache instead of entries that name them, as swapoff does (unuse_pte), up to the first whose
+        page has to be read or waited for, or is not ``inside`` of ``(first, end)``.
+
+        ``at`` is ``(type of the area, index in words of page number 0, bits of a table)``; ``anon`` the mapping's
+        ``(anon_vma, its root, page index of page number 0)``. How many entries are done with, how many pages were
+        mapped, and how many slots in ``freed`` have no page any more, which are still marked as taken.
+        """
+        number: cython.longlong = at[0]
+        base: cython.longlong = at[1]
+        table: cython.longlong = vpns[0] >> cython.cast(cython.int, at[2])
+        shift: cython.int = at[2]
+        first: cython.longlong = inside[0]
+        end: cython.longlong = inside[1]
+        mine: cython.int = anon[0]
+        root: cython.int = anon[1]
+        index: cython.longlong = anon[2]
+        i: cython.Py_ssize_t
+        mapped: cython.longlong = 0
+        lost: cython.longlong = 0
+        vpn: cython.longlong
+        offset: cython.longlong
+        pfn: cython.longlong
+        entry: cython.ulonglong
+        if not self._use(number):
+            return 0, 0, 0
+        self._window = window
+        for i in range(vpns.shape[0]):
+            vpn = vpns[i]
+            if vpn < first or vpn >= end or vpn >> shift != table:
+                return i, mapped, lost
+            entry = self._words[base + vpn]
+            if not entry or entry & (1 | 1 << 8) or cython.cast(cython.longlong, entry >> _TYPE_SHIFT) != number:
+                continue
+            offset = cython.cast(cython.longlong, (~entry >> _OFFSET_SHIFT) & _OFFSET_MASK)
+            pfn = cython.cast(cython.longlong, self._cache[offset]) - 1
+            if pfn < 0 or self._flags[pfn] & (_UPTODATE | _SWAPCACHE | _WRITEBACK) != _UPTODATE | _SWAPCACHE:
+                return i, mapped, lost
+            self._hit(pfn, vpn)
+            self._map_old(pfn, base + vpn, mine if entry & _SWP_EXCLUSIVE else root, index + vpn, entry, bits)
+            mapped += 1
+            self._count[offset] -= 1
+            if not self._count[offset]:
+                self._free_swap(pfn, offset)
+                freed[lost] = offset
+                lost += 1
+        return vpns.shape[0], mapped, lost
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _map_old(
+        self,
+        pfn: cython.longlong,
+        at: cython.longlong,
+        owner: cython.int,
+        index: cython.longlong,
+        entry: cython.ulonglong,
+        bits: cython.ulonglong,
+    ) -> cython.void:
+        """A page takes the place of an entry, not accessed and read-only."""
+        if self._mapping[pfn] <= 0:
+            self._mapping[pfn] = owner
+            self._index[pfn] = index
+        if entry & _SWP_EXCLUSIVE:
+            self._flags[pfn] |= _EXCLUSIVE
+        self._mapcount[pfn] += 1
+        if self._mapcount[pfn] == 1:
+            self._node_stat[self._nid(pfn), self._nr_anon] += 1
+        if entry & _SWP_SOFT_DIRTY:
+            bits |= _SOFT_DIRTY
+        self._words[at] = cython.cast(cython.ulonglong, pfn) << 12 | bits
+
     # -- reading -------------------------------------------------------------------------------------------
 
     def wanted(

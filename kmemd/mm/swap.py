@@ -68,10 +68,20 @@ class Swap(Tuned):
 
     @property
     def total_pages(self) -> int:
-        """Pages of all areas that are on."""
+        """Pages of all areas that are on, as /proc/meminfo has them (``si_swapinfo``)."""
         return self.files.total_pages
 
     @property
     def free_pages(self) -> int:
-        """Pages not in use."""
+        """Pages not in use, as /proc/meminfo has them."""
         return self.files.free_pages
+
+    @property
+    def total_swap_pages(self) -> int:
+        """Pages that may be swapped to: nothing of an area that goes off."""
+        return self.files.total_swap_pages
+
+    @property
+    def nr_swap_pages(self) -> int:
+        """What is left of them, below zero while an area goes off that holds more than is free in others."""
+        return self.files.nr_swap_pages

@@ -442,6 +442,11 @@ class SwapState:
         if self._data:
             self._data.pop(slot, None)
 
+    def lost_pages(self, area: SwapArea, offsets: Slots) -> None:
+        """``lost_page`` of some slots of an area."""
+        self.files.unused(area, offsets)
+        self._forget_unused(offsets | area.number << SWP_OFFSET_BITS)
+
     def read_for_fault(self, memory: Memory, task: Any, mm: Mm, vma: Vma, vpn: int, slot: int, *, write: bool) -> int:
         """The page is not in memory: a major fault. ENOMEM, SIGKILL; SIGBUS when it cannot be read."""
         area = self.files.area(slot)

@@ -132,12 +132,18 @@ class SwapFiles:
 
     @property
     def nr_swap_pages(self) -> int:
-        """Free slots of areas that may be written to."""
+        """Free slots of areas that may be written to, less what is still in use of those that go off: while much is,
+        it is below zero, and nothing can be swapped to other areas either."""
         return int(self.room[FREE])
 
     @nr_swap_pages.setter
     def nr_swap_pages(self, pages: int) -> None:
         self.room[FREE] = pages
+
+    @property
+    def total_swap_pages(self) -> int:
+        """Pages of the areas that may be written to."""
+        return int(self.room[TOTAL])
 
     @property
     def full(self) -> bool:
@@ -228,7 +234,7 @@ class SwapFiles:
         """Let pages be swapped to it (_enable_swap_info)."""
         area.write_ok = True
         self.room[TOTAL] += area.pages
-        self.nr_swap_pages += area.pages - area.inuse_pages
+        self.nr_swap_pages += area.pages
         _plist_add(self._active, area)
         if area.highest_bit:
             self._add_available(area)
@@ -252,7 +258,7 @@ class SwapFiles:
                 other.priority += 1
             self._least_priority += 1
         self._active.remove(area)
-        self.nr_swap_pages -= area.pages - area.inuse_pages
+        self.nr_swap_pages -= area.pages
         self.room[TOTAL] -= area.pages
         area.write_ok = False
         self.slots.disable()
@@ -350,6 +356,10 @@ class SwapFiles:
         """Nothing is at a slot any more, which is marked as taken (free_swap_slot)."""
         self.slots.give_one(self._context.cpu, slot)
 
+    def unused(self, area: SwapArea, offsets: Slots) -> None:
+        """``unused_one`` of some slots of an area."""
+        self.slots.give_back(self._context.cpu, (offsets | area.number << SWP_OFFSET_BITS).tolist())
+
     def cached_one(self, slot: int) -> int:
         """The page of the swap cache at one slot, -1 for none."""
         return max(int(self.area(slot).cache[slot & OFFSET_MASK]), 0) - 1
@@ -419,10 +429,9 @@ class SwapFiles:
                 self.memcg.free_slots(area.memcg, offsets)
             was_full = area.give_back(offsets)
             self.on_free(area, offsets)
-            if area.write_ok:
-                self.nr_swap_pages += len(offsets)
-                if was_full and area not in self._available[0]:
-                    self._add_available(area)
+            self.nr_swap_pages += len(offsets)
+            if area.write_ok and was_full and area not in self._available[0]:
+                self._add_available(area)
 
     def _by_area(self, slots: Slots) -> list[tuple[SwapArea, Slots]]:
         return [(area, offsets) for area, offsets, _ in self._groups(slots)]
@@ -449,7 +458,7 @@ class SwapFiles:
         """Every area agrees with itself, and the free slots with the areas."""
         for area in self.areas:
             area.check()
-        free = sum(area.pages - area.inuse_pages for area in self.areas if area.write_ok)
+        free = sum((area.pages if area.write_ok else 0) - area.inuse_pages for area in self.areas)
         assert free == self.nr_swap_pages, f"{free} swap slots are free, nr_swap_pages is {self.nr_swap_pages}"
         total = sum(area.pages for area in self.areas if area.write_ok)
         assert total == self.room[TOTAL], f"{total} slots may be written to, total_swap_pages is {self.room[TOTAL]}"

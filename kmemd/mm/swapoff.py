@@ -27,7 +27,7 @@ from kmemd.core.pte import (
 from kmemd.errors import KernelError
 from kmemd.mm.filemap import flag
 from kmemd.mm.memory import Memory
-from kmemd.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, NR_MM_COUNTERS, Mm, Vma
+from kmemd.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, NR_MM_COUNTERS, VM_LOCKED, Mm, Vma
 from kmemd.mm.shmem import Shmem
 from kmemd.mm.swap_area import SwapArea
 from kmemd.mm.swap_state import SwapState
@@ -124,9 +124,13 @@ class SwapOff:
             if level:
                 continue
             seen += count
-            for at in self._named(memory, area, slot, count).tolist():
-                self._unuse_pte(memory, mm, vma, vpn + at, area)
-                done += 1
+            named = self._named(memory, area, slot, count) + vpn
+            at = 0
+            while at < len(named):
+                part = named[at : at + CHUNK - done % CHUNK]
+                self._unuse_ptes(memory, mm, vma, part, area)
+                at += len(part)
+                done += len(part)
                 if done % CHUNK == 0:
                     yield
                     self._check_signal()
@@ -144,6 +148,40 @@ class SwapOff:
         found = np.flatnonzero((words != 0) & (words & np.uint64(PRESENT | PROTNONE) == 0))
         named: Numbers = found[slots_of(words[found]) >> SWP_OFFSET_BITS == area.number]
         return named
+
+    def _unuse_ptes(self, memory: Memory, mm: Mm, vma: Vma, vpns: Numbers, area: SwapArea) -> None:
+        """Some entries, in order: those with a page in the cache in the core, others, which read it, one by one."""
+        while len(vpns):
+            done = 0 if vma.flags & VM_LOCKED else self._unuse_cached_ptes(memory, mm, vma, vpns, area)
+            if done < len(vpns):
+                self._unuse_pte(memory, mm, vma, int(vpns[done]), area)
+                done += 1
+            vpns = vpns[done:]
+
+    def _unuse_cached_ptes(self, memory: Memory, mm: Mm, vma: Vma, vpns: Numbers, area: SwapArea) -> int:
+        """Entries at the beginning of ``vpns`` whose pages need not be read. How many."""
+        first = int(vpns[0])
+        slot, anon = memory.mmu.slot(mm.id, first), vma.anon_vma
+        if slot < 0 or anon is None:
+            return 0
+        root = anon
+        while root.parent is not None:
+            root = root.parent
+        freed = np.empty(len(vpns), dtype=np.int64)
+        done, mapped, lost = self._swap.faults.unuse(
+            vpns,
+            (area.number, slot - first, memory.mmu.bits),
+            (vma.vpn, vma.vpn + vma.pages),
+            self._swap.window_row(mm, vma),
+            (anon.id, root.id, vma.index_of(0)),
+            prot_bits(vma.flags, cow=True) & ~ACCESSED,
+            freed,
+        )
+        memory.mmu.rss[mm.id * NR_MM_COUNTERS + MM_SWAPENTS] -= mapped
+        memory.mmu.rss[mm.id * NR_MM_COUNTERS + MM_ANONPAGES] += mapped
+        if lost:
+            self._swap.lost_pages(area, freed[:lost])
+        return int(done)
 
     def _unuse_pte(self, memory: Memory, mm: Mm, vma: Vma, vpn: int, area: SwapArea) -> None:
         """One page: read it, map it old and read-only, and free its slot when that was the last user. ENOMEM."""

@@ -97,7 +97,7 @@ def auxv(kernel: Kernel, task: Task) -> bytes:
 @task_file("oom_score")
 def oom_score_file(kernel: Kernel, task: Task) -> str:
     """How likely the OOM killer is to choose the task, 0..2000."""
-    return f"{oom_score(task, kernel.mm_counters, kernel.totalram_pages() + kernel.swap.total_pages)}\n"
+    return f"{oom_score(task, kernel.mm_counters, kernel.totalram_pages() + kernel.swap.total_swap_pages)}\n"
 
 
 @task_file("mounts")

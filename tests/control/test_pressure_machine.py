@@ -53,7 +53,7 @@ KNOBS = st.sampled_from(
         *(("vm/page-cluster", value) for value in (0, 3, 5)),
         *(("vm/min_free_kbytes", value) for value in (512, 2000, 8000)),
         *(("vm/watermark_boost_factor", value) for value in (0, 15000)),
-        *(("vm/zone_reclaim_mode", value) for value in (0, 1)),
+        *(("vm/zone_reclaim_mode", value) for value in (0, 1, 7)),
         *(("vm/compaction_proactiveness", value) for value in (0, 20, 100)),
         *(("vm/overcommit_memory", value) for value in (0, 1)),
     ]

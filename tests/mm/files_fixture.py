@@ -11,8 +11,8 @@ from kmemd.machine import Machine
 class Box:
     """A system whose every command is checked."""
 
-    def __init__(self, machine: str | Machine = "default") -> None:
-        self.system = System.boot(machine, seed=1)
+    def __init__(self, machine: str | Machine = "default", cmdline: str = "") -> None:
+        self.system = System.boot(machine, seed=1, cmdline=cmdline)
         self.kernel = self.system.kernel
 
     def run(self, *lines: str) -> dict[str, str]:

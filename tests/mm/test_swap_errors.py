@@ -9,6 +9,7 @@ import pytest
 
 from kmemd.errors import KernelError
 from kmemd.machine import Machine, SwapDevice
+from kmemd.mm.swapoff import SwapOff
 from kmemd.steps import finish
 from tests.mm.files_fixture import Box
 
@@ -153,6 +154,54 @@ def test_swapoff_goes_in_slices(box: Box) -> None:
     slices = sum(1 for _ in steps)
     assert slices >= 2048 // 64
     box.system.check()
+
+
+def test_an_area_that_goes_off_leaves_nothing_to_swap_to() -> None:
+    devices = (SwapDevice("/dev/vdb", 16 << 20, priority=5), SwapDevice("/dev/vdc", 4 << 20, priority=1))
+    box = Box(dataclasses.replace(Machine.load("default"), swap=devices))
+    swapped_out(box, "8M")
+    swap = box.kernel.swap
+    left, other = swap.areas
+    assert (left.path, other.inuse_pages) == ("/dev/vdb", 0)
+    steps = box.kernel.user.swap_off.swapoff("/dev/vdb")
+    next(steps)
+    assert swap.nr_swap_pages == other.pages - left.inuse_pages < 0, "as Linux counts"
+    assert swap.total_swap_pages == other.pages
+    assert not box.kernel.vmscan.reclaim.balance.can_reclaim_anon(0), "so no anonymous page is looked at"
+    assert (box.meminfo("SwapTotal"), box.meminfo("SwapFree")) == (other.pages + left.inuse_pages, other.pages)
+    box.system.check()
+    finish(steps)
+    assert swap.nr_swap_pages == swap.total_swap_pages == other.pages
+
+
+def state_after_swapoff() -> list[bytes]:
+    """What can be seen after a swapoff of pages that are in the cache, or shared, or locked, or nowhere but in swap."""
+    box = Box()
+    pid = swapped_out(box, "4M")
+    box.run("access p m 1M w", "q = fork p", "madvise p m 2M MADV_PAGEOUT", "access q m+1536K 1M r pattern=random")
+    box.run("access p m+3M 256K r", "mprotect p m+64K 128K PROT_READ", "mlock p m+768K 64K")
+    reply = box.run("swapoff /dev/vdb")
+    paths = [f"/proc/{pid}/{name}" for name in ("smaps", "status", "stat")]
+    paths += [f"/proc/{name}" for name in ("vmstat", "meminfo", "zoneinfo", "kpageflags", "uptime", "diskstats")]
+    mmu = box.kernel.user.mmu
+    rows = [row for mm in box.kernel.user.mms.living.values() for row in mmu.extents(mm.id, 0, 1 << 35).tolist()]
+    entries = b"".join(mmu.words[slot : slot + count].tobytes() for _, count, slot, level in rows if not level)
+    assert len(entries) >= 8 * 1024
+    return [repr(reply).encode(), entries, *(box.system.read(path) for path in paths)]
+
+
+def test_swapoff_in_the_core_is_swapoff_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = state_after_swapoff()
+    monkeypatch.setattr(SwapOff, "_unuse_cached_ptes", lambda *_: 0)
+    assert state_after_swapoff() == fast
+
+
+def test_swapoff_without_room_looks_at_no_anonymous_page() -> None:
+    box = Box("default", "mem=256M")
+    box.run("p = spawn hog", "m = mmap p 300M", "access p m 300M w")
+    scanned, kills = box.vmstat("pgscan_direct", "oom_kill")
+    assert box.errno("swapoff /dev/vdb") == errno.EINTR
+    assert box.vmstat("pgscan_direct", "oom_kill") == [scanned, kills + 1]
 
 
 def test_full_swap_gives_cached_slots_back() -> None:
