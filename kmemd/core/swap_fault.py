@@ -352,7 +352,7 @@ class SwapFaults(PageArrays):
             self._flags[pfn] |= _EXCLUSIVE
         self._mapcount[pfn] += 1
         if self._mapcount[pfn] == 1:
-            self._node_stat[self._nid(pfn), self._nr_anon] += 1
+            self._node_stat[self._nid_of(pfn), self._nr_anon] += 1
         if entry & _SWP_SOFT_DIRTY:
             bits |= _SOFT_DIRTY
         self._words[at] = cython.cast(cython.ulonglong, pfn) << 12 | bits
