@@ -18,7 +18,7 @@ import numpy as np
 
 from kmemd.core import stats
 from kmemd.core.context import Context
-from kmemd.core.lru import HITS, MISSES
+from kmemd.core.lru_lists import HITS, MISSES
 from kmemd.core.pages import (
     PG_DIRTY,
     PG_ERROR,

@@ -18,7 +18,8 @@ import numpy as np
 from kmemd.core import stats
 from kmemd.core.context import Context
 from kmemd.core.filemap import AGE, ANON_COST, FILE_COST, MOST, ONDEMAND, READAHEAD, SIMPLE, ReadLoop
-from kmemd.core.lru import HITS, MISSES, POLICY, TWO_LIST, Lru
+from kmemd.core.lru import Lru
+from kmemd.core.lru_lists import HITS, MISSES, POLICY, TWO_LIST
 from kmemd.core.pages import PageMap
 from kmemd.errors import KernelError
 from kmemd.mm.blk_mq import REQ_RAHEAD, SECTORS_PER_PAGE

@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from kmemd.core import stats
 from kmemd.core import trace_ids as ev
-from kmemd.core.lru import ACTIVATE, POLICY, TWO_LIST, Lru
+from kmemd.core.lru import ACTIVATE, Lru
+from kmemd.core.lru_lists import POLICY, TWO_LIST
 from kmemd.core.pages import (
     PG_ACTIVE,
     PG_DIRTY,

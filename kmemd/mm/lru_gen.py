@@ -3,7 +3,7 @@
 Models: sequence numbers and births of the generations of each lruvec, the feedback loop that says which type and which
 tiers to evict (``read_ctrl_pos``, ``get_type_to_scan``), when a new generation is due (``should_run_aging``), making
 one (``try_to_inc_max_seq``), kswapd's aging of all cgroups with ``min_ttl_ms``, evictions and refaults by tier. The
-lists are core/lru_gen.py's, page tables mm/lru_gen_walk.py's, evicting is mm/lru_gen_evict.py. Left out: several
+lists are core/lru_gen_lists.py's, page tables mm/lru_gen_walk.py's, evicting is mm/lru_gen_evict.py. Left out: several
 walkers at once, and histories of generations (CONFIG_LRU_GEN_STATS).
 """
 
@@ -17,17 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from kmemd.core import stats
-from kmemd.core.lru import FIRST_SEQ, MAX_NR_GENS, MAX_NR_TIERS, MGLRU, MIN_NR_GENS, POLICY, SEQS, Lru
-from kmemd.core.lru_gen import (
-    AVG_REFAULTED,
-    AVG_TOTAL,
-    CTRL_ROW,
-    EVICTED,
-    MIN_LRU_BATCH,
-    PROTECTED,
-    REFAULTED,
-    LruGen,
-)
+from kmemd.core.lru import Lru
+from kmemd.core.lru_gen import LruGen
+from kmemd.core.lru_gen_lists import AVG_REFAULTED, AVG_TOTAL, CTRL_ROW, EVICTED, MIN_LRU_BATCH, PROTECTED, REFAULTED
+from kmemd.core.lru_lists import FIRST_SEQ, MAX_NR_GENS, MAX_NR_TIERS, MGLRU, MIN_NR_GENS, POLICY, SEQS
 from kmemd.mm.lru_gen_walk import PageTableWalk
 from kmemd.mm.lruvec import LruVecs
 from kmemd.mm.mmzone import Node

@@ -6,8 +6,8 @@ import errno
 import re
 from collections.abc import Callable, Iterator
 
-from kmemd.core.lru import MAX_NR_GENS, MAX_NR_TIERS, MIN_NR_GENS
-from kmemd.core.lru_gen import AVG_REFAULTED, AVG_TOTAL, EVICTED, PROTECTED, REFAULTED
+from kmemd.core.lru_gen_lists import AVG_REFAULTED, AVG_TOTAL, EVICTED, PROTECTED, REFAULTED
+from kmemd.core.lru_lists import MAX_NR_GENS, MAX_NR_TIERS, MIN_NR_GENS
 from kmemd.errors import KernelError
 from kmemd.mm import gfp as g
 from kmemd.mm.lru_gen import NR_MM_STATS, Generations

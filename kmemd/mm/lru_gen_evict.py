@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kmemd.core import stats
-from kmemd.core.lru import MIN_NR_GENS, Lru
-from kmemd.core.lru_gen import GUARDED, ISOLATED, LEFT, MIN_LRU_BATCH, SCANNED, SORTED
+from kmemd.core.lru import Lru
+from kmemd.core.lru_gen_lists import GUARDED, ISOLATED, LEFT, MIN_LRU_BATCH, SCANNED, SORTED
+from kmemd.core.lru_lists import MIN_NR_GENS
 from kmemd.core.pages import (
     LRU_REFS_MASK,
     PG_ACTIVE,

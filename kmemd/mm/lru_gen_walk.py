@@ -15,7 +15,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from kmemd.core.lru_gen import MIN_LRU_BATCH, LruGen
+from kmemd.core.lru_gen import LruGen
+from kmemd.core.lru_gen_lists import MIN_LRU_BATCH
 from kmemd.core.mmu import Mmu
 from kmemd.core.pages import PG_SWAPBACKED, PageMap
 from kmemd.mm.mm_types import (

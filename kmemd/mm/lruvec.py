@@ -1,7 +1,7 @@
 """What reclaim remembers of a memory cgroup's pages on a node (include/linux/mmzone.h ``struct lruvec``).
 
 Models: the costs of scanning anonymous and file pages, the age of what was evicted, refaults at the last reclaim, and
-which cgroups there are. The lists themselves are core/lru.py's.
+which cgroups there are. The lists themselves are core/lru_lists.py's.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from kmemd.core import stats
-from kmemd.core.lru import NR_LRU_LISTS, Lru
+from kmemd.core.lru import Lru
+from kmemd.core.lru_lists import NR_LRU_LISTS
 from kmemd.mm.vmstat import VmStat
 
 ALL_ZONES = 1 << 10
@@ -100,7 +101,7 @@ class LruVecs:
         return found
 
     def number(self, memcg: int, nid: int) -> int:
-        """Its number in core/lru.py."""
+        """Its number in core/lru_lists.py."""
         return memcg * self._nodes + nid
 
     def forget(self, memcg: int) -> None:

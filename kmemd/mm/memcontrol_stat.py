@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kmemd.core import stats
-from kmemd.core.lru import LRU_UNEVICTABLE, MAX_MEMCGS
+from kmemd.core.lru_lists import LRU_UNEVICTABLE, MAX_MEMCGS
 from kmemd.core.memcg import ITEMS, NR_ITEMS, Gauges
 from kmemd.core.pages import SECTION_SHIFT, PageMap
 from kmemd.mm.lruvec import LruVecs

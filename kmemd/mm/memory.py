@@ -16,7 +16,8 @@ import numpy as np
 from kmemd.core import access_stats, stats
 from kmemd.core import mmu as core
 from kmemd.core.context import Context
-from kmemd.core.lru import IN_FAULT, MLOCK_NEW, Lru
+from kmemd.core.lru import MLOCK_NEW, Lru
+from kmemd.core.lru_lists import IN_FAULT
 from kmemd.core.mmu import Mmu
 from kmemd.core.pages import PG_ANON_EXCLUSIVE, PG_LRU, PG_SWAPCACHE, PageMap
 from kmemd.core.pte import ACCESSED, DIRTY, PFN_MASK, PFN_SHIFT, PRESENT, PROTNONE, RW, SOFT_DIRTY, SPECIAL

@@ -9,8 +9,8 @@ for file pages of each lruvec, and reclaim from their old ends as much as swappi
 - ``lru``: a page that is used becomes the youngest. Exact for system calls; of an access through a mapping only the
   accessed bit tells, when the page is met at the old end.
 
-A policy is what new pages and used pages do, which is core/lru.py's, and ``evict``. Switching moves all pages to the
-lists of the new policy.
+A policy is what new pages and used pages do, which is core/lru_lists.py's and core/lru.py's, and ``evict``. Switching
+moves all pages to the lists of the new policy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kmemd.core import stats
-from kmemd.core.lru import (
+from kmemd.core.lru import Lru
+from kmemd.core.lru_lists import (
     CLOCK,
     FIFO,
     HITS,
@@ -36,7 +37,6 @@ from kmemd.core.lru import (
     POLICY,
     TRUE_LRU,
     TWO_LIST,
-    Lru,
 )
 from kmemd.core.pages import PG_REFERENCED, PageMap
 from kmemd.mm.filemap import PageCache, PFNs, flag

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kmemd.core import mmu as core
-from kmemd.core.lru import ACTIVATE, DEACTIVATE, LAZYFREE, MLOCK_PAGE, MUNLOCK, POLICY, TWO_LIST
+from kmemd.core.lru import ACTIVATE, DEACTIVATE, LAZYFREE, MLOCK_PAGE, MUNLOCK
+from kmemd.core.lru_lists import POLICY, TWO_LIST
 from kmemd.core.pages import PG_ACTIVE, PG_DIRTY, PG_LRU, PG_REFERENCED, PG_SWAPCACHE, PG_UNEVICTABLE
 from kmemd.core.pte import (
     PFN_MASK,

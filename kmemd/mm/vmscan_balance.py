@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import isqrt
 
 from kmemd.core import stats
-from kmemd.core.lru import LRU_ACTIVE_ANON, LRU_ACTIVE_FILE, LRU_INACTIVE_ANON, LRU_INACTIVE_FILE
+from kmemd.core.lru_lists import LRU_ACTIVE_ANON, LRU_ACTIVE_FILE, LRU_INACTIVE_ANON, LRU_INACTIVE_FILE
 from kmemd.mm.lruvec import ROOT_MEMCG, LruVecs
 from kmemd.mm.mmzone import Node
 from kmemd.mm.units import PAGE_SHIFT

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from kmemd.core import stats
 from kmemd.core import trace_ids as ev
-from kmemd.core.lru import LRU_INACTIVE_FILE, Lru
+from kmemd.core.lru import Lru
+from kmemd.core.lru_lists import LRU_INACTIVE_FILE
 from kmemd.core.mmu import Mmu
 from kmemd.core.pages import (
     PG_ACTIVE,

@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 from kmemd.core import stats
 from kmemd.core import trace_ids as ev
 from kmemd.core.buddy import Buddy
-from kmemd.core.lru import LRU_ACTIVE_ANON, LRU_INACTIVE_ANON
+from kmemd.core.lru_lists import LRU_ACTIVE_ANON, LRU_INACTIVE_ANON
 from kmemd.core.mmzone import ALLOC_CMA
 from kmemd.mm import gfp as g
 from kmemd.mm import trace_points

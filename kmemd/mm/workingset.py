@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kmemd.core import stats
-from kmemd.core.lru import LRU_ACTIVE_ANON, LRU_ACTIVE_FILE, LRU_INACTIVE_ANON, LRU_INACTIVE_FILE
+from kmemd.core.lru_lists import LRU_ACTIVE_ANON, LRU_ACTIVE_FILE, LRU_INACTIVE_ANON, LRU_INACTIVE_FILE
 from kmemd.core.pages import PG_ACTIVE, PG_SWAPBACKED, PG_WORKINGSET, PageMap, lazy_zeros
 from kmemd.core.pte import SWP_OFFSET_BITS
 from kmemd.mm.filemap import PFNs, flag

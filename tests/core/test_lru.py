@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from kmemd.core import lru as installed
+from kmemd.core import lru_lists
 from kmemd.core.context import Context
 from kmemd.core.pages import PG_ACTIVE, PG_DIRTY, PG_LRU, PG_MLOCKED, PG_SWAPBACKED, PG_UNEVICTABLE, PageMap
 from tests.core import builds
 
 PAGES = 600
 FILE, ANON = 0, 1 << PG_SWAPBACKED
-LISTS = range(installed.NR_LRU_LISTS - 1)
+LISTS = range(lru_lists.NR_LRU_LISTS - 1)
 
 
 @pytest.fixture(params=["installed", "uncompiled", "checked"])
@@ -52,7 +53,7 @@ def test_the_oldest_go_first_and_come_back_as_the_youngest(module: ModuleType) -
     made = make(module)
     made.lru.add_bulk(pfns(*range(10, 40)))
     made.lru.drain_all()
-    inactive = installed.LRU_INACTIVE_FILE
+    inactive = lru_lists.LRU_INACTIVE_FILE
     assert made.lru.pages_of(0, inactive) == list(range(39, 9, -1))
     taken, scanned = isolate(made, inactive, 4)
     assert (taken, scanned) == ([10, 11, 12, 13], 4)
@@ -60,7 +61,7 @@ def test_the_oldest_go_first_and_come_back_as_the_youngest(module: ModuleType) -
     made.pages.flags[11] |= 1 << PG_ACTIVE
     assert made.lru.putback(pfns(*taken)) == 1
     assert made.lru.pages_of(0, inactive)[:4] == [13, 12, 10, 39]
-    assert made.lru.pages_of(0, installed.LRU_ACTIVE_FILE) == [11]
+    assert made.lru.pages_of(0, lru_lists.LRU_ACTIVE_FILE) == [11]
     assert made.lru.size(0, inactive, 1) == 29
     made.lru.check()
 
@@ -70,9 +71,9 @@ def test_pages_of_higher_zones_and_mapped_ones_are_passed_over(module: ModuleTyp
     made.lru.add_bulk(pfns(400, 20, 401, 21, 22))
     made.lru.drain_all()
     made.pages.mapcount[20] = 1
-    taken, scanned = isolate(made, installed.LRU_INACTIVE_FILE, 3, 0, may_unmap=False)
+    taken, scanned = isolate(made, lru_lists.LRU_INACTIVE_FILE, 3, 0, may_unmap=False)
     assert (taken, scanned) == ([21, 22], 5)
-    assert made.lru.pages_of(0, installed.LRU_INACTIVE_FILE) == [401, 20, 400]
+    assert made.lru.pages_of(0, lru_lists.LRU_INACTIVE_FILE) == [401, 20, 400]
     made.lru.check()
 
 
@@ -85,7 +86,7 @@ def test_written_pages_are_the_next_to_go(module: ModuleType) -> None:
     assert made.vmstat.events[8] == 0
     made.lru.drain_all()
     assert made.vmstat.events[8] == 1
-    assert isolate(made, installed.LRU_INACTIVE_FILE, 1)[0] == [15]
+    assert isolate(made, lru_lists.LRU_INACTIVE_FILE, 1)[0] == [15]
 
 
 def test_small_pages_of_a_huge_one_are_younger_than_its_head(module: ModuleType) -> None:
@@ -98,7 +99,7 @@ def test_small_pages_of_a_huge_one_are_younger_than_its_head(module: ModuleType)
     zone[0, 1 + 2] += 3
     node[0, 2] += 3
     made.lru.split(8, 4)
-    assert made.lru.pages_of(0, installed.LRU_INACTIVE_FILE) == [11, 10, 9, 8, 100]
+    assert made.lru.pages_of(0, lru_lists.LRU_INACTIVE_FILE) == [11, 10, 9, 8, 100]
 
 
 def test_cgroups_have_lists_of_their_own(module: ModuleType) -> None:
@@ -106,9 +107,9 @@ def test_cgroups_have_lists_of_their_own(module: ModuleType) -> None:
     made.pages.memcg[30:35] = 7
     made.lru.add_bulk(pfns(*range(28, 37)))
     made.lru.drain_all()
-    assert made.lru.pages_of(7, installed.LRU_INACTIVE_FILE) == [34, 33, 32, 31, 30]
-    assert made.lru.pages_of(0, installed.LRU_INACTIVE_FILE) == [36, 35, 29, 28]
-    assert made.vmstat.node_stat[0, installed.LRU_INACTIVE_FILE] == 9
+    assert made.lru.pages_of(7, lru_lists.LRU_INACTIVE_FILE) == [34, 33, 32, 31, 30]
+    assert made.lru.pages_of(0, lru_lists.LRU_INACTIVE_FILE) == [36, 35, 29, 28]
+    assert made.vmstat.node_stat[0, lru_lists.LRU_INACTIVE_FILE] == 9
     made.lru.check()
 
 

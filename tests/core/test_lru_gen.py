@@ -11,8 +11,9 @@ import pytest
 
 from kmemd.core import lru as installed_lru
 from kmemd.core import lru_gen as installed
+from kmemd.core import lru_gen_lists
 from kmemd.core.context import Context
-from kmemd.core.lru import MGLRU, POLICY, TWO_LIST
+from kmemd.core.lru_lists import MGLRU, POLICY, TWO_LIST
 from kmemd.core.pages import (
     LRU_GEN_PGOFF,
     LRU_REFS_MASK,
@@ -111,7 +112,7 @@ def test_the_oldest_are_isolated_and_used_ones_protected(build: tuple[ModuleType
     made.gens.try_to_inc_min_seq(0, True)
     assert scan(made, tier=0) == [10, 13]
     results = made.gens.results
-    assert (results[installed.SCANNED], results[installed.SORTED], results[installed.GUARDED]) == (4, 2, 1)
+    assert (results[lru_gen_lists.SCANNED], results[lru_gen_lists.SORTED], results[lru_gen_lists.GUARDED]) == (4, 2, 1)
     assert [gen(made, pfn) for pfn in (10, 11, 12)] == [-1, 2, 2]
     assert not made.pages.flags[10] >> PG_LRU & 1
     assert not made.pages.flags[11] & (LRU_REFS_MASK | 1 << PG_WORKINGSET | 1 << PG_REFERENCED), "uses are forgotten"

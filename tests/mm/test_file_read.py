@@ -10,7 +10,7 @@ import pytest
 
 from kmemd import System
 from kmemd.control.verbs_mm import run_as
-from kmemd.core.lru import NR_LRU_LISTS
+from kmemd.core.lru_lists import NR_LRU_LISTS
 from kmemd.mm.file_read import Reads
 from kmemd.mm.units import PAGE_SHIFT, PAGE_SIZE
 from kmemd.steps import finish

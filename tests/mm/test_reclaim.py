@@ -9,7 +9,7 @@ import pytest
 
 from kmemd.conformance.uo import machine_of
 from kmemd.core import stats
-from kmemd.core.lru import LRU_ACTIVE_FILE, LRU_INACTIVE_ANON, LRU_INACTIVE_FILE
+from kmemd.core.lru_lists import LRU_ACTIVE_FILE, LRU_INACTIVE_ANON, LRU_INACTIVE_FILE
 from kmemd.machine import SwapDevice
 from kmemd.mm.units import MIB, PAGE_SIZE
 from kmemd.system import System, SystemCallError

@@ -1,0 +1,1 @@
+from kmemd.core.lru_lists cimport LruLists
