@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from random import Random
 
-from kmemd import kernel_check, kernel_guards, kernel_memory, kernel_oom
+from kmemd import kernel_check, kernel_guards, kernel_memory, kernel_oom, kernel_settings
 from kmemd.boot import log as boot_log
 from kmemd.boot import populate
 from kmemd.command_state import CommandState
@@ -23,7 +23,7 @@ from kmemd.debug.kallsyms import Kallsyms
 from kmemd.debug.page_owner import PageOwner
 from kmemd.debug.ptr_hash import chosen
 from kmemd.debug.trace import Tracing
-from kmemd.machine import UTS_RELEASE, Machine
+from kmemd.machine import Machine
 from kmemd.mm.accounting import Accounting
 from kmemd.mm.bad_area import BadArea
 from kmemd.mm.cgroup import Cgroups
@@ -35,7 +35,6 @@ from kmemd.mm.contig import Contig
 from kmemd.mm.direct_compact import DirectCompaction
 from kmemd.mm.direct_map import DirectMap, from_meminfo, map_memory
 from kmemd.mm.do_exit import DoExit
-from kmemd.mm.drop_caches import DropCaches
 from kmemd.mm.dump_stack import DumpStack
 from kmemd.mm.file_table import FileTable
 from kmemd.mm.fork import ThreadStacks
@@ -47,7 +46,6 @@ from kmemd.mm.hugetlb_boot import PMD_ORDER, PUD_ORDER
 from kmemd.mm.init_mm import rodata_enabled
 from kmemd.mm.kcompactd import Kcompactd
 from kmemd.mm.kernel_sysctl import KernelSysctl
-from kmemd.mm.ksm import Ksm
 from kmemd.mm.layout import Layout
 from kmemd.mm.memcontrol import MemControl
 from kmemd.mm.memcontrol_limits import MemLimits
@@ -81,7 +79,6 @@ from kmemd.mm.units import KIB_PER_PAGE, PAGE_SHIFT
 from kmemd.mm.user_regs import UserMode
 from kmemd.mm.vmscan import Vmscan
 from kmemd.mm.vmstat import VmStat
-from kmemd.mm.vmstat_sysctl import VmStatSysctl
 from kmemd.mm.watermarks import Watermarks
 from kmemd.steps import Steps, finish
 from kmemd.tunable import Tuned
@@ -538,54 +535,10 @@ class Kernel:
         self.alloc_stacks = kernel_memory.make_alloc_stacks(self)
 
     def _init_settings(self) -> None:
-        """Whoever has knobs, for ``views.sysctl`` to mount; a twin has the settings of its original."""
-        machine, bits = self.machine, self.machine.long_bits
-        self.kernel_sysctl = KernelSysctl(
-            UTS_RELEASE,
-            machine.build,
-            self.cmdline,
-            self.tasks,
-            machine.cpus,
-            self.totalram_pages,
-            self.rng,
-            self.taint,
-            long_bits=bits,
-            crng_ready=self.crng_ready,
-        )
+        """Whoever has knobs, for ``views.sysctl`` to mount."""
+        self.kernel_sysctl: KernelSysctl = kernel_settings.make_kernel_sysctl(self)
         self.sysrq = kernel_oom.make_sysrq(self)
-        self.tuned: list[Tuned] = [
-            self.huge_memory,
-            self.watermarks,
-            self.vmscan,
-            self.compaction,
-            self.page_writeback,
-            self.oom_kill,
-            self.hugetlb,
-            self.swap,
-            self.mmap,
-            Ksm(numa=machine.numa, long_bits=bits),
-            self.mempolicy,
-            DropCaches(
-                self.context,
-                self.vmstat,
-                self.printk,
-                self.user.files.drop_pagecache,
-                lambda: self.user.page_reclaim.shrinkers.drop_slab([node.nid for node in self.nodes]),
-                long_bits=bits,
-            ),
-            VmStatSysctl(long_bits=bits),
-            self.kernel_sysctl,
-            self.bad_area,
-            self.file_table,
-            self.user.swap_storage.zswap,
-            self.set_memory,
-            self.fail_slab,
-            self.fail_page_alloc,
-            *self.tuned_by_user,
-        ]
-        if machine.capture is not None and machine.is_twin:
-            for tuned in self.tuned:
-                tuned.restore(machine.capture.sysctls)
+        self.tuned: list[Tuned] = kernel_settings.make_tuned(self)
 
     # -- services ----------------------------------------------------------------------------------------
 
