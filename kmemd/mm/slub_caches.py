@@ -387,13 +387,15 @@ class SlabCaches:
             out = np.concatenate((np.array([guarded], dtype=np.uint64), out))
         if n and not len(out):
             raise KernelError(errno.ENOMEM, f"no memory for a slab of {cache.name}")
-        told = self._context.now
+        each = self.machine.costs.alloc
         if self._observer.enabled and not cache.flags & sf.SLAB_NOLEAKTRACE:
             handle = self._depot.extend(self._context.site, ("slab_post_alloc_hook", *frames))
             poisoned = cache.flags & sf.OBJECT_POISON and not gfp & F.ZERO
             fill = FILL_POISON if poisoned else FILL_ZERO
+            told = self._context.now
             self._observer.alloc_bulk(out, cache.object_size, handle, fill=fill)
-        each = self.machine.costs.alloc + (self._context.now - told) // max(len(out), 1)
+            if n:
+                each += (self._context.now - told) // len(out)
         slab_alloc(self._context.trace, cache, out, frames[-1], size, gfp, nid, each)
         return out
 
