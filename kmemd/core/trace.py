@@ -500,10 +500,7 @@ class TraceLog:
                 self._rows[row + _ARGS + 1 + k] = values[k]
 
     def emit_objects(self, event: cython.int, objects: Any, step: cython.longlong, *args: Any) -> None:
-        """A slab event for each object: the call site, the object, then ``args``.
-
-        ``step`` ns have passed between two, the last is now; where it is negative they will pass, the first is now.
-        """
+        """A slab event each: call site, object, ``args``. As ``emit_pages``; a negative step will pass: the first is now."""
         i: cython.Py_ssize_t
         k: cython.Py_ssize_t
         n: cython.Py_ssize_t = len(objects)
