@@ -500,7 +500,7 @@ class TraceLog:
                 self._rows[row + _ARGS + 1 + k] = values[k]
 
     def emit_objects(self, event: cython.int, objects: Any, step: cython.longlong, *args: Any) -> None:
-        """A slab event for each object: the call site, the object, then ``args``; times as in ``emit_pages``."""
+        """A slab event each: call site, object, ``args``. As ``emit_pages``; a negative step will pass: the first is now."""
         i: cython.Py_ssize_t
         k: cython.Py_ssize_t
         n: cython.Py_ssize_t = len(objects)
@@ -510,8 +510,10 @@ class TraceLog:
         if self._modes[event] == 0:
             return
         values: list = [self.text(arg) if isinstance(arg, str) else int(arg) for arg in args]
+        if step > 0:
+            now -= (n - 1) * step
         for i in range(n):
-            row = self._begin(event, now - (n - 1 - i) * step)
+            row = self._begin(event, now + i * (step if step > 0 else -step))
             self._rows[row + _ARGS] = self._ctx[6]
             self._rows[row + _ARGS + 1] = cython.cast(cython.longlong, view[i]) if cython.compiled else signed(view[i])
             for k in range(len(values)):

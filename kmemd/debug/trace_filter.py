@@ -17,6 +17,9 @@ from kmemd.errors import KernelError
 
 OPERATORS = ("~", "!=", "==", "<=", "<", ">=", ">", "&")
 MAX_STRING = 256
+MAX_NUMBER = 24
+UNEXPLAINED = "Error"
+"""What the error log says where the kernel's parser gives up without a reason (``FILT_ERR_ERRNO``)."""
 COMPARE: dict[str, Callable[[int, int], bool]] = {
     "!=": lambda a, b: a != b,
     "==": lambda a, b: a == b,
@@ -44,10 +47,13 @@ Predicate = Callable[[Sample], bool]
 
 
 class FilterError(KernelError):
-    """EINVAL; ``message`` is the kernel's, ``position`` where it points in the text."""
+    """A filter that cannot be: ``message`` is the kernel's, ``position`` where it points in the text.
 
-    def __init__(self, message: str, position: int) -> None:
-        super().__init__(errno.EINVAL, message)
+    EINVAL, or what the parser's own codes -1, -2 and -3 mean to user space: EPERM, ENOENT, ESRCH.
+    """
+
+    def __init__(self, message: str, position: int, number: int = errno.EINVAL) -> None:
+        super().__init__(number, message)
         self.message = message
         self.position = position
 
@@ -75,6 +81,27 @@ def glob(pattern: str) -> Callable[[str], bool]:
     return lambda text: compiled.match(text) is not None
 
 
+def check_balance(text: str) -> None:
+    """Quotes and parentheses have their partners (``calc_stack``). FilterError: ESRCH, EPERM, ENOENT."""
+    open_at: list[int] = []
+    quote, quote_at = "", 0
+    for at, char in enumerate(text):
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote, quote_at = char, at
+        elif char == "(":
+            open_at.append(at)
+        elif char == ")":
+            if not open_at:
+                raise FilterError("Too few '('", at, errno.EPERM)
+            open_at.pop()
+    if quote:
+        raise FilterError("Missing matching quote", quote_at, errno.ESRCH)
+    if open_at:
+        raise FilterError("Too many '('", open_at[-1], errno.ENOENT)
+
+
 class Parser:
     """One text: recursive descent; ``_at`` is the place of the next character."""
 
@@ -82,31 +109,14 @@ class Parser:
         self._text = text
         self._layout = layout
         self._at = 0
+        self._terms = 0
 
     def parse(self) -> Predicate:
         """The predicate. FilterError."""
-        self._check_parentheses()
-        predicate = self._either()
-        if self._next():
-            raise FilterError("Too few '('", self._at + 1)
-        return predicate
-
-    def _check_parentheses(self) -> None:
-        depth = 0
-        quote = ""
-        for at, char in enumerate(self._text):
-            if quote:
-                quote = "" if char == quote else quote
-            elif char in "'\"":
-                quote = char
-            elif char == "(":
-                depth += 1
-            elif char == ")":
-                depth -= 1
-                if depth < 0:
-                    raise FilterError("Too few '('", at + 1)
-        if depth > 0:
-            raise FilterError("Too many '('", len(self._text))
+        check_balance(self._text)
+        if not re.sub(r"&&|\|\||[()\s]", "", self._text):
+            raise FilterError(UNEXPLAINED, 0)
+        return self._either()
 
     def _next(self) -> str:
         while self._at < len(self._text) and self._text[self._at].isspace():
@@ -130,7 +140,7 @@ class Parser:
         if found in ("", ")"):
             return False
         if self._text[self._at : self._at + 2] not in ("&&", "||"):
-            raise FilterError("Too many terms in predicate expression", self._at)
+            raise FilterError("Too many terms in predicate expression", self._at, errno.EPERM)
         if not self._text.startswith(wanted, self._at):
             return False
         self._at += 2
@@ -138,6 +148,9 @@ class Parser:
 
     def _term(self) -> Predicate:
         found = self._next()
+        if not found:
+            message = "Meaningless filter expression" if self._terms else "No filter found"
+            raise FilterError(message, len(self._text))
         if found == "!" and self._text[self._at + 1 : self._at + 2] not in ("=", "~"):
             self._at += 1
             inner = self._term()
@@ -157,7 +170,7 @@ class Parser:
         name = found[0]
         self._at = found.end()
         if not name:
-            raise FilterError("Error", 0)
+            raise FilterError(UNEXPLAINED, 0, errno.EPERM)
         operand = self._field(name)
         if operand is None:
             raise FilterError("Field not found", self._at + 1)
@@ -168,6 +181,7 @@ class Parser:
         if operator is None:
             raise FilterError("Invalid operator", self._at + 1)
         self._at += len(operator)
+        self._terms += 1
         first = self._next()
         if first in ("'", '"') and first:
             return self._string(operand, operator, first)
@@ -186,9 +200,7 @@ class Parser:
             raise FilterError("Illegal operation for field type", self._at + 1)
         if operand == "cpu" or (isinstance(operand, Field) and not operand.is_text):
             raise FilterError("Expecting numeric field", self._at + 1)
-        end = self._text.find(quote, self._at + 1)
-        if end < 0:
-            raise FilterError("Missing matching quote", len(self._text) + 1)
+        end = self._text.index(quote, self._at + 1)
         wanted = self._text[self._at + 1 : end]
         if len(wanted) >= MAX_STRING:
             raise FilterError("Operand too long", end + 1)
@@ -205,9 +217,11 @@ class Parser:
         if operator == "~":
             raise FilterError("Illegal operation for field type", self._at + 1)
         start = self._at
-        found = re.compile(r"-?\w*").match(self._text, start)
+        found = re.compile(r"-?[0-9A-Za-z]*").match(self._text, start)
         assert found is not None
         self._at = found.end()
+        if len(found[0]) >= MAX_NUMBER:
+            raise FilterError("Operand too long", self._at + 1)
         signed = isinstance(operand, Field) and operand.signed
         value = _integer(found[0], signed)
         if value is None:
@@ -244,5 +258,7 @@ def number_of(operand: Field | str) -> Callable[[Sample], int]:
 
 def with_error(text: str, error: FilterError) -> str:
     """A text with what was wrong in it, as the ``filter`` file shows it (``append_filter_err``)."""
+    if error.message == UNEXPLAINED:
+        return f"{text}\nError: (0)\n"
     place = min(error.position, len(text))
     return f"{text}\n{'^':>{place + 1 if place else 0}}\nparse_error: {error.message}\n"

@@ -235,7 +235,7 @@ class Slub(SlabCaches):
 
     def kfree_bulk(self, addresses: Addresses) -> None:
         """Give back what kmalloc gave; one that is refused does not keep the others. The first error is raised."""
-        self._context.trace.emit_objects(ev.KFREE, addresses, 0)
+        self._context.trace.emit_objects(ev.KFREE, addresses, -self.machine.costs.free)
         error = self._free(addresses, -1, KFREE_FRAMES, True)
         if error is not None:
             raise error

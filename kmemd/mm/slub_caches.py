@@ -387,11 +387,16 @@ class SlabCaches:
             out = np.concatenate((np.array([guarded], dtype=np.uint64), out))
         if n and not len(out):
             raise KernelError(errno.ENOMEM, f"no memory for a slab of {cache.name}")
+        each = self.machine.costs.alloc
         if self._observer.enabled and not cache.flags & sf.SLAB_NOLEAKTRACE:
             handle = self._depot.extend(self._context.site, ("slab_post_alloc_hook", *frames))
             poisoned = cache.flags & sf.OBJECT_POISON and not gfp & F.ZERO
             fill = FILL_POISON if poisoned else FILL_ZERO
+            told = self._context.now
             self._observer.alloc_bulk(out, cache.object_size, handle, fill=fill)
+            if n:
+                each += (self._context.now - told) // len(out)
+        slab_alloc(self._context.trace, cache, out, frames[-1], size, gfp, nid, each)
         return out
 
     def boot_alloc(self, cache: KmemCache, n: int, nid: int = NUMA_NO_NODE) -> Addresses:
@@ -435,7 +440,6 @@ class SlabCaches:
         zero = self.hardening.clears(cache, gfp)
         if (zero and cache.flags & sf.OBJECT_POISON) or self.bytes.concerns(out):
             self.bytes.allocated(cache, out, zero=zero)
-        slab_alloc(self._context.trace, cache, out, frames[-1], size, gfp, nid, self.machine.costs.alloc)
         return out
 
     def _take_carefully(self, cache: KmemCache, gfp: int, n: int, nid: int, frames: tuple[str, ...]) -> Addresses:
@@ -514,7 +518,7 @@ class SlabCaches:
 
     def kmem_cache_free_bulk(self, cache: KmemCache, addresses: Addresses) -> None:
         """Give objects back; one that is refused does not keep the others. The first error is raised."""
-        self._context.trace.emit_objects(ev.KMEM_CACHE_FREE, addresses, 0, cache.name)
+        self._context.trace.emit_objects(ev.KMEM_CACHE_FREE, addresses, -self.machine.costs.free, cache.name)
         observed = not cache.flags & sf.SLAB_NOLEAKTRACE
         error = self._free(addresses, cache.index, CACHE_FREE_FRAMES, observed)
         if error is not None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import re
+from importlib import import_module
 
 import pytest
 
+from kmemd.debug.trace_names import CHOSEN, NAMES
 from tests.views.tracefs import KMALLOC, TRACING, Tracefs
 
 
@@ -263,3 +266,96 @@ def test_raw_pages_hold_what_the_text_says(fs: Tracefs) -> None:
     assert int.from_bytes(page[8:16], "little") == 2 * (4 + 52)
     assert int.from_bytes(page[20:22], "little") == 243
     assert fs.lines() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "message", "caret"),
+    [
+        ("order > 1 &&", errno.EINVAL, "Meaningless filter expression", 12),
+        ("order > 1 || !", errno.EINVAL, "Meaningless filter expression", 14),
+        ("!", errno.EINVAL, "No filter found", 1),
+        ("order > 1 && ()", errno.EPERM, "Error", 0),
+        ("order > 1 && && order < 3", errno.EPERM, "Error", 0),
+        ("()", errno.EINVAL, "Error", 0),
+        ("order > 1 order < 3", errno.EPERM, "Too many terms in predicate expression", 10),
+        ("order > 1)", errno.EPERM, "Too few '('", 9),
+        ("(order > 1 && (order < 3)", errno.ENOENT, "Too many '('", 0),
+        ("comm == 'a", errno.ESRCH, "Missing matching quote", 8),
+        ("order > 111111111111111111111111", errno.EINVAL, "Operand too long", 33),
+    ],
+)
+def test_a_broken_filter_is_told_as_the_kernel_tells_it(
+    fs: Tracefs, text: str, number: int, message: str, caret: int
+) -> None:
+    name = "events/kmem/mm_page_alloc/filter"
+    assert fs.refused(name, text + "\n") == number
+    log = fs.read("error_log").split("] ", 1)[1]
+    assert log == f"event filter parse error: error: {message}\n  Command: {text}\n{' ' * (11 + caret)}^\n"
+    at = min(caret, len(text))
+    told = "Error: (0)" if message == "Error" else f"{'^':>{at + 1 if at else 0}}\nparse_error: {message}"
+    assert fs.read(name) == f"{text}\n{told}\n\n"
+
+
+def traced(fs: Tracefs, command: str) -> list[tuple[int, str]]:
+    """Depth and name of what function_graph shows of a command."""
+    fs.write("current_tracer", "nop")
+    fs.write("current_tracer", "function_graph")
+    fs.command(command)
+    text = fs.read("trace")
+    fs.write("current_tracer", "nop")
+    assert text.count("() {\n") == text.count("}\n")
+    return [(len(match[1]) // 2, match[2]) for match in re.finditer(r"\|  ( *)([\w.]+)\(\)", text)]
+
+
+def test_pages_that_are_mapped_do_not_fault(fs: Tracefs) -> None:
+    fs.command("w = spawn walker")
+    fs.command("a = mmap w 256K")
+    first = traced(fs, "access w a 256K w")
+    assert first.count((0, "exc_page_fault")) >= 1
+    assert {"handle_mm_fault", "vma_alloc_folio", "__alloc_pages"} <= {name for _, name in first}
+    assert traced(fs, "access w a 256K w") == []
+
+
+def test_allocators_are_called_as_the_kernel_calls_them(fs: Tracefs) -> None:
+    shown = traced(fs, "v = vmalloc 64K")
+    assert shown[:3] == [(0, "vmalloc"), (1, "__vmalloc_node"), (2, "__vmalloc_node_range")]
+    assert {(3, "__get_vm_area_node"), (3, "__vmalloc_area_node"), (5, "__alloc_pages")} <= set(shown)
+    slices = [name for _, name in traced(fs, "u = vmalloc 16M")]
+    assert (slices.count("vmalloc"), slices.count("vm_area_alloc_pages")) == (1, 2)
+    assert traced(fs, "k = kmalloc 64")[:2] == [(0, "__kmalloc"), (1, "__kmem_cache_alloc_node")]
+    names = {name for _, name in traced(fs, "w = spawn walker")}
+    assert {"kernel_clone", "copy_process", "dup_task_struct", "kmem_cache_alloc", "bprm_execve"} <= names
+    forked = traced(fs, "x = fork w")
+    assert {(0, "kernel_clone"), (1, "copy_process"), (2, "dup_task_struct"), (2, "dup_mm")} <= set(forked)
+    assert not any("bulk" in name for name in names)
+    assert {"mmput", "exit_mmap", "unmap_page_range"} <= {name for _, name in traced(fs, "exit x")}
+    listed = fs.read("available_filter_functions").split()
+    assert names <= set(listed)
+    assert {"try_to_free_pages", "balance_pgdat", "do_swap_page", "compact_zone", "out_of_memory"} <= set(listed)
+
+
+def test_every_method_of_the_function_table_exists(fs: Tracefs) -> None:
+    for method in (*NAMES, *CHOSEN):
+        module, *path = method.replace(".<locals>", "").split(".")
+        found = import_module(f"kmemd.mm.{module}")
+        for name in path[:2]:
+            found = getattr(found, name)
+
+
+def test_objects_of_a_bulk_request_have_their_own_times(fs: Tracefs) -> None:
+    fs.write("trace_clock", "local")
+    for name in ("kmalloc", "kfree"):
+        fs.write(f"events/kmem/{name}/trigger", "hist:keys=common_timestamp:vals=hitcount:sort=common_timestamp")
+    start = fs.system.kernel.context.now
+    took = int(fs.command("k = kmalloc 100 n=50").rpartition("ns=")[2])
+    end = start + took
+    freed = int(fs.command("kfree k").rpartition("ns=")[2])
+
+    def times(name: str) -> list[int]:
+        return [int(found) for found in re.findall(r"common_timestamp: +(\d+)", fs.read(f"events/kmem/{name}/hist"))]
+
+    made, gone = times("kmalloc"), times("kfree")
+    assert (len(made), len(gone)) == (50, 50)
+    assert {after - before for before, after in itertools.pairwise(made)} == {made[1] - made[0]}
+    assert made[-1] == end
+    assert gone == [end + index * freed // 50 for index in range(50)]
