@@ -32,6 +32,7 @@ RANKS = {
     "kernel_check": 6,
     "kernel_memory": 6,
     "kernel_oom": 6,
+    "kernel_settings": 6,
     "kernel_guards": 6,
     "huge_pages": 6,
     "memory_pressure": 6,
