@@ -500,7 +500,7 @@ class TraceLog:
                 self._rows[row + _ARGS + 1 + k] = values[k]
 
     def emit_objects(self, event: cython.int, objects: Any, step: cython.longlong, *args: Any) -> None:
-        """A slab event each: call site, object, ``args``. As ``emit_pages``; a negative step will pass: the first is now."""
+        """A slab event each: call site, object, ``args``. Times as ``emit_pages``; with a step < 0 the first is now."""
         i: cython.Py_ssize_t
         k: cython.Py_ssize_t
         n: cython.Py_ssize_t = len(objects)
