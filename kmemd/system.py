@@ -51,7 +51,7 @@ class System:
             raise ValueError(f"clock={clock!r}: there is {' and '.join(CLOCKS)}")
         self.kernel = kernel
         self.clock = clock
-        self.tree = Namespace(kernel)
+        self.tree = Namespace(kernel, kernel.dump_stack.halt.refuse)
         self._interpreter = Interpreter(kernel)
         self._real_base_ns = kernel.clock.now
 

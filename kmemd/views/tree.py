@@ -403,10 +403,14 @@ class Node:
 
 
 class Namespace:
-    """The tree as it stands for one kernel: parameters take the values that exist now."""
+    """The tree as it stands for one kernel: parameters take the values that exist now.
 
-    def __init__(self, kernel: Any) -> None:
+    ``may_store()`` raises what writers of files get once the machine does nothing any more.
+    """
+
+    def __init__(self, kernel: Any, may_store: Callable[[], None] = lambda: None) -> None:
         self.kernel = kernel
+        self._may_store = may_store
         self.root = Node("/", TREE)
 
     def child(self, node: Node, name: str, caller: Caller = Caller()) -> Node:
@@ -488,7 +492,7 @@ class Namespace:
         entry = node.entry
         self.check_open(node, caller)
         if isinstance(entry, File):
-            return _OpenText(self.kernel, node, entry, caller)
+            return _OpenText(self.kernel, node, entry, caller, self._may_store)
         if isinstance(entry, Binary):
             return _OpenBinary(self.kernel, node, entry, caller)
         if isinstance(entry, Device):
@@ -518,8 +522,9 @@ def refusal(path: str) -> int:
 class _OpenText:
     """An open ``File``: one consistent snapshot for each read from offset 0."""
 
-    def __init__(self, kernel: Any, node: Node, declared: File, caller: Caller) -> None:
+    def __init__(self, kernel: Any, node: Node, declared: File, caller: Caller, may_store: Callable[[], None]) -> None:
         self._kernel = kernel
+        self._may_store = may_store
         self._node = node
         self._file = declared
         self._caller = caller
@@ -559,7 +564,7 @@ class _OpenText:
     def write(self, data: bytes) -> Steps[int]:
         if self._file.write is None:
             raise KernelError(refusal(self._node.path), f"{self._node.path} cannot be written")
-        self._kernel.dump_stack.halt.refuse()
+        self._may_store()
         extra: dict[str, Any] = {"position": self._position} if self._file.takes_position else {}
         if self._file.takes_writer:
             extra["caller"] = self._caller

@@ -12,7 +12,7 @@ import pytest
 
 from kmemd import System
 from tests.fs.mounting import end, start
-from tests.test_hostile_writes import ERRNOS, HOSTILE, random_text, writable
+from tests.test_hostile_writes import ERRNOS, attempts, writable
 
 pytestmark = [
     pytest.mark.mount,
@@ -53,7 +53,7 @@ def test_no_write_through_the_mount_breaks_the_daemon(mount: Path) -> None:
     paths = [path for path in writable(System.boot(cmdline="page_owner=on")) if (mount / path[1:]).exists()]
     assert len(paths) > 80
     for path in paths:
-        for data in [random_text(rng) for _ in range(200)] + HOSTILE:
+        for data in attempts(path, rng):
             attempt(mount / path[1:], data)
     assert (mount / "kmemd/check").read_text() == "ok\n"
     assert (mount / "proc/buddyinfo").read_text().startswith("Node 0, zone")
