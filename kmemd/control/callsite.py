@@ -13,6 +13,7 @@ import re
 from typing import Any
 
 from kmemd.control.language import invalid, quoted
+from kmemd.mm.sched import KTHREAD_FRAMES, WORKER_FRAMES
 
 _FRAME = re.compile(
     r"(?P<symbol>[A-Za-z_][A-Za-z0-9_.]{0,127})(?:\+(?P<offset>0x[0-9a-fA-F]{1,6}|\d{1,6}))?"
@@ -32,14 +33,12 @@ _DRIVER_CORE = (
     "bus_add_driver",
     "driver_register",
 )
-_WORKER = ("process_one_work", "worker_thread", "kthread", "ret_from_fork")
-_KTHREAD = ("kthread", "ret_from_fork")
 
 CALLERS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     (r"_probe$", (*_DRIVER_CORE, *_MODULE_INIT, "__x64_sys_finit_module"), True),
     (r"_init$|^init_module$", (*_MODULE_INIT, "__x64_sys_finit_module"), True),
-    (r"_work$|_work_fn$|_worker$", _WORKER, False),
-    (r"_thread$|_kthread$", _KTHREAD, False),
+    (r"_work$|_work_fn$|_worker$", WORKER_FRAMES, False),
+    (r"_thread$|_kthread$", KTHREAD_FRAMES, False),
     (r"_open$", ("do_dentry_open", "vfs_open", "path_openat", "do_filp_open", "do_sys_openat2"), True),
     (r"_ioctl$", ("__x64_sys_ioctl",), True),
     (r"_mmap$", ("mmap_region", "do_mmap", "vm_mmap_pgoff", "ksys_mmap_pgoff"), True),

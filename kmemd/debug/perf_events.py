@@ -23,7 +23,7 @@ from typing import Any
 from kmemd.core.context import COMM, Context
 from kmemd.debug.kallsyms import Kallsyms
 from kmemd.debug.perf_counters import CLOCKS, Counters, Read
-from kmemd.mm.clock import NSEC_PER_SEC
+from kmemd.mm.clock import NSEC_PER_SEC, NSEC_PER_USEC
 from kmemd.mm.stackdepot import StackDepot
 
 SAMPLES_MAX = 1 << 20
@@ -38,6 +38,9 @@ OUTSIDE = ("control", "system", "daemon", "fs", "cli", "perf", "kernel", "confor
 """The parts of the package that call the model. Their frames, and those outside of them, are no part of a stack."""
 UNSEEN = ("core.context", "debug.perf_events", "debug.perf_counters", "steps", "mm.stackdepot")
 """Modules whose functions are below notice."""
+SAMPLE_TYPE = "IP|TID|TIME|CALLCHAIN|CPU|PERIOD|IDENTIFIER"
+"""What a sample holds, as ``perf script --header`` says it."""
+KERNEL = "[kernel.kallsyms]"
 MODEL_TEXT = 0x400000
 FUNCTION_BYTES = 0x100
 
@@ -184,10 +187,8 @@ class PerfEvents:
             yield "".join(map(self._text, self.samples[start : start + PIECE]))
 
     def _text(self, sample: Sample) -> str:
-        seconds, ns = divmod(sample.when_ns, NSEC_PER_SEC)
-        when = f"{seconds:5d}.{ns // 1000:06d}"
         comm = self._context.comms[sample.comm]
-        head = f"{comm} {sample.tid:5d} [{sample.cpu:03d}] {when:>12}: {sample.period:10d} {sample.event}: \n"
+        head = event_line(comm, sample.tid, sample.cpu, sample.when_ns, sample.period, sample.event)
         text = self._texts.get(sample.stack)
         if text is None:
             text = self._texts[sample.stack] = "".join(self._frames(sample.stack)) + "\n"
@@ -199,12 +200,29 @@ class PerfEvents:
             symbol = self._symbols[code]
             assert symbol is not None
             name, module = symbol
-            yield f"\t{self._address(code):16x} {name}+0x0 ([{PACKAGE}.{module}])\n"
+            yield frame_line(self._address(code), f"{name}+0x0", f"[{PACKAGE}.{module}]")
         frames = self._kallsyms.stack(handle)
         for address, frame in zip(self._kallsyms.addresses(handle), frames, strict=True):
             where, _, module = frame.partition(" ")
-            yield f"\t{address:16x} {where.partition('/')[0]} ({module or '[kernel.kallsyms]'})\n"
+            yield frame_line(address, where.partition("/")[0], module or KERNEL)
 
     def _address(self, code: CodeType) -> int:
         """Functions of the model have no address; they get one in the order in which they are shown."""
         return self._addresses.setdefault(code, MODEL_TEXT + FUNCTION_BYTES * len(self._addresses))
+
+
+def event_line(comm: str, tid: int, cpu: int, when_ns: int, period: int, event: str) -> str:
+    """The line of ``perf script`` that a sample begins with."""
+    seconds, ns = divmod(when_ns, NSEC_PER_SEC)
+    when = f"{seconds:5d}.{ns // NSEC_PER_USEC:06d}"
+    return f"{comm} {tid:5d} [{cpu:03d}] {when:>12}: {period:10d} {event}: \n"
+
+
+def frame_line(address: int, where: str, owner: str) -> str:
+    """The line of one function of its stack: where in it, and whose it is."""
+    return f"\t{address:16x} {where} ({owner})\n"
+
+
+def described(event: str, period: int) -> str:
+    """What the header says of an event."""
+    return f"event : name = {event}, , sample_period = {period}, sample_type = {SAMPLE_TYPE}"

@@ -12,7 +12,7 @@ from itertools import count
 from kmemd.core.context import Context
 from kmemd.steps import Steps, finish
 
-NSEC_PER_SEC = 1_000_000_000
+NSEC_PER_SEC, NSEC_PER_USEC = 1_000_000_000, 1_000
 HZ = 250
 INITIAL_JIFFIES = (1 << 32) - 300 * HZ
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from kmemd.core.context import NOW, Context
+from kmemd.core.context import Context
 from kmemd.mm.handles import Handles, Kind
+from kmemd.mm.sched import elsewhere
 from kmemd.steps import Steps
 
 UNINTERRUPTIBLE = "D"
@@ -54,13 +55,9 @@ class DoExit:
             if task not in self._asleep:
                 self._asleep.append(task)
             return False
-        words = self._context.words
-        before = words.copy()
-        self._context.switch(task.pid, task.tgid, task.comm, task.cpu)
-        try:
+        with elsewhere(self._context):
+            self._context.switch(task.pid, task.tgid, task.comm, task.cpu)
             self._exit(task.pid)
-        finally:
-            words[NOW + 1 :] = before[NOW + 1 :]
         for name, handle in list(self._handles.items()):
             if handle.kind in (Kind.TASK, Kind.MAPPING) and handle.pid == task.pid:
                 self._handles.forget(name)
@@ -69,13 +66,9 @@ class DoExit:
     def steps(self, task: Ending) -> Steps[bool]:
         """End a task in slices: what is large of its memory goes first."""
         if task.state != UNINTERRUPTIBLE:
-            words = self._context.words
-            before = words.copy()
-            self._context.switch(task.pid, task.tgid, task.comm, task.cpu)
-            try:
+            with elsewhere(self._context):
+                self._context.switch(task.pid, task.tgid, task.comm, task.cpu)
                 yield from self._empty(task.pid)
-            finally:
-                words[NOW + 1 :] = before[NOW + 1 :]
         return self(task)
 
     def deliver(self) -> None:

@@ -7,12 +7,12 @@ of a call lets the disk's events happen, and no other kernel thread's. Linux has
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import count
 
-from kmemd.core.context import NOW, Context
+from kmemd.core.context import Context
 from kmemd.mm.clock import Clock
+from kmemd.mm.sched import elsewhere
 from kmemd.steps import Steps
 
 
@@ -66,7 +66,7 @@ class IoClock:
         self._running = True
         try:
             when, _, function = heapq.heappop(self._events)
-            with self._elsewhere():
+            with elsewhere(self._context):
                 function(when)
         finally:
             self._running = False
@@ -100,15 +100,5 @@ class IoClock:
 
     def _others_arrive(self) -> None:
         """Pages on their way to swap are counted as being written: who waits for fewer of these must see them go."""
-        with self._elsewhere():
+        with elsewhere(self._context):
             self._arrived()
-
-    @contextmanager
-    def _elsewhere(self) -> Iterator[None]:
-        """What an interrupt or kernel thread changes of the executing context is undone, but for the time."""
-        words = self._context.words
-        before = words.copy()
-        try:
-            yield
-        finally:
-            words[NOW + 1 :] = before[NOW + 1 :]

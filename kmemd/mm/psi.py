@@ -19,7 +19,7 @@ from typing import Any
 
 from kmemd.errors import KernelError
 from kmemd.mm import kstrtox
-from kmemd.mm.clock import HZ, NSEC_PER_SEC, Clock
+from kmemd.mm.clock import HZ, NSEC_PER_SEC, NSEC_PER_USEC, Clock
 from kmemd.mm.sched import PF_KTHREAD, TaskTable
 
 RESOURCES = ("io", "memory", "cpu")
@@ -36,7 +36,6 @@ FIXED_1 = 1 << FSHIFT
 EXP = (1677, 1981, 2034)
 """Weights of the past after 2 s in averages over 10, 60 and 300 s."""
 TRIGGER_SIZE = 32
-NSEC_PER_USEC = 1000
 UPDATES_PER_WINDOW = 10
 KTHREADD = 2
 

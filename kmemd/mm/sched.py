@@ -10,10 +10,11 @@ from __future__ import annotations
 import errno
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from kmemd.core.context import WAITED, Context
+from kmemd.core.context import NOW, WAITED, Context
 from kmemd.errors import KernelError
 from kmemd.mm.mm_types import Mm
 from kmemd.mm.signals import Dispositions
@@ -40,6 +41,20 @@ MAX_THREADS = 0x3FFFFFFF
 MIN_THREADS = 20
 MAX_VISITORS = 256
 TIMERSLACK_NS = 50_000
+KTHREAD_FRAMES = ("kthread", "ret_from_fork")
+WORKER_FRAMES = ("process_one_work", "worker_thread", *KTHREAD_FRAMES)
+"""Where kernel threads, and functions that were queued as work, are called from."""
+
+
+@contextmanager
+def elsewhere(context: Context) -> Iterator[None]:
+    """What an interrupt, or a task on another CPU, changes of the executing context is undone, but for the time."""
+    words = context.words
+    before = words.copy()
+    try:
+        yield
+    finally:
+        words[NOW + 1 :] = before[NOW + 1 :]
 
 
 def max_threads(arch: str, totalram_pages: int) -> int:

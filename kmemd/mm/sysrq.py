@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from kmemd.core.context import NOW, Context
+from kmemd.core.context import Context
 from kmemd.mm.do_exit import DoExit
 from kmemd.mm.dump_stack import DumpStack
 from kmemd.mm.kernel_sysctl import KernelSysctl
 from kmemd.mm.oom_adj import INIT_PID
 from kmemd.mm.oom_kill import OomKill
 from kmemd.mm.printk import KERN_INFO, KERN_WARNING, Printk
-from kmemd.mm.sched import TaskTable
+from kmemd.mm.sched import WORKER_FRAMES, TaskTable, elsewhere
 from kmemd.mm.signals import SIGKILL, SIGTERM
 from kmemd.mm.stackdepot import StackDepot
 from kmemd.steps import Steps
@@ -33,7 +33,6 @@ CRASH_FRAMES = (
     "vfs_write",
     "ksys_write",
 )
-WORKER_FRAMES = ("process_one_work", "worker_thread", "kthread", "ret_from_fork")
 
 
 class ShowMem(Protocol):
@@ -91,15 +90,14 @@ class SysRq:
     def _as_worker(self) -> Iterator[None]:
         """What a key leaves to a worker, which runs beside whoever pressed it."""
         worker = next(task for task in self._tasks if task.comm == WORKER)
-        words = self._context.words
-        before = words.copy()
-        self._context.switch(worker.pid, worker.tgid, worker.comm, worker.cpu)
-        self._context.site = self._depot.save(WORKER_FRAMES)
+        start = self._context.now
         try:
-            yield
+            with elsewhere(self._context):
+                self._context.switch(worker.pid, worker.tgid, worker.comm, worker.cpu)
+                self._context.site = self._depot.save(WORKER_FRAMES)
+                yield
         finally:
-            worker.stime_ns += self._context.now - int(before[NOW])
-            words[NOW + 1 :] = before[NOW + 1 :]
+            worker.stime_ns += self._context.now - start
 
     # -- keys --------------------------------------------------------------------------------------------
 

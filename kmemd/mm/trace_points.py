@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kmemd.core import trace_ids as ev
-from kmemd.mm.clock import HZ, NSEC_PER_SEC
+from kmemd.mm.clock import HZ, NSEC_PER_SEC, NSEC_PER_USEC
 from kmemd.mm.gfp import GFP_KERNEL
 from kmemd.mm.units import PAGE_SHIFT, PAGE_SIZE
 
@@ -36,7 +36,6 @@ SCAN_FUNCTIONS = {
     "mm-zspool": "zs_shrinker_scan",
 }
 """Beginnings of shrinkers' names, and what they call."""
-NSEC_PER_USEC = 1_000
 JIFFY_NS = NSEC_PER_SEC // HZ
 
 

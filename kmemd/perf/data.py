@@ -12,7 +12,8 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from kmemd.perf.samples import KERNEL, Frame, Sample
+from kmemd.debug.perf_events import KERNEL
+from kmemd.perf.samples import Frame, Sample
 
 MAGIC = b"PERFILE2"
 SECTION = struct.Struct("<QQ")

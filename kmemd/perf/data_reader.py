@@ -7,9 +7,10 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from kmemd.debug.perf_events import KERNEL
 from kmemd.perf import data
 from kmemd.perf.data import Event, Recording
-from kmemd.perf.samples import KERNEL, Frame, Sample
+from kmemd.perf.samples import Frame, Sample
 
 
 def unpack(content: bytes) -> Recording:

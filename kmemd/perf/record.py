@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from kmemd.daemon import mountpoint
 from kmemd.debug.perf_counters import CLOCKS
+from kmemd.debug.perf_events import described
 from kmemd.mm.clock import NSEC_PER_SEC
 from kmemd.perf.data import Event, Recording, Symbols, pack
 from kmemd.perf.data_reader import unpack
@@ -23,7 +24,6 @@ from kmemd.perf.samples import Sample, parse
 from kmemd.perf.target import Mounted, Target, target
 
 EVENT = re.compile(r"name = (\S+), , sample_period = (\d+), ")
-SAMPLE_TYPE = "IP|TID|TIME|CALLCHAIN|CPU|PERIOD|IDENTIFIER"
 
 
 def record(options: argparse.Namespace) -> int:
@@ -116,7 +116,7 @@ def _about(recording: Recording, when: float) -> Iterator[str]:
     yield "header version : 1"
     yield from (f"{key} : {value}" for key, value in recording.about.items())
     for event in recording.events:
-        yield f"event : name = {event.name}, , sample_period = {event.period}, sample_type = {SAMPLE_TYPE}"
+        yield described(event.name, event.period)
     yield "========"
 
 

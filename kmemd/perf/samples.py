@@ -6,10 +6,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from kmemd.mm.clock import NSEC_PER_SEC
+from kmemd.debug.perf_events import event_line, frame_line
+from kmemd.mm.clock import NSEC_PER_SEC, NSEC_PER_USEC
 
-NSEC_PER_USEC = 1000
-KERNEL = "[kernel.kallsyms]"
 _HEAD = re.compile(
     r"(?P<comm>\S.*?) +(?P<tid>\d+) \[(?P<cpu>\d+)\] +(?P<s>\d+)\.(?P<us>\d{6}): +(?P<n>\d+) (?P<event>\S+): *$"
 )
@@ -38,10 +37,8 @@ class Sample(NamedTuple):
 
     def text(self) -> str:
         """The block that ``perf script`` prints."""
-        seconds, ns = divmod(self.when_ns, NSEC_PER_SEC)
-        when = f"{seconds:5d}.{ns // NSEC_PER_USEC:06d}"
-        head = f"{self.comm} {self.tid:5d} [{self.cpu:03d}] {when:>12}: {self.period:10d} {self.event}: \n"
-        frames = [f"\t{at:16x} {name}+{offset:#x} ({where})\n" for at, name, offset, where in self.frames]
+        head = event_line(self.comm, self.tid, self.cpu, self.when_ns, self.period, self.event)
+        frames = [frame_line(at, f"{name}+{offset:#x}", where) for at, name, offset, where in self.frames]
         return f"{head}{''.join(frames)}\n"
 
 

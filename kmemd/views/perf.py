@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from kmemd.debug.alloc_stacks import WEIGHTS
+from kmemd.debug.perf_events import described
 from kmemd.mm.clock import NSEC_PER_SEC
 from kmemd.mm.units import KIB_PER_PAGE
 from kmemd.views.stream import StreamFile
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from kmemd.kernel import Kernel
 
 _FOLDED = "perf/folded/{stacks}"
-SAMPLE_TYPE = "IP|TID|TIME|CALLCHAIN|CPU|PERIOD|IDENTIFIER"
 
 
 @kmemd.file("perf/counters", mode=0o444)
@@ -69,7 +69,7 @@ def _header(kernel: Kernel) -> Iterator[str]:
     yield f"total memory : {kernel.totalram_pages() * KIB_PER_PAGE} kB"
     yield "cmdline : kmemd perf record"
     for watch in kernel.perf.watches:
-        yield f"event : name = {watch.name}, , sample_period = {watch.period}, sample_type = {SAMPLE_TYPE}"
+        yield described(watch.name, watch.period)
     yield "========"
 
 

@@ -15,7 +15,7 @@ from kmemd.kernel import Kernel
 from kmemd.mm import kstrtox
 from kmemd.mm.capability import CAP_SYS_ADMIN, CAP_SYS_NICE, CAP_SYS_RESOURCE
 from kmemd.mm.layout import X86_64
-from kmemd.mm.sched import TIMERSLACK_NS, Task
+from kmemd.mm.sched import KTHREAD_FRAMES, TIMERSLACK_NS, Task
 from kmemd.mm.user_regs import TEXT_OFFSET
 from kmemd.views.task_files import PROC, may_ptrace, task_file, task_of
 from kmemd.views.tree import Caller, proc
@@ -25,7 +25,6 @@ ASLEEP = {
     "i386": ("__ia32_sys_pause", "do_int80_syscall_32", "entry_INT80_32"),
 }
 SYS_PAUSE = {X86_64: 34, "i386": 29}
-KTHREAD_FRAMES = ("kthread", "ret_from_fork")
 MAIN_LOOPS = {
     **{"kthreadd": "kthreadd", "kworker": "worker_thread", "kswapd": "kswapd", "kcompactd": "kcompactd"},
     **{"khugepaged": "khugepaged", "ksmd": "ksm_scan_thread", "kmemleak": "kmemleak_scan_thread"},

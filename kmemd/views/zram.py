@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from kmemd.errors import KernelError
 from kmemd.kernel import Kernel
 from kmemd.mm import kstrtox
+from kmemd.mm.clock import NSEC_PER_SEC, NSEC_PER_USEC
 from kmemd.mm.units import PAGE_SHIFT, PAGE_SIZE
 from kmemd.mm.zram import Zram
 from kmemd.steps import Steps
@@ -16,7 +17,6 @@ from kmemd.views.sysctl import one_page
 from kmemd.views.tree import Caller, debugfs, sysfs
 
 DISK = "block/{disk}"
-NSEC_PER_SEC, NSEC_PER_USEC = 10**9, 1000
 
 
 def _loaded(kernel: Kernel) -> bool:

@@ -6,9 +6,10 @@ import struct
 
 import pytest
 
+from kmemd.debug.perf_events import KERNEL
 from kmemd.perf.data import MAGIC, Event, Recording, Symbols, pack
 from kmemd.perf.data_reader import unpack
-from kmemd.perf.samples import KERNEL, Frame, Sample, parse
+from kmemd.perf.samples import Frame, Sample, parse
 
 KALLSYMS = """\
 ffffffff81000000 T _stext
